@@ -1,0 +1,366 @@
+"""`params.yaml` as pydantic models: validated once, wrong values named with what is allowed.
+
+`load("params.yaml")` returns a frozen `Params`. DVC tracks the same file by sub-tree, so the
+layout below is also the granularity of re-runs: what two stages share stands above what one
+stage needs alone.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from heima.cot import COMPRESSIBLE, RENDERINGS
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+Section = Literal["summary", "caption", "reasoning"]
+Control = Literal["own", "shuffled", "mean", "zero", "question-only"]
+InterpreterInput = Literal["own", "question-only"]
+Benchmark = Literal["mmstar", "mmbench", "mmvet", "mathvista", "ai2d", "hallusionbench"]
+
+PRETRAINED = ("text-cot", "base", "interpreter")
+"""The models that `teach` provides; checkpoints are adapters on `text-cot`."""
+
+
+class ConfigError(ValueError):
+    """A parameter file that cannot be used; the message lists every wrong key."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ToySource(_Model):
+    """A procedurally drawn world in LLaVA-CoT's format (see `heima.toy`)."""
+
+    kind: Literal["toy"]
+    records: PositiveInt
+    turns: PositiveInt
+    mix: dict[Name, PositiveFloat] = Field(min_length=1)
+    benchmark_sizes: dict[Benchmark, PositiveInt]
+
+
+class FolderSource(_Model):
+    """A folder with LLaVA-CoT's `train.jsonl` and `images.zip`, and one folder a benchmark."""
+
+    kind: Literal["folder"]
+    path: str = Field(min_length=1)
+    benchmarks: str = Field(min_length=1)
+
+
+class Rewrite(_Model):
+    """How records become turns (paper, section 4; recipe: filters and split)."""
+
+    heldout: Annotated[float, Field(gt=0, lt=1)]
+    split: Literal["image", "turn"]
+    spacing: Literal["canonical", "any"]
+
+
+class Schedule(_Model):
+    """One training round: AdamW, warm-up then cosine to zero, clipped gradients."""
+
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: PositiveFloat
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Schedule:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class ToyVlm(Schedule):
+    """A tiny Mllama trained from scratch: `text-cot` on full text, `base` on bare answers.
+
+    `base` gets no step count of its own: it trains for the FLOPs that `text-cot` used.
+    """
+
+    kind: Literal["train"]
+    hidden_size: PositiveInt
+    vision_steps: Annotated[int, Field(ge=0)]
+
+
+class PretrainedModel(_Model):
+    """A model by hub id and revision, or a local folder."""
+
+    id: str = Field(min_length=1)
+    revision: str | None = None
+
+
+class PretrainedVlm(_Model):
+    kind: Literal["pretrained"]
+    text_cot: PretrainedModel = Field(alias="text-cot")
+    base: PretrainedModel
+
+
+class ToyLlm(Schedule):
+    """A tiny Llama trained from scratch on questions and section texts: the interpreters' start."""
+
+    kind: Literal["train"]
+    hidden_size: PositiveInt
+
+
+class PretrainedLlm(PretrainedModel):
+    kind: Literal["pretrained"]
+
+
+class Teach(_Model):
+    vlm: Annotated[ToyVlm | PretrainedVlm, Field(discriminator="kind")]
+    llm: Annotated[ToyLlm | PretrainedLlm, Field(discriminator="kind")]
+
+    @model_validator(mode="after")
+    def _same_width(self) -> Teach:
+        if (
+            isinstance(self.vlm, ToyVlm)
+            and isinstance(self.llm, ToyLlm)
+            and self.vlm.hidden_size != self.llm.hidden_size
+        ):
+            raise ValueError(
+                f"llm.hidden_size = {self.llm.hidden_size} must equal vlm.hidden_size = "
+                f"{self.vlm.hidden_size}: a thinking state replaces an embedding without projection"
+            )
+        return self
+
+
+class Lora(_Model):
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Distill(_Model):
+    """What every checkpoint of the curriculum shares (recipe, section 2)."""
+
+    lora: Lora
+    max_length: PositiveInt
+
+
+class Checkpoint(Schedule):
+    """One adapter: rendered `data`, the model it starts from, its own fresh schedule.
+
+    `matched` names checkpoints whose updates together must equal this one's, so that an
+    ablation says in the parameters what it is compared with.
+    """
+
+    data: str
+    init: Name
+    matched: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_data(self) -> Checkpoint:
+        if self.data not in RENDERINGS:
+            raise ValueError(f"data = {self.data!r} is not one of {sorted(RENDERINGS)}")
+        return self
+
+
+class States(_Model):
+    """Which thinking states the interpreters read: `predicting` at p-1, `at` at p."""
+
+    checkpoint: Name
+    position: Literal["predicting", "at"]
+    batch_size: PositiveInt
+
+
+class Interpret(Schedule):
+    """Interpreter training, the same for every section and every input (recipe, section 3)."""
+
+    lora: Lora
+    wordings: Literal["plain", "varied"]
+
+
+class Decoding(_Model):
+    """`temperature` 0 is greedy; the paper samples at 0.6 with top-k 50."""
+
+    temperature: Annotated[float, Field(ge=0)]
+    top_k: PositiveInt
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+
+
+class Reconstruct(Decoding):
+    controls: tuple[Control, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _own_first(self) -> Reconstruct:
+        if "own" not in self.controls or len(set(self.controls)) != len(self.controls):
+            raise ValueError("controls must name `own` and no control twice")
+        return self
+
+
+class Similarity(_Model):
+    """`bertscore` and `meteor` name the resource, and with it the column."""
+
+    bertscore: Literal["minilm-l6", "deberta-xlarge-mnli"]
+    bertscore_path: str | None = None
+    meteor: Literal["wordnet", "exact-stem"]
+    draws: PositiveInt
+
+
+class BenchmarkTask(_Model):
+    """An lmms-eval task and the metric that the table shows, multiplied by `scale` to percent."""
+
+    task: str = Field(min_length=1)
+    metric: str = Field(min_length=1)
+    scale: PositiveFloat
+    chance: Annotated[float, Field(ge=0, le=100)]
+
+
+class Variant(_Model):
+    model: Name
+
+
+class EmbeddedRules(_Model):
+    """A judge without a language model, for the toy world; named in every result."""
+
+    backend: Literal["embedded-rules"]
+
+
+class OpenAIJudge(_Model):
+    """Any OpenAI-compatible server; the key is read from `api_key_env` when the stage runs."""
+
+    backend: Literal["openai"]
+    base_url: str = Field(pattern=r"^https?://")
+    model: str = Field(min_length=1)
+    api_key_env: str = "OPENAI_API_KEY"
+
+
+class Params(_Model):
+    """Everything a reproduction is made from."""
+
+    profile: Name
+    family: Literal["toy-mllama", "llava-cot-11b"]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    source: Annotated[ToySource | FolderSource, Field(discriminator="kind")]
+    rewrite: Rewrite
+    teach: Teach
+    distill: Distill
+    checkpoints: dict[Name, Checkpoint] = Field(min_length=1)
+    states: States
+    interpret: Interpret
+    reconstruct: Reconstruct
+    similarity: Similarity
+    benchmarks: dict[Benchmark, BenchmarkTask] = Field(min_length=1)
+    predict: Decoding
+    judge: Annotated[EmbeddedRules | OpenAIJudge, Field(discriminator="backend")]
+    variants: dict[Name, Variant] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Params:
+        known = {"text-cot", *self.checkpoints}
+        for name, checkpoint in self.checkpoints.items():
+            if name in PRETRAINED:
+                raise ValueError(f"checkpoints.{name}: {PRETRAINED} are names of pretrained models")
+            if checkpoint.init not in known - {name}:
+                raise ValueError(
+                    f"checkpoints.{name}.init = {checkpoint.init!r} is not one of "
+                    f"{sorted(known - {name})}"
+                )
+            self._check_matched(name, checkpoint)
+            self._chain(name)
+        if self.states.checkpoint not in self.checkpoints:
+            raise ValueError(
+                f"states.checkpoint = {self.states.checkpoint!r} is not one of "
+                f"{sorted(self.checkpoints)}"
+            )
+        for name, variant in self.variants.items():
+            allowed = known | {"base"}
+            if variant.model not in allowed:
+                raise ValueError(
+                    f"variants.{name}.model = {variant.model!r} is not one of {sorted(allowed)}"
+                )
+        return self
+
+    def _check_matched(self, name: str, checkpoint: Checkpoint) -> None:
+        if not checkpoint.matched:
+            return
+        for other in checkpoint.matched:
+            if other not in self.checkpoints:
+                raise ValueError(
+                    f"checkpoints.{name}.matched: {other!r} is not one of "
+                    f"{sorted(self.checkpoints)}"
+                )
+        length = "steps" if checkpoint.steps is not None else "epochs"
+        parts = [getattr(self.checkpoints[other], length) for other in checkpoint.matched]
+        if None in parts:
+            raise ValueError(f"checkpoints.{name}.matched: all must be given in {length}")
+        own, total = getattr(checkpoint, length), sum(parts)
+        if own != total:
+            raise ValueError(
+                f"checkpoints.{name}.{length} = {own} must be {total}, the {length} of "
+                f"{' + '.join(checkpoint.matched)} together"
+            )
+
+    def _chain(self, name: str) -> list[str]:
+        """The checkpoints from the text-cot model to `name`; raises on a circle."""
+        chain = [name]
+        while (init := self.checkpoints[chain[0]].init) != "text-cot":
+            if init in chain:
+                raise ValueError(f"checkpoints: {' <- '.join([init, *chain])} is a circle")
+            if init not in self.checkpoints:
+                raise ValueError(
+                    f"checkpoints.{chain[0]}.init = {init!r} is not one of "
+                    f"{sorted(self.checkpoints)} or text-cot"
+                )
+            chain.insert(0, init)
+        return chain
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The sections that get a thinking token and an interpreter, in the order of the answer."""
+        return COMPRESSIBLE
+
+
+def parse(text: str, name: str = "params.yaml") -> Params:
+    """Validate the text of a parameter file.
+
+    Raises `ConfigError` naming each key, its value and what is allowed there.
+    """
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name} must be a mapping, got {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(name, error)) from error
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a parameter file (`ConfigError`, or `FileNotFoundError`)."""
+    return parse(Path(path).read_text(encoding="utf-8"), str(path))
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    """One line a fault: key = value: what is allowed."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        message = re.sub(r"^Value error, ", "", fault["msg"])
+        shown = f"{key} = {fault['input']!r}" if not isinstance(fault["input"], dict) else key
+        if fault["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif fault["type"] == "missing":
+            shown, message = key, "missing"
+        lines.append(f"  {shown}: {message}")
+    return f"{name} has {len(lines)} wrong value{'s' if len(lines) > 1 else ''}:\n" + "\n".join(
+        lines
+    )

@@ -1,0 +1,152 @@
+"""Result files: cells with n, failures and interval, provenance beside them, written atomically.
+
+Every metrics file of the pipeline has one shape:
+
+    {"cells": {"<group>": {"<metric>": {"value": …, "low": …, "high": …, "n": …, "n_failed": …}}},
+     "provenance": {"stage": …, "profile": …, "seed": …, "code": …, "params": …, …}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from heima.config import Params
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: `low` and `high` bound its 95 % interval.
+
+    `n` counts the samples that the value averages, failures scored as such included;
+    `n_failed` counts those that failed (an empty text, an answer without a conclusion).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    n_failed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"a cell's {name} must be finite, got {getattr(self, name)!r}")
+        if not 0 <= self.n_failed <= self.n or self.n < 1:
+            raise ValueError(f"a cell needs 0 <= n_failed <= n and n >= 1, got {self}")
+
+
+Cells = Mapping[str, Mapping[str, Cell]]
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
+
+    The block may create a file or a folder there. What an exception leaves is removed, and
+    `path` is then as it was before.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        _remove(target)
+        os.replace(temporary, target)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON that a diff can read; not-a-number is an error, never a value."""
+    with atomic(path) as temporary:
+        temporary.write_text(
+            json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
+
+
+def read_json(path: str | Path) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_metrics(path: str | Path, cells: Cells, provenance: Mapping[str, Any]) -> None:
+    """Write a metrics file (see the module's docstring for its shape)."""
+    write_json(
+        path,
+        {
+            "cells": {
+                group: {metric: asdict(cell) for metric, cell in row.items()}
+                for group, row in cells.items()
+            },
+            "provenance": dict(provenance),
+        },
+    )
+
+
+def read_metrics(path: str | Path) -> tuple[dict[str, dict[str, Cell]], dict[str, Any]]:
+    """The cells and the provenance of a metrics file."""
+    content = read_json(path)
+    cells = {
+        group: {metric: Cell(**cell) for metric, cell in row.items()}
+        for group, row in content["cells"].items()
+    }
+    return cells, content["provenance"]
+
+
+def digest(value: BaseModel | Mapping[str, Any]) -> str:
+    """A short SHA-256 of parameters, independent of the order of keys."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def provenance(stage: str, params: Params, **details: Any) -> dict[str, Any]:
+    """Where a result comes from: stage, profile, seed, code fingerprint, params, details.
+
+    The code fingerprint is that of the stage's module (`fingerprints/<module>.json`); it is
+    "unknown" only where no fingerprint was taken, as in a direct call outside the pipeline.
+    """
+    fingerprint = Path("fingerprints") / f"{stage.partition('@')[0]}.json"
+    code = (
+        hashlib.sha256(fingerprint.read_bytes()).hexdigest()[:16]
+        if fingerprint.exists()
+        else "unknown"
+    )
+    return {
+        "stage": stage,
+        "profile": params.profile,
+        "family": params.family,
+        "seed": params.seed,
+        "code": code,
+        "params": digest(params),
+        **details,
+    }
