@@ -219,7 +219,6 @@ class BenchmarkTask(_Model):
     task: str = Field(min_length=1)
     metric: str = Field(min_length=1)
     scale: PositiveFloat
-    chance: Annotated[float, Field(ge=0, le=100)]
 
 
 class Variant(_Model):
