@@ -95,6 +95,7 @@ class ToyVlm(Schedule):
     kind: Literal["train"]
     hidden_size: PositiveInt
     vision_steps: Annotated[int, Field(ge=0)]
+    muon_learning_rate: PositiveFloat
 
 
 class PretrainedModel(_Model):
@@ -115,6 +116,7 @@ class ToyLlm(Schedule):
 
     kind: Literal["train"]
     hidden_size: PositiveInt
+    muon_learning_rate: PositiveFloat
 
 
 class PretrainedLlm(PretrainedModel):
@@ -246,6 +248,7 @@ class Params(_Model):
     profile: Name
     family: Literal["toy-mllama", "llava-cot-11b"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    precision: Literal["fp32", "bf16"]
     source: Annotated[ToySource | FolderSource, Field(discriminator="kind")]
     rewrite: Rewrite
     teach: Teach

@@ -1,0 +1,116 @@
+"""Turns -> padded tensors for Mllama.
+
+Image tensors are made by the model's own image processor, once per image as far as memory
+allows; the attention of text to its image follows transformers' own functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from cachetools import LRUCache
+from transformers import ProcessorMixin
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
+
+from heima.corpus import ImageZip, Turn
+from heima.cot import render
+from heima.tokens import IGNORED, Encoded, Vocabulary
+
+_IMAGE_CACHE_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An encoded turn and the path of its image."""
+
+    encoded: Encoded
+    image: str
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+def encode_turns(
+    turns: Sequence[Turn], rendering: str, vocabulary: Vocabulary, *, max_length: int
+) -> list[Sample]:
+    """Render and encode turns in one rendering of `cot.RENDERINGS`.
+
+    Raises `ValueError` naming the turn where one is longer than `max_length` tokens: cutting it
+    would train on an answer without its conclusion.
+    """
+    samples = []
+    for turn in turns:
+        encoded = vocabulary.encode(
+            turn.question,
+            "first" if turn.image_first else "last",
+            render(turn.sections, rendering),
+        )
+        if len(encoded.input_ids) > max_length:
+            raise ValueError(
+                f"turn {turn.id} has {len(encoded.input_ids)} tokens as {rendering}, more than "
+                f"distill.max_length = {max_length}"
+            )
+        samples.append(Sample(encoded, turn.image))
+    return samples
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Rows of different length as one (rows, longest) int64 tensor, padded on the right."""
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+    )
+
+
+def pad_text(encoded: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` and `labels`, each (batch, longest)."""
+    return {
+        "input_ids": pad([one.input_ids for one in encoded], pad_id),
+        "attention_mask": pad([[1] * len(one.input_ids) for one in encoded], 0),
+        "labels": pad([one.labels for one in encoded], IGNORED),
+    }
+
+
+class MllamaCollator:
+    """Batches of `Sample`s for `MllamaForConditionalGeneration`; images come from one zip."""
+
+    def __init__(self, processor: ProcessorMixin, images: ImageZip) -> None:
+        self._image_processor = processor.image_processor
+        self._image_token_id = processor.image_token_id
+        self._pad_id = processor.tokenizer.pad_token_id
+        self._images = images
+        self._cache: LRUCache[str, Mapping[str, np.ndarray]] = LRUCache(
+            _IMAGE_CACHE_BYTES, getsizeof=lambda one: one["pixel_values"].nbytes
+        )
+
+    def _image(self, name: str) -> Mapping[str, np.ndarray]:
+        if name not in self._cache:
+            one = self._image_processor([[self._images.read(name)]], return_tensors="np")
+            if one["pixel_values"].nbytes > _IMAGE_CACHE_BYTES:
+                return one
+            self._cache[name] = one
+        return self._cache[name]
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        batch = pad_text([sample.encoded for sample in samples], self._pad_id)
+        images = [self._image(sample.image) for sample in samples]
+        for key in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
+            batch[key] = torch.from_numpy(np.concatenate([one[key] for one in images]))
+        # (batch, longest, 1 image, tiles): text after an image attends to it, padding to none.
+        batch["cross_attention_mask"] = torch.from_numpy(
+            convert_sparse_cross_attention_mask_to_dense(
+                [
+                    get_cross_attention_token_mask(sample.encoded.input_ids, self._image_token_id)
+                    for sample in samples
+                ],
+                num_tiles=[one["num_tiles"][0] for one in images],
+                max_num_tiles=batch["pixel_values"].shape[2],
+                length=batch["input_ids"].shape[1],
+            )
+        )
+        return batch

@@ -1,0 +1,192 @@
+"""Interpreters: text-only LLMs that read a thinking state and write the section it stands for.
+
+The prompt holds the question and the section's thinking token, no image. The token's embedding is
+replaced by the thinking state H, without a projection (paper, section 3.3; recipe, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from heima.batching import pad, pad_text
+from heima.config import InterpreterInput
+from heima.corpus import Turn
+from heima.cot import thinking_token
+from heima.tokens import Encoded, Vocabulary
+from heima.training import token_losses
+
+Wordings = Literal["plain", "varied"]
+
+PLAIN_WORDING = "{question}\nwhat is the {section} {source}?"
+
+# Our own wordings; the official code draws one of ten per section and sample, too.
+_VARIED = (
+    "{question}\nWhat is the {section} {source}?",
+    "A model was asked: {question}\nExplain its {section} {source}.",
+    "Here is a question about an image: {question}\nRestore the {section} {source}.",
+    "{question}\nThe answer to this went through a {section}. Write out the {section} {source}.",
+    "Question: {question}\nPut into words the {section} {source}.",
+    "Reconstruct the {section} {source} for this question: {question}",
+    "{question}\nSpell out the {section} {source}, as text.",
+    "Read the {section} {source}. It belongs to this question: {question}",
+    "Someone answered this: {question}\nTell me the {section} {source}.",
+    "{question}\nPlease decode the {section} {source}.",
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An encoded interpreter sample with the state that stands in for its thinking token."""
+
+    encoded: Encoded
+    state: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+def encode_readings(
+    turns: Sequence[Turn],
+    section: str,
+    states: torch.Tensor,
+    vocabulary: Vocabulary,
+    *,
+    source: InterpreterInput,
+    wordings: Wordings,
+    seed: int,
+) -> list[Reading]:
+    """Prompt, target and state of each turn; `states` is (turns, hidden_size).
+
+    With `source="question-only"` the prompt has no thinking token, so nothing is replaced.
+    """
+    templates = [PLAIN_WORDING] if wordings == "plain" else _VARIED
+    drawn = np.random.default_rng(seed).integers(len(templates), size=len(turns))
+    place = f"of the hidden state {thinking_token(section)} " if source == "own" else ""
+    readings = []
+    for turn, template, state in zip(turns, drawn, states, strict=True):
+        prompt = templates[template].format(question=turn.question, section=section, source=place)
+        encoded = vocabulary.encode(prompt, "none", turn.sections[section])
+        readings.append(Reading(encoded, state))
+    return readings
+
+
+class ReadingCollator:
+    """Batches of `Reading`s for a `StateReader`."""
+
+    def __init__(self, pad_id: int) -> None:
+        self._pad_id = pad_id
+
+    def __call__(self, readings: Sequence[Reading]) -> dict[str, torch.Tensor]:
+        batch = pad_text([reading.encoded for reading in readings], self._pad_id)
+        batch["states"] = torch.stack([reading.state for reading in readings])
+        return batch
+
+
+class StateReader(nn.Module):
+    """An LLM whose embedding of one token is replaced by a state given with each sample."""
+
+    def __init__(self, llm: PreTrainedModel, token_id: int) -> None:
+        super().__init__()
+        self.llm = llm
+        self.token_id = token_id
+
+    def embed(self, input_ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """(batch, length) ids and (batch, hidden_size) states -> (batch, length, hidden_size)."""
+        embedded = self.llm.get_input_embeddings()(input_ids)
+        here = (input_ids == self.token_id).unsqueeze(-1)
+        return torch.where(here, states.to(embedded.dtype).unsqueeze(1), embedded)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        states: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **loss_arguments,
+    ):
+        return self.llm(
+            inputs_embeds=self.embed(input_ids, states),
+            attention_mask=attention_mask,
+            labels=labels,
+            **loss_arguments,
+        )
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an interpreter wrote, and how likely it held the true text.
+
+    `nll` sums over the `n_tokens` tokens of the true text and its end of turn, in nats.
+    `finish` is "stop" where the text was ended, "length" where the limit cut it.
+    """
+
+    text: str
+    nll: float
+    n_tokens: int
+    finish: Literal["stop", "length"]
+
+
+@torch.inference_mode()
+def reconstruct(
+    reader: StateReader,
+    readings: Sequence[Reading],
+    vocabulary: Vocabulary,
+    *,
+    temperature: float,
+    top_k: int,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+) -> list[Reconstruction]:
+    """Generate from each reading's prompt, and score its true text, in the given order."""
+    reader.eval()
+    torch.manual_seed(seed)
+    tokenizer = vocabulary.tokenizer
+    collate = ReadingCollator(tokenizer.pad_token_id)
+    results: list[Reconstruction] = []
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k}
+        if temperature > 0
+        else {"do_sample": False}
+    )
+    for start in range(0, len(readings), batch_size):
+        chunk = readings[start : start + batch_size]
+        sums, counts = _nll(reader, chunk, collate)
+        # Generation continues the prompt, so it pads on the left.
+        prompts = [one.encoded.input_ids[: one.encoded.body][::-1] for one in chunk]
+        ids = pad(prompts, tokenizer.pad_token_id).flip(1)
+        mask = pad([[1] * len(prompt) for prompt in prompts], 0).flip(1)
+        states = torch.stack([one.state for one in chunk])
+        place = next(reader.parameters()).device
+        generated = reader.llm.generate(
+            inputs_embeds=reader.embed(ids.to(place), states.to(place)),
+            attention_mask=mask.to(place),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+        for row, nll, count in zip(generated.tolist(), sums, counts, strict=True):
+            finish = "stop" if tokenizer.eos_token_id in row else "length"
+            results.append(Reconstruction(vocabulary.decode(row), nll, count, finish))
+    return results
+
+
+def _nll(
+    reader: StateReader, readings: Sequence[Reading], collate: ReadingCollator
+) -> tuple[list[float], list[int]]:
+    """Each true text's (sum in nats, tokens): its own tokens and the end of turn, no header."""
+    place = next(reader.parameters()).device
+    batch = {key: value.to(place) for key, value in collate(readings).items()}
+    labels = batch.pop("labels")
+    for row, reading in enumerate(readings):
+        labels[row, : reading.encoded.body] = -100
+    sums, counts = token_losses(reader(**batch).logits, labels)
+    return sums.tolist(), counts.tolist()

@@ -1,0 +1,772 @@
+"""Tables of a reproduction: which cells each expects, and how they become LaTeX, Markdown and CSV.
+
+A table reads the files that the parameters name and no other; a cell that is missing, left over or
+of another profile raises `TableError` with all of them. Every entry knows the file it came from.
+The paper's own values stand in a block of their own beside ours, with a caption that says so: they
+come from other models, data and judges.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heima import results, statistics
+from heima.config import Checkpoint, EmbeddedRules, Params
+from heima.measures import NLL, NLL_GAIN, difference, text_metrics
+from heima.results import Cell
+
+SCORE_METRICS = (
+    "accuracy",
+    "decoded_tokens",
+    "thinking_tokens",
+    "tag_tokens",
+    "conclusion_tokens",
+)
+CHANCE = "chance"
+"""What guessing scores on a benchmark: the same for every variant, and not in its mean."""
+
+MEAN = "mean"
+"""The column of the unweighted mean over the benchmarks."""
+
+REFERENCE = "heima"
+"""The variant that an ablation is compared with."""
+
+PUBLISHED = "paper ({}, VLMEvalKit protocol, not comparable)"
+_PUBLISHED_NAMES = {
+    "mmstar": "MMStar",
+    "mmbench": "MMBench",
+    "mmvet": "MMVet",
+    "mathvista": "MathVista",
+    "ai2d": "AI2D",
+    "hallusionbench": "HallusionBench",
+}
+
+
+Samples = dict[tuple[str, int], dict[str, Any]]
+"""(benchmark, unit) -> a row of `scores/<variant>.jsonl`."""
+
+
+class TableError(ValueError):
+    """Cells that a table expects and lacks, or that it does not know; one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A number in a table and the file that it came from; a published one has only a value."""
+
+    value: float
+    source: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    n_failed: int | None = None
+
+    @classmethod
+    def of(cls, cell: Cell, source: str) -> Entry:
+        return cls(cell.value, source, cell.low, cell.high, cell.n, cell.n_failed)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A grid: `entries[row, column]` is a number, a text, or absent where none applies.
+
+    `digits` gives the decimals of each column, in the order of the columns.
+    """
+
+    title: str
+    corner: str
+    rows: tuple[str, ...]
+    digits: Mapping[str, int]
+    entries: Mapping[tuple[str, str], Entry | str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Panels under one title and caption: ours, or the paper's."""
+
+    origin: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    blocks: tuple[Block, ...]
+
+
+def build(root: Path, params: Params) -> dict[str, Table]:
+    """The tables `benchmarks`, `ablation` and `interpreters` from the result files below `root`.
+
+    Raises `TableError` naming every file or cell that is missing, left over or inconsistent.
+    """
+    problems: list[str] = []
+    scores = _read_scores(root, params, problems)
+    similarities = _read_similarities(root, params, problems)
+    samples = _read_samples(root, params, problems)
+    published = {
+        name: _read_published(root / "reports" / "published" / f"{name}.csv", problems)
+        for name in ("benchmarks", "interpreters")
+    }
+    if problems:
+        raise TableError(problems)
+    tables = (
+        Table(
+            "benchmarks",
+            (_benchmarks(params, scores), _published_benchmarks(params, published["benchmarks"])),
+        ),
+        Table(
+            "ablation",
+            (_ablation(params, scores, samples), _published_ablation(published["benchmarks"])),
+        ),
+        Table(
+            "interpreters",
+            (
+                _interpreters(params, similarities),
+                _published_interpreters(params, published["interpreters"]),
+            ),
+        ),
+    )
+    return {table.name: table for table in tables}
+
+
+# Reading: what is expected, and nothing else
+
+
+def _read_scores(
+    root: Path, params: Params, problems: list[str]
+) -> dict[str, tuple[dict[str, dict[str, Cell]], str]]:
+    """Variant -> (cells by benchmark, source file)."""
+    expected = {benchmark: (*SCORE_METRICS, CHANCE) for benchmark in params.benchmarks}
+    expected[MEAN] = SCORE_METRICS
+    scores = _read_folder(root, "score", dict.fromkeys(params.variants, expected), params, problems)
+    chances = {
+        benchmark: {
+            cells[benchmark][CHANCE].value
+            for cells, _ in scores.values()
+            if CHANCE in cells.get(benchmark, {})
+        }
+        for benchmark in params.benchmarks
+    }
+    for benchmark, values in chances.items():
+        if len(values) > 1:
+            problems.append(
+                f"metrics/score: chance on {benchmark} differs between variants "
+                f"({sorted(values)}): they were scored on different editions, run `dvc repro`"
+            )
+    return scores
+
+
+def _read_similarities(
+    root: Path, params: Params, problems: list[str]
+) -> dict[str, tuple[dict[str, dict[str, Cell]], str]]:
+    """Section -> (cells by control and by difference, source file)."""
+    metrics = text_metrics(params.similarity)
+    expected: dict[str, tuple[str, ...]] = {}
+    for control in params.reconstruct.controls:
+        expected[control] = (*metrics, *NLL)
+        if control != "own":
+            expected[difference(control)] = (*metrics, NLL_GAIN)
+    return _read_folder(
+        root, "similarity", {section: expected for section in params.sections}, params, problems
+    )
+
+
+def _read_folder(
+    root: Path,
+    folder: str,
+    expected: Mapping[str, Mapping[str, Collection[str]]],
+    params: Params,
+    problems: list[str],
+) -> dict[str, tuple[dict[str, dict[str, Cell]], str]]:
+    """Read `metrics/<folder>/<name>.json` for each name; report what differs from `expected`."""
+    found = {}
+    for name, groups in expected.items():
+        source = f"metrics/{folder}/{name}.json"
+        if not (root / source).is_file():
+            problems.append(f"{source} is missing: run `dvc repro {folder}@{name}`")
+            continue
+        cells, provenance = results.read_metrics(root / source)
+        wanted = {(group, metric) for group, metrics in groups.items() for metric in metrics}
+        present = {(group, metric) for group, metrics in cells.items() for metric in metrics}
+        for group, metric in sorted(wanted - present):
+            problems.append(f"{source} lacks the cell {group}/{metric}")
+        for group, metric in sorted(present - wanted):
+            problems.append(f"{source} has the left-over cell {group}/{metric}")
+        if provenance["profile"] != params.profile:
+            problems.append(
+                f"{source} is of the profile {provenance['profile']}, params.yaml is "
+                f"{params.profile}: run `dvc repro`"
+            )
+        found[name] = (cells, source)
+    if (root / "metrics" / folder).is_dir():
+        for path in sorted((root / "metrics" / folder).iterdir()):
+            if path.suffix == ".json" and path.stem not in expected:
+                problems.append(
+                    f"metrics/{folder}/{path.name} is left over, params.yaml names no "
+                    f"{path.stem}: remove the file"
+                )
+    return found
+
+
+def _read_samples(root: Path, params: Params, problems: list[str]) -> dict[str, Samples]:
+    """Variant -> what was scored, from `scores/<variant>.jsonl`."""
+    samples: dict[str, Samples] = {}
+    if REFERENCE not in params.variants:
+        problems.append(f"params.yaml variants must name {REFERENCE}: ablations compare with it")
+    for variant in _ablated(params):
+        source = f"scores/{variant}.jsonl"
+        if not (root / source).is_file():
+            problems.append(f"{source} is missing: run `dvc repro score@{variant}`")
+            continue
+        samples[variant] = {}
+        for row in results.read_jsonl(root / source):
+            # MMBench's rotations share a unit and with it a score.
+            first = samples[variant].setdefault((row["benchmark"], row["unit"]), row)
+            first["failed"] |= row["failed"]
+        counted = {benchmark for benchmark, _ in samples[variant]}
+        for benchmark in sorted(counted ^ set(params.benchmarks)):
+            state = "left-over" if benchmark in counted else "no"
+            problems.append(f"{source} has {state} samples of {benchmark}")
+    reference = samples.get(REFERENCE, {})
+    for variant, rows in samples.items():
+        if reference and (unpaired := sorted(rows.keys() ^ reference.keys())):
+            shown = ", ".join(f"{benchmark}/{unit}" for benchmark, unit in unpaired[:3])
+            problems.append(
+                f"scores/{variant}.jsonl and scores/{REFERENCE}.jsonl must have the same samples; "
+                f"{len(unpaired)} are in one of them only: {shown}"
+            )
+    return samples
+
+
+def _read_published(path: Path, problems: list[str]) -> list[dict[str, str]]:
+    if not path.is_file():
+        problems.append(f"reports/published/{path.name} is missing: restore it from git")
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Building
+
+
+def _about(params: Params) -> str:
+    """What every caption of ours says first."""
+    return f"{params.profile} profile, family {params.family}, seed {params.seed}"
+
+
+def _judge(params: Params) -> str:
+    if isinstance(params.judge, EmbeddedRules):
+        return params.judge.backend
+    return params.judge.model
+
+
+_INTERVAL = "95 % percentile bootstrap intervals in brackets"
+_DECODED = (
+    "Decoded tokens are all generated tokens of an answer: thinking tokens, tags and the end of "
+    "turn included"
+)
+
+
+def _benchmarks(
+    params: Params, scores: Mapping[str, tuple[dict[str, dict[str, Cell]], str]]
+) -> Block:
+    columns = (*params.benchmarks, MEAN)
+    variants = tuple(params.variants)
+
+    def panel(title: str, metric: str, digits: int) -> Panel:
+        return Panel(
+            title,
+            "variant",
+            variants,
+            dict.fromkeys(columns, digits),
+            {
+                (variant, column): Entry.of(cells[column][metric], source)
+                for variant, (cells, source) in scores.items()
+                for column in columns
+            },
+        )
+
+    accuracy = panel("Accuracy (%)", "accuracy", 1)
+    first, source = scores[variants[0]]
+    guesses = {benchmark: first[benchmark][CHANCE] for benchmark in params.benchmarks}
+    guesses[MEAN] = statistics.mean_of(list(guesses.values()))
+    chance = {
+        (CHANCE, column): Entry(cell.value, source, n=cell.n) for column, cell in guesses.items()
+    }
+    tokens = {
+        "decoded": "decoded_tokens",
+        "thinking": "thinking_tokens",
+        "tags": "tag_tokens",
+        "conclusion": "conclusion_tokens",
+    }
+    split = Panel(
+        "Tokens per answer by kind, mean of the benchmarks",
+        "variant",
+        variants,
+        dict.fromkeys(tokens, 1),
+        {
+            (variant, column): Entry.of(cells[MEAN][metric], source)
+            for variant, (cells, source) in scores.items()
+            for column, metric in tokens.items()
+        },
+    )
+    failed = Panel(
+        "Failed answers of n",
+        "variant",
+        variants,
+        dict.fromkeys(columns, 0),
+        {
+            (variant, column): f"{cells[column]['accuracy'].n_failed} of "
+            f"{cells[column]['accuracy'].n}"
+            for variant, (cells, _) in scores.items()
+            for column in columns
+        },
+    )
+    return Block(
+        origin=f"{params.profile} profile",
+        title=f"Benchmarks ({_about(params)})",
+        caption=(
+            f"Accuracy in percent by lmms-eval's own rules, "
+            f"judged tasks by {_judge(params)}, and decoded tokens per answer; {_INTERVAL}. "
+            f"{_DECODED}. A failed answer has no conclusion; it stays in n, scored on its whole "
+            "text and with its real length. Chance is what guessing scores."
+        ),
+        panels=(
+            Panel(
+                accuracy.title,
+                accuracy.corner,
+                (*variants, CHANCE),
+                accuracy.digits,
+                {**accuracy.entries, **chance},
+            ),
+            panel("Decoded tokens per answer", "decoded_tokens", 1),
+            split,
+            failed,
+        ),
+    )
+
+
+def _ablated(params: Params) -> tuple[str, ...]:
+    """The variants on the text-CoT model, `heima` first: what an ablation can compare."""
+    others = [name for name, variant in params.variants.items() if variant.model not in ("base",)]
+    return tuple(sorted(others, key=lambda name: name != REFERENCE))
+
+
+def _lineage(params: Params, model: str) -> list[tuple[str, Checkpoint]]:
+    """The checkpoints that lead from the text-CoT model to `model`, first trained first."""
+    chain = []
+    while model in params.checkpoints:
+        chain.insert(0, (model, params.checkpoints[model]))
+        model = params.checkpoints[model].init
+    return chain
+
+
+def _updates(chain: Sequence[Checkpoint]) -> str:
+    """The updates of checkpoints in a row: steps with their sum, or epochs.
+
+    >>> _updates([])
+    '0'
+    """
+    if all(checkpoint.steps is not None for checkpoint in chain):
+        steps = [checkpoint.steps or 0 for checkpoint in chain]
+        parts = f" ({' + '.join(map(str, steps))})" if len(steps) > 1 else ""
+        return f"{sum(steps)}{parts}"
+    return " + ".join(
+        f"{checkpoint.epochs:g} epochs" if checkpoint.steps is None else f"{checkpoint.steps}"
+        for checkpoint in chain
+    )
+
+
+def _ablation(
+    params: Params,
+    scores: Mapping[str, tuple[dict[str, dict[str, Cell]], str]],
+    samples: Mapping[str, Samples],
+) -> Block:
+    variants = _ablated(params)
+    columns = (*params.benchmarks, MEAN)
+    training: dict[tuple[str, str], Entry | str] = {}
+    for variant in variants:
+        chain = _lineage(params, params.variants[variant].model)
+        # The text-CoT model is where distillation starts: no checkpoint, no update.
+        training[variant, "checkpoints"] = " + ".join(name for name, _ in chain) or "none"
+        training[variant, "updates"] = _updates([checkpoint for _, checkpoint in chain])
+        training[variant, "learning rates"] = (
+            ", ".join(f"{checkpoint.learning_rate:g}" for _, checkpoint in chain) or "none"
+        )
+    accuracy = {
+        (variant, column): Entry.of(scores[variant][0][column]["accuracy"], scores[variant][1])
+        for variant in variants
+        for column in columns
+    }
+    decoded = {
+        (variant, column): Entry.of(
+            scores[variant][0][column]["decoded_tokens"], scores[variant][1]
+        )
+        for variant in variants
+        for column in columns
+    }
+    others = tuple(variant for variant in variants if variant != REFERENCE)
+    deltas = {
+        (variant, column): entry
+        for variant in others
+        for column, entry in _paired(params, samples, variant).items()
+    }
+    return Block(
+        origin=f"{params.profile} profile",
+        title=f"Ablation ({_about(params)})",
+        caption=(
+            f"All variants start from the same text-CoT model; "
+            "updates and learning rates are those of the checkpoints on the way, in their order. "
+            f"Differences to {REFERENCE} are paired on the same questions, in points of their "
+            f"mean score; {_INTERVAL}, questions on one image resampled together. "
+            f"{_DECODED}. Judged tasks by {_judge(params)}."
+        ),
+        panels=(
+            Panel(
+                "Training",
+                "variant",
+                variants,
+                dict.fromkeys(("checkpoints", "updates", "learning rates"), 0),
+                training,
+            ),
+            Panel("Accuracy (%)", "variant", variants, dict.fromkeys(columns, 1), accuracy),
+            Panel(
+                f"Accuracy minus {REFERENCE} (points)",
+                "variant",
+                others,
+                dict.fromkeys(columns, 1),
+                deltas,
+            ),
+            Panel(
+                "Decoded tokens per answer",
+                "variant",
+                variants,
+                dict.fromkeys(columns, 1),
+                decoded,
+            ),
+        ),
+    )
+
+
+def _paired(
+    params: Params,
+    samples: Mapping[str, Samples],
+    variant: str,
+) -> dict[str, Entry]:
+    """Benchmark -> mean score of the variant minus that of the reference, in points; and `mean`."""
+    cells = {}
+    for benchmark in params.benchmarks:
+        keys = [key for key in samples[REFERENCE] if key[0] == benchmark]
+        theirs, ours = ([samples[name][key] for key in keys] for name in (REFERENCE, variant))
+        cells[benchmark] = statistics.paired_cell(
+            [row["score"] for row in ours],
+            [row["score"] for row in theirs],
+            draws=params.similarity.draws,
+            seed=params.seed,
+            clusters=[row["image"] for row in theirs],
+            n_failed=sum(a["failed"] or b["failed"] for a, b in zip(ours, theirs, strict=True)),
+            scale=100,
+        )
+    cells[MEAN] = statistics.mean_of(list(cells.values()))
+    source = f"scores/{variant}.jsonl - scores/{REFERENCE}.jsonl"
+    return {column: Entry.of(cell, source) for column, cell in cells.items()}
+
+
+def _interpreters(
+    params: Params, similarities: Mapping[str, tuple[dict[str, dict[str, Cell]], str]]
+) -> Block:
+    controls = params.reconstruct.controls
+    others = tuple(control for control in controls if control != "own")
+    metrics = text_metrics(params.similarity)
+    digits = {**dict.fromkeys(metrics, 1), "nll_per_token": 3}
+    panels = []
+    for section in params.sections:
+        cells, source = similarities[section]
+        entries: dict[tuple[str, str], Entry | str] = {
+            (control, column): Entry.of(cells[control][column], source)
+            for control in controls
+            for column in digits
+        }
+        for control in controls:
+            cell = cells[control][metrics[0]]
+            entries[control, "empty of n"] = f"{cell.n_failed} of {cell.n}"
+        panels.append(
+            Panel(
+                f"{section}: state given", "state", controls, {**digits, "empty of n": 0}, entries
+            )
+        )
+        panels.append(
+            Panel(
+                f"{section}: own minus control",
+                "control",
+                others,
+                {**dict.fromkeys(metrics, 1), NLL_GAIN: 2},
+                {
+                    (control, column): Entry.of(cells[difference(control)][column], source)
+                    for control in others
+                    for column in (*metrics, NLL_GAIN)
+                },
+            )
+        )
+    return Block(
+        origin=f"{params.profile} profile",
+        title=f"Interpreters ({_about(params)})",
+        caption=(
+            f"Held-out sections rebuilt from their own thinking "
+            f"state ({params.states.position}, checkpoint {params.states.checkpoint}) and from "
+            "controls. Text metrics in percent, means over samples, an empty reconstruction "
+            f"counts 0; {_INTERVAL}. nll_per_token is the reference's negative log-likelihood in "
+            "nats a token; nll_gain is NLL(control) - NLL(own) in nats a text. Differences are "
+            "paired on the same turns. A metric named after a resource (meteor_exact_stem: no "
+            "WordNet; bertscore_minilm_l6: MiniLM-L6) is not the paper's metric."
+        ),
+        panels=tuple(panels),
+    )
+
+
+def _published_benchmarks(params: Params, rows: Sequence[Mapping[str, str]]) -> Block:
+    return Block(
+        origin=PUBLISHED.format("llava-cot-11b"),
+        title=f"Benchmarks, {PUBLISHED.format('llava-cot-11b')}",
+        caption=(
+            "Other models, data, "
+            "prompts and judges than ours; its generated tokens leave out parts of the released "
+            "format that ours count. No intervals or n were published."
+        ),
+        panels=_published_panels(rows, ("base", "text-cot", *_PUBLISHED_ABLATION)),
+    )
+
+
+_PUBLISHED_ABLATION = ("heima", "heima-no-recover", "heima-no-progressive")
+
+
+def _published_ablation(rows: Sequence[Mapping[str, str]]) -> Block:
+    return Block(
+        origin=PUBLISHED.format("llava-cot-11b"),
+        title=f"Ablation, {PUBLISHED.format('llava-cot-11b')}",
+        caption=(
+            "It states no updates for "
+            "the run without progressive distillation, and has no answer-only control."
+        ),
+        panels=_published_panels(rows, (*_PUBLISHED_ABLATION, "text-cot")),
+    )
+
+
+def _published_panels(
+    rows: Sequence[Mapping[str, str]], variants: tuple[str, ...]
+) -> tuple[Panel, ...]:
+    source = "reports/published/benchmarks.csv"
+    found = {
+        (row["model"], row["benchmark"]): row for row in rows if row["family"] == "llava-cot-11b"
+    }
+    panels = []
+    for title, column, digits in (
+        ("Accuracy (%)", "accuracy", 1),
+        ("Generated tokens, as the paper counts them", "generated_tokens", 1),
+    ):
+        entries: dict[tuple[str, str], Entry | str] = {}
+        for variant in variants:
+            values = []
+            for name, label in _PUBLISHED_NAMES.items():
+                values.append(float(found[variant, label][column]))
+                entries[variant, name] = Entry(values[-1], source)
+            entries[variant, MEAN] = Entry(float(np.mean(values)), source)
+        panels.append(
+            Panel(
+                title,
+                "variant",
+                variants,
+                dict.fromkeys((*_PUBLISHED_NAMES, MEAN), digits),
+                entries,
+            )
+        )
+    return tuple(panels)
+
+
+def _published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) -> Block:
+    source = "reports/published/interpreters.csv"
+    metrics = tuple(dict.fromkeys(row["metric"] for row in rows))
+    panels = []
+    for count, title in (("3", "An interpreter for each section"), ("1", "One shared interpreter")):
+        entries: dict[tuple[str, str], Entry | str] = {
+            (row["stage"], row["metric"]): Entry(float(row["value"]), source)
+            for row in rows
+            if row["interpreters"] == count
+        }
+        panels.append(Panel(title, "section", params.sections, dict.fromkeys(metrics, 1), entries))
+    return Block(
+        origin=PUBLISHED.format("llava-cot-11b"),
+        title=f"Interpreters, {PUBLISHED.format('llava-cot-11b')}",
+        caption=(
+            "METEOR with WordNet, "
+            "BERTScore F1 with deberta-xlarge-mnli; references with template sentence and tags; "
+            "no control and no likelihood was published."
+        ),
+        panels=tuple(panels),
+    )
+
+
+# Writing
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown whose columns also line up in a terminal."""
+    parts = [f"# {table.name}"]
+    for block in table.blocks:
+        parts.append(f"## {block.title}\n\n{block.caption}")
+        parts.extend(_markdown_panel(panel) for panel in block.panels)
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_panel(panel: Panel) -> str:
+    grid = [[panel.corner, *panel.digits]]
+    for row in panel.rows:
+        shown = (
+            _plain(panel.entries.get((row, column)), digits)
+            for column, digits in panel.digits.items()
+        )
+        grid.append([row, *shown])
+    grid = [[cell.replace("|", "\\|") for cell in line] for line in grid]
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in grid
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return f"**{panel.title}**\n\n" + "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _plain(entry: Entry | str | None, digits: int) -> str:
+    if entry is None:
+        return ""
+    if isinstance(entry, str):
+        return entry
+    value = _fixed(entry.value, digits)
+    if entry.low is None or entry.high is None:
+        return value
+    return f"{value} [{_fixed(entry.low, digits)}, {_fixed(entry.high, digits)}]"
+
+
+def _fixed(value: float, digits: int) -> str:
+    """A decimal number; what rounds to nothing has no sign."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+_PANELS_A_PAGE = 4
+
+
+def latex(table: Table) -> str:
+    r"""The table as LaTeX that needs only booktabs: a `table` for each block.
+
+    Numbers stand above their interval. `\input` it in any document.
+    """
+    parts = [f"% {table.name}: written by stages/tables.py; needs \\usepackage{{booktabs}}"]
+    for block in table.blocks:
+        for start in range(0, len(block.panels), _PANELS_A_PAGE):
+            text = f"{block.title}. {block.caption}" if start == 0 else f"{block.title}, continued."
+            panels = map(_latex_panel, block.panels[start : start + _PANELS_A_PAGE])
+            parts.append(
+                "\\begin{table}[p]\n\\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}\n"
+                + ("" if start == 0 else "\\addtocounter{table}{-1}")
+                + f"\\caption{{{_escape(text)}}}\\par\\medskip\n"
+                + "\n\\par\\medskip\n".join(panels)
+                + "\n\\end{table}"
+            )
+    return "\n".join(parts) + "\n"
+
+
+def _latex_panel(panel: Panel) -> str:
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        [[panel.entries.get((row, column), "") for column in panel.digits] for row in panel.rows],
+        index=pd.Index(panel.rows),
+        columns=pd.Index(tuple(panel.digits)),
+        dtype=object,
+    )
+    style = frame.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    for column, digits in panel.digits.items():
+        # Escaping comes first and leaves numbers alone, so the formatter may write LaTeX.
+        style = style.format(
+            lambda entry, digits=digits: _latex_entry(entry, digits),
+            subset=[column],
+            escape="latex",
+        )
+    tabular = style.to_latex(hrules=True, column_format="l" + "r" * len(panel.digits))
+    # In a narrow column a wide grid stands out on both sides alike.
+    return (
+        f"\\textbf{{{_escape(panel.title)}}}\\par\\smallskip\n"
+        f"\\makebox[\\linewidth][c]{{%\n{tabular.strip()}}}"
+    )
+
+
+def _latex_entry(entry: Entry | str, digits: int) -> str:
+    if isinstance(entry, str):
+        return entry
+    # A hyphen becomes a minus sign.
+    value, *bounds = (
+        _fixed(number, digits).replace("-", "$-$")
+        for number in (entry.value, entry.low, entry.high)
+        if number is not None
+    )
+    if not bounds:
+        return value
+    interval = f"{{\\tiny [{bounds[0]}, {bounds[1]}]}}"
+    strut = "\\rule{0pt}{7pt}"
+    return f"\\begin{{tabular}}[t]{{@{{}}r@{{}}}}{strut}{value}\\\\[-3pt]{interval}\\end{{tabular}}"
+
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def _escape(text: str) -> str:
+    """Escape text outside the cells; pandas escapes those and the labels."""
+    return "".join(_ESCAPES.get(character, character) for character in text)
+
+
+def comma_separated(table: Table) -> str:
+    """The table as CSV, a line for each number, with interval, n, failures and source file.
+
+    Numbers are complete, not rounded; texts and published values have no interval and no n.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ("origin", "panel", "row", "column", "value", "low", "high", "n", "n_failed", "source")
+    )
+    for block in table.blocks:
+        for panel in block.panels:
+            for row, column in itertools.product(panel.rows, panel.digits):
+                entry = panel.entries.get((row, column))
+                if isinstance(entry, Entry):
+                    numbers = (entry.low, entry.high, entry.n, entry.n_failed)
+                    shown = ["" if number is None else repr(number) for number in numbers]
+                    line = [repr(entry.value), *shown, entry.source]
+                else:
+                    line = [entry or "", "", "", "", "", "params.yaml"]
+                writer.writerow((block.origin, panel.title, row, column, *line))
+    return file.getvalue()

@@ -1,0 +1,118 @@
+"""Thinking tokens on reserved ids, chat text, and labels.
+
+The tokenizer's own chat template writes the text around a turn. A thinking token is written
+`<THINKING_OF_SUMMARY>` in rendered text, as in the paper, and stands on a reserved id of the
+vocabulary (recipe, section 2), so that neither the vocabulary nor the embeddings change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from heima.cot import thinking_token
+
+IGNORED = -100
+"""The label of a position that the loss leaves out."""
+
+ImagePlace = Literal["first", "last", "none"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt with its answer: `labels` are `input_ids` where the loss counts, else `IGNORED`.
+
+    `body` is the index of the answer's first token, after the assistant's header.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    body: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class Vocabulary:
+    """A tokenizer and the ids of its thinking tokens.
+
+    Raises `ValueError` where a reserved token is not one token of the tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, reserved: Mapping[str, str]) -> None:
+        self.tokenizer = tokenizer
+        self.reserved = dict(reserved)
+        self.thinking_ids: dict[str, int] = {}
+        known = tokenizer.get_vocab()
+        for section, token in self.reserved.items():
+            if token not in known:
+                raise ValueError(
+                    f"the tokenizer has no token {token!r} for the {section}; a family's thinking "
+                    "tokens must be reserved tokens of its vocabulary"
+                )
+            self.thinking_ids[section] = known[token]
+
+    def prompt(self, question: str, image: ImagePlace) -> str:
+        """The chat text up to where the assistant's answer begins."""
+        return "".join(self._chat(question, image))
+
+    def _chat(self, question: str, image: ImagePlace) -> tuple[str, str]:
+        """The user's turn, and the header that opens the assistant's."""
+        text = {"type": "text", "text": self._to_reserved(question)}
+        picture = {"type": "image"}
+        content = {"first": [picture, text], "last": [text, picture], "none": [text]}[image]
+        messages = [{"role": "user", "content": content}]
+        user, whole = (
+            self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation
+            )
+            for generation in (False, True)
+        )
+        return user, whole.removeprefix(user)
+
+    def encode(
+        self, question: str, image: ImagePlace, answer: str, *, loss_on_prompt: bool = False
+    ) -> Encoded:
+        """Token ids and labels of one turn.
+
+        The loss covers the whole assistant turn (header, tags, thinking tokens, conclusion, end of
+        turn) and leaves out the user's; `loss_on_prompt` adds that, as the official interpreter
+        training does.
+        """
+        user, header, body = (
+            self._ids(part) for part in (*self._chat(question, image), self._to_reserved(answer))
+        )
+        body.append(self.tokenizer.eos_token_id)
+        shown = user if loss_on_prompt else [IGNORED] * len(user)
+        return Encoded(
+            input_ids=user + header + body,
+            labels=shown + header + body,
+            body=len(user) + len(header),
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated ids as text: thinking tokens by the paper's name, no padding, no end of turn.
+
+        Everything from the first end of turn on is left out.
+        """
+        ids = list(ids)
+        if self.tokenizer.eos_token_id in ids:
+            ids = ids[: ids.index(self.tokenizer.eos_token_id)]
+        text = self.tokenizer.decode(
+            [token for token in ids if token != self.tokenizer.pad_token_id],
+            skip_special_tokens=False,
+        )
+        for section, token in self.reserved.items():
+            text = text.replace(token, thinking_token(section))
+        return text.strip()
+
+    def _to_reserved(self, text: str) -> str:
+        for section, token in self.reserved.items():
+            text = text.replace(thinking_token(section), token)
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,79 @@
+"""Train one interpreter: a LoRA adapter on the text-only LLM, for one section and one input.
+
+    python -m stages.interpret reasoning own
+    python -m stages.interpret reasoning question-only   # the control, trained equally
+
+Writes `interpreters/<section>/<input>/` (the adapter, `loss.jsonl`) and
+`metrics/interpret/<section>-<input>.json` (held-out loss per labelled token, in nats).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from heima import config, corpus, interpreter, models, states
+from heima.results import atomic, provenance, write_metrics
+from heima.statistics import cell
+from heima.training import heldout_losses, train, write_curve
+
+
+def main(section: str, source: config.InterpreterInput) -> None:
+    # Model
+    params = config.load()
+    llm = models.load_llm(models.ROOT, params)
+    targets = models.FAMILIES[params.family].llm_lora
+    adapted = models.add_lora(llm, targets, params.interpret.lora, params.seed)
+    tokenizer = models.load_tokenizer(models.ROOT)
+    vocabulary = models.vocabulary(tokenizer, params)
+    reader = interpreter.StateReader(adapted, vocabulary.thinking_ids[section])
+
+    # Data
+    splits = {}
+    for split in ("train", "heldout"):
+        turns = corpus.load_turns(f"data/rewritten/{split}.parquet")
+        splits[split] = interpreter.encode_readings(
+            turns,
+            section,
+            states.load(Path(f"states/{split}.safetensors"), section, turns),
+            vocabulary,
+            source=source,
+            wordings=params.interpret.wordings,
+            seed=params.seed,
+        )
+    collate = interpreter.ReadingCollator(tokenizer.pad_token_id)
+
+    # Training
+    started = time.monotonic()
+    curve = train(
+        reader,
+        splits["train"],
+        collate,
+        params.interpret,
+        seed=params.seed,
+        precision=params.precision,
+    )
+    seconds = time.monotonic() - started
+    losses = heldout_losses(
+        reader, splits["heldout"], collate, batch_size=params.interpret.batch_size
+    )
+    with atomic(Path("interpreters") / section / source) as folder:
+        models.save_adapter(adapted, folder)
+        write_curve(folder / "loss.jsonl", curve)
+    write_metrics(
+        f"metrics/interpret/{section}-{source}.json",
+        {"heldout": {"loss": cell(losses, draws=params.similarity.draws, seed=params.seed)}},
+        provenance(
+            f"interpret@{section}-{source}",
+            params,
+            updates=curve[-1]["step"],
+            trainable_parameters=models.trainable_parameters(adapted),
+            seconds=round(seconds, 1),
+        ),
+    )
+
+
+if __name__ == "__main__":
+    section, source = sys.argv[1:]
+    main(section, source)

@@ -1,0 +1,58 @@
+"""Provide the source data and, for the toy profile, the toy editions of the benchmarks.
+
+    python -m stages.prepare
+
+Writes `data/source/` (`train.jsonl` and `images.zip`, or `source.json` that names the folder which
+holds them) and `data/benchmarks/` (one folder a benchmark, empty where the source has its own).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from heima import config
+from heima.results import atomic, write_json
+
+
+def main() -> None:
+    params = config.load()
+    with (
+        atomic("data/source") as source,
+        atomic("data/benchmarks") as benchmarks,
+    ):
+        source.mkdir()
+        benchmarks.mkdir()
+        if params.source.kind == "toy":
+            from heima.toy.benchmarks import write_benchmarks
+            from heima.toy.source import source_scenes, write_source
+
+            drawing = {
+                "records": params.source.records,
+                "turns": params.source.turns,
+                "mix": params.source.mix,
+                "seed": params.seed,
+            }
+            write_source(source, **drawing)
+            write_benchmarks(
+                benchmarks,
+                sizes=params.source.benchmark_sizes,
+                seed=params.seed,
+                exclude={scene.key for scene in source_scenes(**drawing)},
+            )
+        else:
+            folder = Path(params.source.path)
+            with (folder / "train.jsonl").open("rb") as records:
+                checksum = hashlib.file_digest(records, "sha256").hexdigest()
+            write_json(
+                source / "source.json",
+                {
+                    "folder": str(folder),
+                    "train.jsonl": {"sha256": checksum},
+                    "images.zip": {"bytes": (folder / "images.zip").stat().st_size},
+                },
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Switch to a profile: copy `profiles/<name>.yaml` over `params.yaml`, and say what changes.
+
+    python -m stages.profile           # list the profiles, and which one is in use
+    python -m stages.profile paper     # switch
+    python -m stages.profile toy --force   # switch although params.yaml has changes of its own
+
+A `params.yaml` that equals no profile holds somebody's changes: it is replaced with --force only,
+and even then kept as `params.yaml.orig`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from heima import config
+
+PROFILES = Path("profiles")
+PARAMS = Path("params.yaml")
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        key: leaf
+        for name, child in value.items()
+        for key, leaf in flatten(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def changes(old: str, new: str) -> list[str]:
+    """One line for each key that differs between two parameter texts."""
+    before, after = flatten(yaml.safe_load(old)), flatten(yaml.safe_load(new))
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if key not in after:
+            lines.append(f"- {key}: {before[key]}")
+        elif key not in before:
+            lines.append(f"+ {key}: {after[key]}")
+        elif before[key] != after[key]:
+            lines.append(f"~ {key}: {before[key]} -> {after[key]}")
+    return lines
+
+
+def switch(name: str, *, force: bool) -> list[str]:
+    """Put a profile in place and return what changed.
+
+    Raises `config.ConfigError` for an unknown or invalid profile, or for changes that would be
+    lost.
+    """
+    known = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
+    if name not in known:
+        raise config.ConfigError(f"profile {name!r} is not one of {sorted(known)}")
+    new = known[name].read_text(encoding="utf-8")
+    config.parse(new, str(known[name]))
+    old = PARAMS.read_text(encoding="utf-8") if PARAMS.exists() else ""
+    if old and old not in {path.read_text(encoding="utf-8") for path in known.values()}:
+        if not force:
+            raise config.ConfigError(
+                f"{PARAMS} equals no profile, so it holds changes of yours; "
+                f"--force keeps them as {PARAMS}.orig and switches"
+            )
+        shutil.copy(PARAMS, f"{PARAMS}.orig")
+    PARAMS.write_text(new, encoding="utf-8")
+    return changes(old or "{}", new)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("name", nargs="?", help="the profile to switch to")
+    parser.add_argument("--force", action="store_true", help="replace a changed params.yaml")
+    arguments = parser.parse_args()
+    try:
+        if arguments.name is None:
+            current = PARAMS.read_text(encoding="utf-8")
+            for path in sorted(PROFILES.glob("*.yaml")):
+                mark = "*" if path.read_text(encoding="utf-8") == current else " "
+                print(f"{mark} {path.stem}")
+            return
+        lines = switch(arguments.name, force=arguments.force)
+    except config.ConfigError as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(lines) if lines else "nothing changes")
+    print(f"{PARAMS} is now the profile {arguments.name}; `dvc status` shows what would run")
+
+
+if __name__ == "__main__":
+    main()

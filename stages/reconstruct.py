@@ -1,0 +1,74 @@
+"""Rebuild one section of every held-out turn from its thinking state, and from the controls.
+
+    python -m stages.reconstruct reasoning
+
+Writes `reconstructions/<section>.jsonl`: one row a turn and control with the true text, the
+reconstruction, and the true text's negative log-likelihood.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from peft import PeftModel
+
+from heima import config, controls, corpus, interpreter, models, states
+from heima.results import write_jsonl
+
+
+def main(section: str) -> None:
+    params = config.load()
+    options = params.reconstruct
+    vocabulary = models.vocabulary(models.load_tokenizer(models.ROOT), params)
+    turns = corpus.load_turns("data/rewritten/heldout.parquet")
+    train_turns = corpus.load_turns("data/rewritten/train.parquet")
+    own = states.load(Path("states/heldout.safetensors"), section, turns)
+    train_mean = states.load(Path("states/train.safetensors"), section, train_turns).mean(dim=0)
+    kinds = [turn.kind for turn in turns]
+    readers = {}
+    for source in {"question-only" if c == "question-only" else "own" for c in options.controls}:
+        llm = models.load_llm(models.ROOT, params)
+        adapted = PeftModel.from_pretrained(llm, f"interpreters/{section}/{source}")
+        merged = adapted.merge_and_unload().to(models.device())
+        readers[source] = interpreter.StateReader(merged, vocabulary.thinking_ids[section])
+    rows = []
+    for control in options.controls:
+        source = "question-only" if control == "question-only" else "own"
+        readings = interpreter.encode_readings(
+            turns,
+            section,
+            controls.control_states(
+                control, own, kinds=kinds, train_mean=train_mean, seed=params.seed
+            ),
+            vocabulary,
+            source=source,
+            wordings=params.interpret.wordings,
+            seed=params.seed,
+        )
+        written = interpreter.reconstruct(
+            readers[source],
+            readings,
+            vocabulary,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            seed=params.seed,
+        )
+        for turn, one in zip(turns, written, strict=True):
+            rows.append(
+                {
+                    "id": turn.id,
+                    "kind": turn.kind,
+                    "control": control,
+                    "reference": turn.sections[section],
+                    **asdict(one),
+                }
+            )
+    write_jsonl(f"reconstructions/{section}.jsonl", rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,106 @@
+"""Parameters: the committed profiles are valid, wrong values are named with what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from heima import config
+from stages import profile
+from tests.conftest import ROOT
+
+
+def test_params_yaml_is_the_toy_profile():
+    toy = (ROOT / "profiles" / "toy.yaml").read_text(encoding="utf-8")
+    assert (ROOT / "params.yaml").read_text(encoding="utf-8") == toy
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_profile_is_valid(path):
+    assert config.load(path).profile == path.stem
+
+
+def edit(raw: dict, key: str, value) -> str:
+    *parents, last = key.split(".")
+    for parent in parents:
+        raw = raw[parent]
+    if value is ...:
+        del raw[last]
+    else:
+        raw[last] = value
+    return last
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rewrite.heldout", 1.5, r"rewrite\.heldout = 1\.5: .*less than 1"),
+        ("rewrite.split", "record", r"rewrite\.split = 'record': .*'image' or 'turn'"),
+        ("rewrite.spacig", "any", r"rewrite\.spacig = 'any': unknown key"),
+        ("seed", ..., r"seed: missing"),
+        ("checkpoints.p2.learning_rate", -1, r"p2\.learning_rate = -1: .*greater than 0"),
+        ("checkpoints.p2.data", "p9", r"data = 'p9' is not one of \['answer-only', 'p1'"),
+        ("checkpoints.p2.init", "p7", r"checkpoints\.p2\.init = 'p7' is not one of"),
+        ("checkpoints.p1.init", "recover", r"circle"),
+        ("checkpoints.p1.epochs", 1.0, r"exactly one of steps and epochs"),
+        ("checkpoints.one-shot.steps", 7, r"checkpoints\.one-shot\.steps = 7 must be \d+"),
+        ("states.checkpoint", "p8", r"states\.checkpoint = 'p8' is not one of"),
+        ("variants.heima.model", "p8", r"variants\.heima\.model = 'p8' is not one of"),
+        ("reconstruct.controls", ["zero"], r"must name `own`"),
+        ("teach.llm.hidden_size", 32, r"llm\.hidden_size = 32 must equal vlm\.hidden_size"),
+        ("judge.backend", "oracle", r"judge.*embedded-rules"),
+        ("source.kind", "hub", r"source.*'toy', 'folder'"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_named(raw_params, key, value, message):
+    edit(raw_params, key, value)
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+def test_all_faults_are_listed_at_once(raw_params):
+    raw_params["seed"], raw_params["rewrite"]["heldout"] = -1, 2
+    with pytest.raises(config.ConfigError, match="2 wrong values") as caught:
+        config.parse(yaml.safe_dump(raw_params))
+    assert "seed = -1" in str(caught.value) and "rewrite.heldout = 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
+def test_a_file_that_is_no_mapping(text):
+    with pytest.raises(config.ConfigError, match=r"params\.yaml"):
+        config.parse(text)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder with the committed params and profiles, as the working directory."""
+    (tmp_path / "profiles").mkdir()
+    for path in (ROOT / "profiles").glob("*.yaml"):
+        (tmp_path / "profiles" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_switching_there_and_back_changes_nothing(checkout):
+    before = (checkout / "params.yaml").read_bytes()
+    lines = profile.switch("paper", force=False)
+    assert any(line.startswith("~ family: toy-mllama -> llava-cot-11b") for line in lines)
+    assert config.load().profile == "paper"
+    profile.switch("toy", force=False)
+    assert (checkout / "params.yaml").read_bytes() == before
+
+
+def test_an_unknown_profile_lists_the_known(checkout):
+    with pytest.raises(config.ConfigError, match=r"'tiny' is not one of \['paper', 'toy'\]"):
+        profile.switch("tiny", force=False)
+
+
+def test_changed_params_are_not_lost(checkout):
+    mine = (checkout / "params.yaml").read_text().replace("seed: 42", "seed: 43")
+    (checkout / "params.yaml").write_text(mine)
+    with pytest.raises(config.ConfigError, match="--force"):
+        profile.switch("paper", force=False)
+    assert (checkout / "params.yaml").read_text() == mine
+    assert "~ seed: 43 -> 42" in profile.switch("toy", force=True)
+    assert (checkout / "params.yaml.orig").read_text() == mine

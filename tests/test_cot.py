@@ -1,0 +1,78 @@
+"""Sections: parsing and rendering are inverse, faults have countable reasons."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heima import cot
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), min_size=1).map(
+    str.strip
+)
+sections = st.fixed_dictionaries({section: texts.filter(bool) for section in cot.SECTIONS})
+
+
+def answer(**changed: str) -> str:
+    parts = {"summary": "s", "caption": "c", "reasoning": "r", "conclusion": "B", **changed}
+    return cot.render(parts, "text-cot")
+
+
+@given(sections)
+def test_parse_inverts_render(parts):
+    text = cot.render(parts, "text-cot")
+    assert cot.parse(text) == parts
+    assert cot.is_canonical(text)
+
+
+@given(sections, st.sampled_from(sorted(cot.RENDERINGS)))
+def test_each_rendering_shows_what_it_says(parts, rendering):
+    text = cot.render(parts, rendering)
+    for section, form in cot.RENDERINGS[rendering].items():
+        tag, token = f"<{section.upper()}>", cot.thinking_token(section)
+        assert text.count(token) == (form == "token")
+        assert text.count(tag) == (form != "omit")
+    assert cot.conclusion(text) == parts["conclusion"]
+
+
+def test_a_section_text_that_occurs_elsewhere_is_replaced_once():
+    # str.replace over the answer, as in the official code, would replace it three times.
+    parts = cot.parse(answer(summary="B", reasoning="B so B"))
+    assert cot.render(parts, "p1") == answer(summary="<THINKING_OF_SUMMARY>", reasoning="B so B")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (answer().replace("CAPTION", "PICTURE"), "missing_caption"),
+        (answer() + "\n\n<SUMMARY> again </SUMMARY>", "repeated_summary"),
+        (answer(reasoning="x </REASONING> y"), "repeated_reasoning"),
+        (answer(caption=" "), "empty_caption"),
+        ("Well: " + answer(), "text_outside_sections"),
+        ("<CAPTION> c </CAPTION><SUMMARY> s </SUMMARY><REASONING> r </REASONING>"
+         "<CONCLUSION> B </CONCLUSION>", "disordered_sections"),
+        ("<SUMMARY> s <CAPTION> c </CAPTION></SUMMARY><REASONING> r </REASONING>"
+         "<CONCLUSION> B </CONCLUSION>", "disordered_sections"),
+        ("B", "missing_summary"),
+    ],
+)  # fmt: skip
+def test_faults_have_reasons(text, reason):
+    with pytest.raises(cot.ParseError) as caught:
+        cot.parse(text)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<CONCLUSION> 7 </CONCLUSION>", "7"),
+        ("<CONCLUSION> 7", "7"),
+        ("<CONCLUSION> 1 </CONCLUSION> <CONCLUSION> 2 </CONCLUSION>", "2"),
+        ("7", None),
+        ("", None),
+        ("<CONCLUSION> </CONCLUSION>", ""),
+    ],
+)
+def test_conclusion(text, expected):
+    assert cot.conclusion(text) == expected
