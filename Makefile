@@ -1,0 +1,46 @@
+# `make repro` and `make test` are all that a fresh machine needs.
+.DEFAULT_GOAL := help
+.PHONY: help install repro test test-all lint ui clean
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+PORT ?= 5000
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Interrupted installs are repeated: the mark is set last.
+$(INSTALLED): requirements.txt requirements-nodeps.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "heima needs Python 3.11 or newer; give one with PYTHON=…")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	pip install --quiet --disable-pip-version-check -r requirements.txt
+	pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
+	pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+install: $(INSTALLED) ## Create .venv and install everything that is pinned
+
+repro: install ## Run the pipeline to the tables (what is cached is not run again)
+	dvc repro
+	@python -m stages.tables --show benchmarks
+
+test: install ## Run the tests
+	python -m pytest -m "not slow"
+
+test-all: install ## Run the tests and the slow proofs
+	python -m pytest
+
+lint: install ## Check style
+	ruff check .
+	ruff format --check .
+
+ui: install ## Mirror the results into MLflow and serve its UI on 127.0.0.1 (PORT=5000)
+	python -m stages.track
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
+
+clean: ## Remove what the pipeline made, and its cache
+	rm -rf data models states interpreters reconstructions predictions scores metrics fingerprints .dvc/cache .dvc/tmp mlflow.db mlartifacts
