@@ -102,6 +102,8 @@ def train(
             data_seed=seed,
             bf16=precision == "bf16",
             logging_steps=max(1, total // _LOGS),
+            # The default hides a loss that is not finite from the log.
+            logging_nan_inf_filter=False,
             save_strategy="no",
             report_to=[],
             remove_unused_columns=False,

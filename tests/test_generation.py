@@ -1,0 +1,156 @@
+"""Batched decoding: the batch changes nothing, and every token is counted once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from heima import cot
+from heima.config import Decoding
+from heima.generation import Prompt, _Tally, generate
+from heima.tokens import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """23 questions of different length about 9 images, image by image out of order."""
+    rng = np.random.default_rng(5)
+    images = [
+        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in range(9)
+    ]
+    return [
+        Prompt("what is at a1 " * (1 + i * 7 % 11) + "?", f"image {i % 9}", lambda i=i: images[i % 9])
+        for i in range(23)
+    ]
+
+
+@pytest.fixture(scope="module")
+def chatty(toy_processor, toy_vlm):
+    """The toy model with its output weights scaled: answers differ and end at different places."""
+    model = toy_vlm
+    generator = torch.Generator().manual_seed(11)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.lm_head.weight.normal_(0, 1, generator=generator)
+        end = model.lm_head.weight[toy_processor.tokenizer.eos_token_id]
+        end.mul_(2)
+    yield model
+    model.load_state_dict(state)
+
+
+def decoding(**changes):
+    return Decoding(
+        **{"temperature": 0, "top_k": 50, "max_new_tokens": 24, "batch_size": 64, **changes}
+    )
+
+
+def run(chatty, toy_processor, toy_vocabulary, prompts, **changes):
+    return generate(
+        chatty, toy_processor, toy_vocabulary, prompts, decoding=decoding(**changes), seed=3
+    )
+
+
+def test_batch_size_changes_nothing(chatty, toy_processor, toy_vocabulary, prompts):
+    together, alone, five = (
+        run(chatty, toy_processor, toy_vocabulary, prompts, batch_size=size) for size in (64, 1, 5)
+    )
+    assert len({one.text for one in together}) > 5, "the model must say different things"
+    assert {one.finish for one in together} == {"stop", "length"}
+    for found in (alone, five):
+        assert [one.text for one in found] == [one.text for one in together]
+        assert [one.counts for one in found] == [one.counts for one in together]
+        assert [one.finish for one in found] == [one.finish for one in together]
+
+
+def test_agrees_with_the_processor_and_plain_generate(
+    chatty, toy_processor, toy_vocabulary, prompts
+):
+    """One prompt through transformers' own processor gives the same tokens."""
+    found = run(chatty, toy_processor, toy_vocabulary, prompts[:4])
+    for prompt, one in zip(prompts, found, strict=False):
+        inputs = toy_processor(
+            images=[[prompt.load_image()]],
+            text=[toy_vocabulary.prompt(prompt.question, "first")],
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        output = chatty.generate(**inputs, do_sample=False, max_new_tokens=24)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        assert one.text == toy_vocabulary.decode(new.tolist())
+        assert (one.counts.prompt, one.counts.decoded) == (inputs["input_ids"].shape[1], len(new))
+
+
+def test_counts_add_up(chatty, toy_processor, toy_vocabulary, prompts):
+    for one in run(chatty, toy_processor, toy_vocabulary, prompts):
+        counts = asdict(one.counts)
+        parts = counts["thinking"] + counts["tag"] + counts["conclusion"]
+        assert 0 <= parts <= counts["decoded"] - (one.finish == "stop")
+        assert counts["decoded"] == 24 or one.finish == "stop"
+        assert toy_processor.tokenizer.eos_token not in one.text
+        assert one.seconds > 0
+
+
+def test_an_image_is_processed_once(
+    chatty, toy_processor, toy_vocabulary, prompts, monkeypatch
+):
+    """Also where a batch ends between two questions about it."""
+    seen = []
+    process = toy_processor.image_processor
+
+    def counting(images, **options):
+        seen.append(images)
+        return process(images, **options)
+
+    monkeypatch.setattr(toy_processor, "image_processor", counting)
+    run(chatty, toy_processor, toy_vocabulary, prompts, batch_size=4)
+    assert len(seen) == 9
+
+
+def test_sampling_follows_the_seed(chatty, toy_processor, toy_vocabulary, prompts):
+    first, again = (
+        run(chatty, toy_processor, toy_vocabulary, prompts[:6], temperature=0.6) for _ in range(2)
+    )
+    greedy = run(chatty, toy_processor, toy_vocabulary, prompts[:6])
+    texts = [one.text for one in first]
+    assert texts == [one.text for one in again]
+    assert texts != [one.text for one in greedy]
+
+
+class TestTally:
+    def test_one_token_a_tag(self, toy_vocabulary):
+        answer = cot.render(
+            {"summary": "-", "caption": "-", "reasoning": "-", "conclusion": "yes no"}, "p3"
+        )
+        encoded = toy_vocabulary.encode("what", "first", answer)
+        ids = encoded.input_ids[encoded.body : -1]
+        assert _Tally(toy_vocabulary)(ids) == {"thinking": 3, "tag": 8, "conclusion": 2}
+
+    @pytest.mark.parametrize(
+        ("pieces", "expected"),
+        [
+            # A tag of several tokens; "> i" and ">\n\n" reach beyond it.
+            (["<", "SUM", "MARY", "> i", " see", " </", "SUMMARY", ">\n\n"], (7, 0)),
+            (["<CON", "CLUSION>", " ", "B", " </", "CONCLUSION", ">"], (5, 2)),
+            # Cut off within the conclusion, and before it.
+            (["<CONCLUSION>", " 1", "2"], (1, 2)),
+            (["<CONC"], (0, 0)),
+            (["<CONCLUSION>", "</CONCLUSION>"], (2, 0)),
+            # Only the last conclusion counts, as in `cot.conclusion`.
+            (["<CONCLUSION>", "A", "</CONCLUSION>", "<CONCLUSION>", "B"], (3, 1)),
+            ([], (0, 0)),
+        ],
+    )
+    def test_several_tokens_a_tag(self, pieces, expected):
+        class Pieces:
+            def get_vocab(self):
+                return {}
+
+            def decode(self, ids, **_):
+                return "".join(pieces[i] for i in ids)
+
+        counts = _Tally(Vocabulary(Pieces(), {}))(range(len(pieces)))
+        assert (counts["tag"], counts["conclusion"]) == expected

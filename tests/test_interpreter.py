@@ -1,0 +1,130 @@
+"""Interpreters: the state enters at one place only, and scores do not depend on the batch."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from heima import interpreter, models
+from heima.config import Schedule
+from heima.training import train
+
+
+@pytest.fixture
+def reader(toy_llm, toy_vocabulary):
+    return interpreter.StateReader(toy_llm, toy_vocabulary.thinking_ids["reasoning"]).eval()
+
+
+@pytest.fixture
+def own_states(toy_turns, toy_llm):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(toy_turns), toy_llm.config.hidden_size, generator=generator)
+
+
+def readings(toy_turns, own_states, toy_vocabulary, source="own", wordings="plain", seed=0):
+    return interpreter.encode_readings(
+        toy_turns, "reasoning", own_states, toy_vocabulary,
+        source=source, wordings=wordings, seed=seed,
+    )  # fmt: skip
+
+
+def reconstruct(reader, some, toy_vocabulary, batch_size):
+    return interpreter.reconstruct(
+        reader, some, toy_vocabulary,
+        temperature=0.0, top_k=50, max_new_tokens=6, batch_size=batch_size, seed=0,
+    )  # fmt: skip
+
+
+def test_only_the_thinking_tokens_embedding_is_replaced(
+    reader, toy_turns, own_states, toy_vocabulary
+):
+    batch = interpreter.ReadingCollator(0)(readings(toy_turns, own_states, toy_vocabulary))
+    embedded = reader.embed(batch["input_ids"], batch["states"])
+    plain = reader.llm.get_input_embeddings()(batch["input_ids"])
+    here = batch["input_ids"] == reader.token_id
+    assert here.sum(dim=1).tolist() == [1] * len(toy_turns)
+    assert torch.equal(embedded[here], own_states)
+    assert torch.equal(embedded[~here], plain[~here])
+
+
+def test_a_question_only_reader_cannot_see_a_state(reader, toy_turns, own_states, toy_vocabulary):
+    one, other = (
+        reconstruct(
+            reader, readings(toy_turns, state, toy_vocabulary, "question-only"), toy_vocabulary, 8
+        )
+        for state in (own_states, own_states.flip(0))
+    )
+    assert one == other
+
+
+def test_the_state_changes_what_the_reader_expects(reader, toy_turns, own_states, toy_vocabulary):
+    one, other = (
+        reconstruct(reader, readings(toy_turns, state, toy_vocabulary), toy_vocabulary, 8)
+        for state in (own_states, own_states.flip(0))
+    )
+    assert [r.nll for r in one] != [r.nll for r in other]
+
+
+def test_reconstructions_do_not_depend_on_the_batch(reader, toy_turns, own_states, toy_vocabulary):
+    some = readings(toy_turns, own_states, toy_vocabulary)
+    alone, together = (reconstruct(reader, some, toy_vocabulary, size) for size in (1, len(some)))
+    assert [r.text for r in alone] == [r.text for r in together]
+    assert [r.n_tokens for r in alone] == [r.n_tokens for r in together]
+    for a, b in zip(alone, together, strict=True):
+        assert a.nll == pytest.approx(b.nll, rel=1e-4)
+
+
+def test_nll_counts_the_text_and_its_end_but_no_header(
+    reader, toy_turns, own_states, toy_vocabulary
+):
+    tokenizer = toy_vocabulary.tokenizer
+    [one, *_] = reconstruct(
+        reader, readings(toy_turns, own_states, toy_vocabulary)[:1], toy_vocabulary, 1
+    )
+    text = tokenizer(toy_turns[0].reasoning, add_special_tokens=False)["input_ids"]
+    assert one.n_tokens == len(text) + 1
+
+
+@pytest.mark.parametrize("wordings", ["plain", "varied"])
+@pytest.mark.parametrize("source", ["own", "question-only"])
+def test_every_prompt_holds_its_question_and_says_whether_there_is_a_state(
+    toy_turns, own_states, toy_vocabulary, wordings, source
+):
+    tokenizer = toy_vocabulary.tokenizer
+    some = readings(toy_turns, own_states, toy_vocabulary, source, wordings)
+    for turn, reading in zip(toy_turns, some, strict=True):
+        question = tokenizer(turn.question, add_special_tokens=False)["input_ids"]
+        ids = reading.encoded.input_ids
+        assert any(ids[i : i + len(question)] == question for i in range(len(ids)))
+        assert ids.count(toy_vocabulary.thinking_ids["reasoning"]) == (source == "own")
+    if wordings == "varied":
+        other = readings(toy_turns, own_states, toy_vocabulary, source, wordings, seed=1)
+        assert [r.encoded for r in some] != [r.encoded for r in other]
+
+
+def test_an_interpreter_learns_to_use_its_state(params, toy_llm, toy_turns, toy_vocabulary):
+    """Where each state stands for one text, training lowers own NLL below that of other states."""
+    schedule = Schedule(
+        steps=150, batch_size=16, learning_rate=1e-2, warmup_steps=5,
+        weight_decay=0.0, max_grad_norm=1.0,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    own = torch.randn(len(toy_turns), toy_llm.config.hidden_size, generator=generator)
+    adapted = models.add_lora(
+        copy.deepcopy(toy_llm), models.FAMILIES[params.family].llm_lora, params.interpret.lora, 0
+    )
+    reader = interpreter.StateReader(adapted, toy_vocabulary.thinking_ids["reasoning"])
+    # The same question everywhere, so that only the state can tell the texts apart.
+    turns = [replace(turn, question="What is at a1?") for turn in toy_turns]
+    some = readings(turns, own, toy_vocabulary)
+    collate = interpreter.ReadingCollator(toy_vocabulary.tokenizer.pad_token_id)
+    train(reader, some, collate, schedule, seed=0, precision="fp32")
+    mine, others = (
+        sum(r.nll for r in reconstruct(reader, readings(turns, state, toy_vocabulary),
+                                       toy_vocabulary, 48))
+        for state in (own, own.roll(1, 0))
+    )  # fmt: skip
+    assert mine < 0.8 * others

@@ -1,0 +1,70 @@
+"""Labels cover the assistant's turn and nothing else; text survives its tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from heima import cot
+from heima.batching import encode_turns
+from heima.tokens import IGNORED, Vocabulary
+
+
+@pytest.mark.parametrize("rendering", sorted(cot.RENDERINGS))
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_labels_are_exactly_the_assistant_turn(toy_vocabulary, toy_turns, rendering, place):
+    for turn in toy_turns:
+        answer = cot.render(turn.sections, rendering)
+        encoded = toy_vocabulary.encode(turn.question, place, answer)
+        tokenizer = toy_vocabulary.tokenizer
+        labelled = [label for label in encoded.labels if label != IGNORED]
+        # A labelled tail: the header, the answer, the end of turn.
+        assert encoded.labels[-len(labelled) :] == encoded.input_ids[-len(labelled) :] == labelled
+        assert labelled[-1] == tokenizer.eos_token_id
+        header = tokenizer("<|start_header_id|>assistant<|end_header_id|>\n\n")["input_ids"]
+        assert labelled[: len(header)] == header
+        body = encoded.input_ids[encoded.body :]
+        assert toy_vocabulary.decode(body).split() == answer.split()
+
+
+def test_the_image_stands_where_it_should(toy_vocabulary, toy_processor):
+    image = toy_processor.image_token_id
+    first, last, none = (
+        toy_vocabulary.encode("What is at a1?", place, "x").input_ids
+        for place in ("first", "last", "none")
+    )
+    assert first.count(image) == last.count(image) == 1 and image not in none
+    assert first.index(image) < last.index(image)
+    assert [token for token in first if token != image] == none
+
+
+def test_thinking_tokens_are_single_reserved_tokens(toy_vocabulary, toy_turns):
+    ids = toy_vocabulary.thinking_ids
+    assert sorted(ids) == sorted(cot.COMPRESSIBLE) and len(set(ids.values())) == 3
+    encoded = toy_vocabulary.encode("q", "first", cot.render(toy_turns[0].sections, "p3"))
+    assert all(encoded.input_ids.count(token) == 1 for token in ids.values())
+
+
+def test_decode_stops_at_the_end_of_turn(toy_vocabulary):
+    tokenizer = toy_vocabulary.tokenizer
+    ids = [
+        tokenizer.pad_token_id,
+        toy_vocabulary.thinking_ids["summary"],
+        tokenizer.eos_token_id,
+        toy_vocabulary.thinking_ids["caption"],
+    ]
+    assert toy_vocabulary.decode(ids) == "<THINKING_OF_SUMMARY>"
+
+
+def test_loss_on_prompt_labels_everything(toy_vocabulary):
+    encoded = toy_vocabulary.encode("What is at a1?", "none", "red-square", loss_on_prompt=True)
+    assert encoded.labels == encoded.input_ids
+
+
+def test_a_tokenizer_without_the_reserved_token_is_an_error(toy_processor):
+    with pytest.raises(ValueError, match="<nowhere>"):
+        Vocabulary(toy_processor.tokenizer, {"summary": "<nowhere>"})
+
+
+def test_a_turn_that_is_too_long_is_named(toy_vocabulary, toy_turns):
+    with pytest.raises(ValueError, match=rf"turn {toy_turns[0].id} has \d+ tokens.*max_length = 9"):
+        encode_turns(toy_turns, "text-cot", toy_vocabulary, max_length=9)
