@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from heima.config import Schedule
 from heima.tokens import IGNORED
@@ -47,19 +48,49 @@ class _LossCurve(TrainerCallback):
                 print(f"step {state.global_step}/{state.max_steps} loss {logs['loss']}", flush=True)
 
 
-class _LengthGroupedTrainer(Trainer):
-    """Batches of samples of like length, shuffled: less padding, the same samples an epoch."""
+class _LikeLengths(Sampler[int]):
+    """An epoch's order: batches of samples of like length, in random order.
 
-    def __init__(self, *args, lengths: list[int], **kwargs) -> None:
+    Every `_POOL` batches of a fresh shuffle are sorted by length, cut into batches, and the batches
+    shuffled: little padding, yet neighbouring batches are not alike. (The Trainer's own grouping
+    runs from long to short within each pool, which here meant from one question kind to the next,
+    and the toy teacher did not learn.)
+    """
+
+    _POOL = 16
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = self._rng.permutation(len(self._lengths)).tolist()
+        pool = self._POOL * self._batch_size
+        batches = []
+        for start in range(0, len(order), pool):
+            alike = sorted(order[start : start + pool], key=self._lengths.__getitem__)
+            batches += [
+                alike[i : i + self._batch_size] for i in range(0, len(alike), self._batch_size)
+            ]
+        # A short batch anywhere but at the end would shift all that follow it.
+        last = [batches.pop()] if len(batches[-1]) < self._batch_size else []
+        for index in self._rng.permutation(len(batches)).tolist():
+            yield from batches[index]
+        for batch in last:
+            yield from batch
+
+
+class _Trainer(Trainer):
+    def __init__(self, *args, lengths: Sequence[int], **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._lengths = lengths
 
-    def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
-        return LengthGroupedSampler(
-            self.args.train_batch_size,
-            lengths=self._lengths,
-            generator=torch.Generator().manual_seed(self.args.data_seed),
-        )
+    def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
+        return _LikeLengths(self._lengths, self.args.train_batch_size, self.args.data_seed)
 
 
 def train(
@@ -111,7 +142,7 @@ def train(
             dataloader_pin_memory=torch.cuda.is_available(),
             use_cpu=not torch.cuda.is_available(),
         )
-        trainer = _LengthGroupedTrainer(
+        trainer = _Trainer(
             model=model,
             args=arguments,
             train_dataset=list(samples),

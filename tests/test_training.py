@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,6 @@ from heima import models, training
 from heima.batching import MllamaCollator, encode_turns
 from heima.config import Schedule
 from heima.corpus import ImageZip
-from heima.optimizers import MuonWithAdamW
 from heima.tokens import IGNORED
 
 SCHEDULE = Schedule(
@@ -147,17 +147,18 @@ def test_flops_grow_with_the_text(toy_vlm, toy_turns, toy_vocabulary, collate):
     assert 0 < short < long
 
 
-def test_a_schedule_scales_both_parts_of_the_optimizer(toy_llm):
-    optimizer = MuonWithAdamW.of(
-        toy_llm, muon_learning_rate=0.02, learning_rate=3e-3, weight_decay=0.0
-    )
-    every = {id(weight) for weight in toy_llm.parameters()}
-    grouped = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
-    assert sorted(grouped) == sorted(every)
-    halving = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
-    optimizer.step()
-    halving.step()
-    assert sorted(group["lr"] for group in optimizer.param_groups) == [1.5e-3, 0.01]
+@pytest.mark.parametrize("count", [1, 15, 16, 100, 1024, 1027])
+def test_an_epoch_visits_every_sample_once_in_batches_of_like_length(count):
+    lengths = np.random.default_rng(0).integers(10, 500, size=count).tolist()
+    sampler = training._LikeLengths(lengths, 16, seed=1)
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == sorted(second) == list(range(count))
+    if count > 100:
+        assert first != second
+        spread = [np.ptp([lengths[i] for i in first[at : at + 16]]) for at in range(0, count, 16)]
+        assert np.mean(spread) < np.ptp(lengths) / 4
+        means = [np.mean([lengths[i] for i in first[at : at + 16]]) for at in range(0, count, 16)]
+        assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.5, "neighbours are not alike"
 
 
 def test_a_loss_that_is_not_finite_is_an_error(root, params, samples, collate):

@@ -21,9 +21,9 @@ from heima.config import Params, Schedule, ToyLlm, ToyVlm
 from heima.corpus import ImageZip, Turn
 from heima.cot import COMPRESSIBLE
 from heima.interpreter import PLAIN_WORDING
-from heima.optimizers import MuonWithAdamW
 from heima.tokens import Encoded, Vocabulary
 from heima.toy.models import build_llm, build_vlm, warm_up_vision
+from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
 from heima.toy.world import Scene
 
@@ -149,9 +149,9 @@ def _fit(
         schedule,
         seed=params.seed,
         precision=params.precision,
-        optimizer=MuonWithAdamW.of(
+        optimizer=MuonWithAdamW(
             model,
-            muon_learning_rate=muon_learning_rate,
+            matrix_learning_rate=muon_learning_rate,
             learning_rate=schedule.learning_rate,
             weight_decay=schedule.weight_decay,
         ),

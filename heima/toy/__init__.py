@@ -1,0 +1,1 @@
+"""The toy world: a procedurally drawn source, benchmarks and models for two CPU cores."""

@@ -1,0 +1,344 @@
+"""Tokenizer, processor and tiny models of the real classes for the toy world.
+
+The tokenizer is Llama 3 in miniature: the same special tokens, reserved slots for thinking tokens
+inside the vocabulary, and `<|image|>` as the first id beyond the lm_head. Each word is a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+from heima.toy.world import (
+    CELL_SIDE,
+    CELLS,
+    EMPTY,
+    IMAGE_SIDE,
+    KINDS,
+    LETTERS,
+    MAX_POINTS,
+    NUMBER_WORDS,
+    OBJECTS,
+    PHRASES,
+    STYLES,
+    Scene,
+    compose,
+    render,
+)
+
+BOS, EOT, PAD = "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
+HEADERS = ("<|start_header_id|>", "<|end_header_id|>")
+IMAGE, UNKNOWN = "<|image|>", "<unk>"
+RESERVED = tuple(f"<|reserved_special_token_{index}|>" for index in range(104))
+"""Room for three sections of 32 numbered thinking tokens each, as the ablations ask for."""
+
+INITIALIZER_RANGE = 0.08
+"""Llama's .02 is made for widths of thousands; at a width of 64 it is small (1/8 is usual)."""
+ROPE_THETA = 100.0
+"""Sequences have about 100 tokens: with Llama's base most rotations would hardly turn."""
+
+SECTION_TAGS = tuple(
+    f"<{slash}{name}>"
+    for name in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
+    for slash in ("", "/")
+)
+
+# Content items stand where they stand in the list, so the image can come before or after the text.
+CHAT_TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {%- if message['content'] is string %}
+        {{- message['content'] }}
+    {%- else %}
+        {%- for item in message['content'] %}
+            {%- if item['type'] == 'image' %}
+                {{- '<|image|>' }}
+            {%- elif item['type'] == 'text' %}
+                {{- item['text'] }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}"""
+
+# A line break separates options, a blank line separates sections and carries nothing.
+# The mark behind an option's letter goes too: `A.`, `A:` and `A` are one token, so that the option
+# of a letter is found by the same induction in every prompt format.
+_REMOVED = Regex(rf"\n\n+| +|(?<=\b[{LETTERS[0]}-{LETTERS[-1]}])[.:](?= )")
+_ISOLATED = Regex(r"\n|[?,]")
+_WORDS = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(_REMOVED, behavior="removed"),
+        pre_tokenizers.Split(_ISOLATED, behavior="isolated"),
+    ]
+)
+
+EXTRA_WORDS = (
+    # Words that interpreters' prompts and answers may use: the tokenizer must not lose them.
+    "system user assistant the of and is in that was this from what how model which wrote hidden "
+    "state summary caption reasoning question answer conclusion explain thinking token "
+    "reconstruct : ! \n"
+).split(" ")
+
+
+def world_words() -> list[str]:
+    """Every word that the world's prompts and sections can contain, sorted."""
+    words = {*NUMBER_WORDS, *CELLS, *OBJECTS, EMPTY, *LETTERS, "yes", "no", *EXTRA_WORDS}
+    words |= {str(number) for number in range(MAX_POINTS + 1)}
+    words |= {part for thing in OBJECTS for part in thing.split("-")}
+    words |= set("123abc")
+    blank = Scene((EMPTY,) * len(CELLS), ((0, 0, 0),) * len(CELLS))
+    for kind in KINDS:
+        forms = [("a1",)] if kind.startswith("look") else [CELLS[:3], CELLS[::3], CELLS[:2]]
+        for style in STYLES[kind]:
+            for cells in forms:
+                value = EMPTY if kind.startswith("look") else "0"
+                options = (value, *OBJECTS[:3]) if kind.endswith("option") else ()
+                claim = value if kind.endswith("yes-no") else None
+                asked = compose(blank, kind, cells, style=style, options=options, claim=claim)
+                prompt = asked.prompt
+                for phrase in PHRASES:
+                    prompt = prompt.replace(phrase, " ")
+                for text in (prompt, asked.summary, asked.caption, asked.reasoning):
+                    words |= {word for word, _ in _WORDS.pre_tokenize_str(text)}
+    return sorted(words)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the word-level tokenizer.
+
+    Its length is `vocab_size + 1` of the models: `<|image|>` has no row in the lm_head.
+    Unknown words become `<unk>`. Decoding joins tokens with blanks, which gives every section
+    text of the world back unchanged.
+    """
+    special = [UNKNOWN, PAD, BOS, *HEADERS, EOT, *RESERVED]
+    vocabulary = {word: i for i, word in enumerate([*special, *SECTION_TAGS, *PHRASES])}
+    for word in world_words():
+        vocabulary.setdefault(word, len(vocabulary))
+    backend = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = _WORDS
+    backend.add_tokens([AddedToken(text, normalized=False) for text in (*SECTION_TAGS, *PHRASES)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOT,
+        additional_special_tokens=[*HEADERS, *RESERVED, IMAGE],
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_processor() -> MllamaProcessor:
+    """Build a real Mllama processor for 48x48 images of one tile (PIL backend, no torchvision)."""
+    image_processor = MllamaImageProcessorPil(
+        size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
+        max_image_tiles=1,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    return MllamaProcessor(image_processor, build_tokenizer(), chat_template=CHAT_TEMPLATE)
+
+
+def build_vlm(
+    processor: MllamaProcessor,
+    *,
+    hidden_size: int = 64,
+    layers: int = 5,
+    cross_attention_layers: Iterable[int] = (1, 3),
+    heads: int = 4,
+    intermediate_size: int = 192,
+    vision_size: int = 64,
+    initializer_range: float = INITIALIZER_RANGE,
+    rope_theta: float = ROPE_THETA,
+    seed: int,
+) -> MllamaForConditionalGeneration:
+    """Build an untrained Mllama whose cross-attention gates are open.
+
+    Args:
+        processor: gives the vocabulary, the image token and the image size.
+        hidden_size, layers, heads, intermediate_size: the text model; cross-attention layers count
+            as layers.
+        cross_attention_layers: which of the layers attend to the image instead of the text.
+        vision_size: width of the vision tower (one local and one global layer).
+        initializer_range: standard deviation of the initial weights.
+        rope_theta: base of the rotary embedding.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: if a cross-attention layer is not one of the layers.
+    """
+    cross = sorted(cross_attention_layers)
+    if not all(0 <= layer < layers for layer in cross):
+        raise ValueError(f"cross_attention_layers={cross} must lie in 0..{layers - 1}")
+    tokenizer = processor.tokenizer
+    text = MllamaTextConfig(
+        vocab_size=len(tokenizer) - 1,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=intermediate_size,
+        cross_attention_layers=cross,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        max_position_embeddings=2048,
+        initializer_range=initializer_range,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = MllamaVisionConfig(
+        hidden_size=vision_size,
+        num_hidden_layers=1,
+        num_global_layers=1,
+        attention_heads=4,
+        intermediate_size=2 * vision_size,
+        vision_output_dim=2 * vision_size,
+        intermediate_layers_indices=[0],
+        image_size=IMAGE_SIDE,
+        patch_size=CELL_SIDE,
+        max_num_tiles=1,
+        supported_aspect_ratios=[[1, 1]],
+    )
+    config = MllamaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+    )
+    torch.manual_seed(seed)
+    model = MllamaForConditionalGeneration(config)
+    with torch.no_grad():
+        # From scratch a closed gate (0) leaves no path from the image to the text.
+        for layer in cross:
+            block = model.model.language_model.layers[layer]
+            block.cross_attn_attn_gate.fill_(1.0)
+            block.cross_attn_mlp_gate.fill_(1.0)
+    _set_generation(model, tokenizer)
+    return model
+
+
+def build_llm(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    hidden_size: int = 64,
+    layers: int = 4,
+    heads: int = 4,
+    intermediate_size: int = 192,
+    initializer_range: float = INITIALIZER_RANGE,
+    rope_theta: float = ROPE_THETA,
+    seed: int,
+) -> LlamaForCausalLM:
+    """Build an untrained Llama with the vocabulary of the VLM's lm_head (no `<|image|>`).
+
+    Thinking states enter without a projection only where `hidden_size` is the VLM's.
+    """
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer) - 1,
+            hidden_size=hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            intermediate_size=intermediate_size,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            max_position_embeddings=2048,
+            initializer_range=initializer_range,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    _set_generation(model, tokenizer)
+    return model
+
+
+def _set_generation(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def warm_up_vision(
+    model: MllamaForConditionalGeneration,
+    processor: MllamaProcessor,
+    scenes: Iterable[Scene],
+    *,
+    steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    seed: int,
+) -> float:
+    """Teach the vision tower and the projector what stands in which cell; changes `model`.
+
+    A throw-away head reads the object *and* the cell from each projected patch. With the object
+    alone the position is lost and captions never become exact.
+
+    Args:
+        scenes: images to learn from; at least one.
+        steps: updates of AdamW with `batch_size` images each, drawn with replacement.
+
+    Returns:
+        Share of patches of the last batch whose object and cell were both right.
+
+    Raises:
+        ValueError: if there are no scenes.
+    """
+    scenes = list(scenes)
+    if not scenes:
+        raise ValueError("scenes is empty; the vision tower needs at least one to learn from")
+    names = (*OBJECTS, EMPTY)
+    things = torch.tensor([[names.index(thing) for thing in scene.objects] for scene in scenes])
+    batch = processor.image_processor([[render(scene)] for scene in scenes], return_tensors="pt")
+    cells = torch.arange(len(CELLS))
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    width = model.config.text_config.hidden_size
+    head = nn.Linear(width, len(names) + len(CELLS))
+    eyes = [*model.model.vision_model.parameters(), *model.model.multi_modal_projector.parameters()]
+    optimizer = torch.optim.AdamW([*eyes, *head.parameters()], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
+    right = 0.0
+    for _ in range(steps):
+        rows = torch.randint(len(scenes), (batch_size,), generator=generator)
+        seen = model.model.vision_model(
+            pixel_values=batch["pixel_values"][rows],
+            aspect_ratio_ids=batch["aspect_ratio_ids"][rows],
+            aspect_ratio_mask=batch["aspect_ratio_mask"][rows],
+        ).last_hidden_state
+        # (images, 1, 1 tile, 1 class token + 9 patches, width) -> (images, 9, width)
+        patches = model.model.multi_modal_projector(seen)[:, 0, 0, 1:]
+        thing_logits, cell_logits = head(patches).split([len(names), len(CELLS)], dim=-1)
+        where = cells.expand(batch_size, -1)
+        loss = nn.functional.cross_entropy(thing_logits.flatten(0, 1), things[rows].flatten())
+        loss = loss + nn.functional.cross_entropy(cell_logits.flatten(0, 1), where.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        hit = (thing_logits.argmax(-1) == things[rows]) & (cell_logits.argmax(-1) == where)
+        right = hit.float().mean().item()
+    return right

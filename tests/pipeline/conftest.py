@@ -1,0 +1,114 @@
+"""One real reproduction of the toy pipeline, only smaller, that all tests here look at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the working tree with small parameters, in a git repository of its own."""
+
+    root: Path
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command as `make` does: the environment's own programs come first."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        result = subprocess.run(
+            command,
+            cwd=self.root,
+            env={**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if check and result.returncode:
+            pytest.fail(f"{' '.join(command)} failed:\n{result.stdout[-6000:]}")
+        return result
+
+    def repro(self, *targets: str) -> list[str]:
+        """`dvc repro`, and the names of the stages that it ran."""
+        return ran(self.run("dvc", "repro", *targets).stdout)
+
+
+def ran(output: str) -> list[str]:
+    return [
+        line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")
+    ]
+
+
+def smaller(raw: dict) -> dict:
+    """The same pipeline with few samples and updates: every stage stays real."""
+    raw["source"]["records"] = 240
+    raw["source"]["benchmark_sizes"] = dict.fromkeys(raw["source"]["benchmark_sizes"], 8)
+    raw["rewrite"]["heldout"] = 0.1
+    raw["teach"]["vlm"].update(steps=12, vision_steps=5)
+    raw["teach"]["llm"]["steps"] = 6
+    for checkpoint in raw["checkpoints"].values():
+        checkpoint["steps"] = 3
+    for checkpoint in raw["checkpoints"].values():
+        if "matched" in checkpoint:
+            checkpoint["steps"] = 3 * len(checkpoint["matched"])
+    raw["interpret"]["steps"] = 3
+    raw["reconstruct"]["max_new_tokens"] = 24
+    raw["predict"]["max_new_tokens"] = 24
+    raw["similarity"]["draws"] = 200
+    return raw
+
+
+def check_out(folder: Path) -> Checkout:
+    """Copy what git tracks or would track; start a repository there."""
+    names = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+    ).stdout.decode()
+    for name in filter(None, names.split("\0")):
+        source = ROOT / name
+        # A reproduction's own results are not part of the copy.
+        if source.is_file() and name not in ("dvc.lock", "reports/tracking.json"):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    shutil.rmtree(folder / "reports" / "tables", ignore_errors=True)
+    raw = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump(smaller(raw), sort_keys=False), encoding="utf-8"
+    )
+    checkout = Checkout(folder)
+    checkout.run("git", "init", "--quiet")
+    checkout.run("git", "add", "--all")
+    checkout.run(
+        "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit",
+        "--quiet", "--message", "the tree under test",
+    )  # fmt: skip
+    return checkout
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    checkout: Checkout
+    output: str
+    seconds: float
+
+    @property
+    def root(self) -> Path:
+        return self.checkout.root
+
+
+@pytest.fixture(scope="session")
+def reproduction(tmp_path_factory) -> Reproduction:
+    checkout = check_out(tmp_path_factory.mktemp("reproduction"))
+    started = time.monotonic()
+    output = checkout.run("dvc", "repro").stdout
+    return Reproduction(checkout, output, time.monotonic() - started)

@@ -1,0 +1,209 @@
+"""The real DAG, small: every stage runs once, and re-runs only for what it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from heima import config
+from heima.results import read_jsonl, read_metrics
+from tests.pipeline.conftest import ran
+
+
+def expected_stages(params: config.Params) -> set[str]:
+    sections = params.sections
+    return {
+        "fingerprint",
+        "prepare",
+        "rewrite",
+        *(f"teach@{name}" for name in config.PRETRAINED),
+        *(f"distill@{name}" for name in params.checkpoints),
+        "states",
+        *(f"interpret@{section}-{way}" for section in sections for way in ("own", "question-only")),
+        *(f"reconstruct@{section}" for section in sections),
+        *(f"similarity@{section}" for section in sections),
+        *(f"predict@{name}" for name in params.variants),
+        *(f"score@{name}" for name in params.variants),
+        "tables",
+        "track",
+    }
+
+
+@pytest.fixture(scope="session")
+def small(reproduction) -> config.Params:
+    return config.load(reproduction.root / "params.yaml")
+
+
+def test_every_stage_runs_once(reproduction, small):
+    stages = ran(reproduction.output)
+    assert sorted(stages) == sorted(expected_stages(small))
+
+
+def test_a_second_repro_runs_nothing_and_is_quick(reproduction):
+    started = time.monotonic()
+    assert reproduction.checkout.repro() == []
+    assert time.monotonic() - started < 12, "6 s on an idle machine; twice that under load"
+
+
+def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small):
+    for stage in expected_stages(small) - {"fingerprint", "prepare", "rewrite", "tables", "track"}:
+        name, _, part = stage.partition("@")
+        path = reproduction.root / "metrics" / name / f"{part}.json"
+        if name in ("predict", "reconstruct", "states"):
+            assert not path.exists()
+            continue
+        cells, provenance = read_metrics(path)
+        assert provenance["stage"] == stage and provenance["profile"] == "toy"
+        assert re.fullmatch("[0-9a-f]{16}", provenance["code"])
+        for row in cells.values():
+            for metric, cell in row.items():
+                assert cell.low <= cell.value <= cell.high, (stage, metric, cell)
+
+
+def test_held_out_images_were_never_trained_on(reproduction):
+    from heima import corpus
+
+    folder = reproduction.root / "data" / "rewritten"
+    train, heldout = (
+        {turn.image for turn in corpus.load_turns(folder / f"{split}.parquet")}
+        for split in ("train", "heldout")
+    )
+    assert train and heldout and not train & heldout
+
+
+def test_every_heldout_turn_has_every_control_once(reproduction, small):
+    from heima import corpus
+
+    turns = corpus.load_turns(reproduction.root / "data" / "rewritten" / "heldout.parquet")
+    for section in small.sections:
+        rows = read_jsonl(reproduction.root / "reconstructions" / f"{section}.jsonl")
+        found = [(row["control"], row["id"]) for row in rows]
+        assert found == [(c, turn.id) for c in small.reconstruct.controls for turn in turns]
+        assert all(row["nll"] > 0 and row["n_tokens"] > 0 for row in rows)
+
+
+def test_token_counts_of_every_prediction_add_up(reproduction, small):
+    for variant in small.variants:
+        for benchmark in small.benchmarks:
+            rows = read_jsonl(reproduction.root / "predictions" / variant / f"{benchmark}.jsonl")
+            assert rows
+            for row in rows:
+                counts = row["counts"]
+                assert (
+                    counts["thinking"] + counts["tag"] + counts["conclusion"] <= counts["decoded"]
+                )
+                assert (row["finish"] == "length") == (
+                    counts["decoded"] == small.predict.max_new_tokens and row["finish"] != "stop"
+                )
+
+
+def test_the_tables_are_labelled(reproduction):
+    tables = reproduction.root / "reports" / "tables"
+    for name in ("benchmarks", "ablation", "interpreters"):
+        for suffix in ("tex", "md", "csv"):
+            assert (tables / f"{name}.{suffix}").stat().st_size > 0
+        for suffix in ("tex", "md"):
+            assert "toy profile" in (tables / f"{name}.{suffix}").read_text(encoding="utf-8")
+
+
+def test_the_lock_and_the_results_name_no_path_of_this_machine(reproduction):
+    root = reproduction.root
+    for path in [root / "dvc.lock", *root.glob("metrics/**/*.json"), *root.glob("reports/**/*.*")]:
+        assert str(root) not in path.read_text(encoding="utf-8"), path
+
+
+def edit(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def test_comments_and_docstrings_re_run_nothing(reproduction):
+    modules = ["heima/training.py", "heima/cot.py", "heima/models.py", "eval/plugin.py"]
+    paths = [reproduction.root / module for module in modules]
+    before = {path: path.read_text(encoding="utf-8") for path in paths}
+    for path, text in before.items():
+        edit(path, text.replace('"""', '"""Edited. ', 1) + "\n# A comment.\n")
+    try:
+        assert reproduction.checkout.repro() == ["fingerprint"]
+    finally:
+        for path, text in before.items():
+            edit(path, text)
+        reproduction.checkout.repro("fingerprint")
+
+
+def test_code_re_runs_the_stages_that_import_it(reproduction):
+    path = reproduction.root / "stages" / "tables.py"
+    before = path.read_text(encoding="utf-8")
+    edit(path, before + "\nTHE_ANSWER = 42\n")
+    try:
+        assert set(reproduction.checkout.repro()) <= {"fingerprint", "tables", "track"}
+    finally:
+        edit(path, before)
+        reproduction.checkout.repro()
+
+
+def test_a_learning_rate_re_runs_its_phase_and_what_follows(reproduction):
+    checkout = reproduction.checkout
+    before = (checkout.root / "params.yaml").read_text(encoding="utf-8")
+    raw = yaml.safe_load(before)
+    raw["checkpoints"]["p2"]["learning_rate"] *= 2
+    edit(checkout.root / "params.yaml", yaml.safe_dump(raw, sort_keys=False))
+    try:
+        stages = checkout.repro("distill@recover", "distill@one-shot", "distill@answer-only")
+        assert stages == ["fingerprint", "distill@p2", "distill@p3", "distill@recover"]
+        pending = json.loads(checkout.run("dvc", "status", "--json").stdout)
+        assert {"states", "predict@heima", "predict@heima-no-recover"} <= set(pending)
+        assert not {"teach@text-cot", "distill@p1", "predict@answer-only"} & set(pending)
+    finally:
+        edit(checkout.root / "params.yaml", before)
+        # The run cache brings the first results back without training.
+        checkout.repro()
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "out"),
+    [
+        ("prepare", "data"),
+        ("distill@p1", "models/p1"),
+        ("interpret@caption-own", "interpreters/caption/own"),
+        ("predict@text-cot", "predictions/text-cot"),
+    ],
+)
+def test_the_same_inputs_give_the_same_bytes(reproduction, stage, out):
+    folder = reproduction.root / out
+    before = digest(folder)
+    reproduction.checkout.run("dvc", "repro", "--force", "--single-item", stage)
+    after = digest(folder)
+    # Timings are kept apart from results, and are the only thing that may differ.
+    before, after = (
+        {name: value for name, value in files.items() if "timing" not in name}
+        for files in (before, after)
+    )
+    assert before == after
+
+
+def test_wrong_parameters_stop_the_pipeline_before_anything_runs(reproduction):
+    path = reproduction.root / "params.yaml"
+    before = path.read_text(encoding="utf-8")
+    edit(path, before.replace("heldout: 0.1", "heldout: 7"))
+    try:
+        result = reproduction.checkout.run("dvc", "repro", check=False)
+        assert result.returncode != 0
+        assert ran(result.stdout) == ["fingerprint"]
+        assert "rewrite.heldout = 7" in result.stdout
+    finally:
+        edit(path, before)
+        reproduction.checkout.repro()
