@@ -19,11 +19,9 @@ from heima.tokens import Vocabulary
 def prompts():
     """23 questions of different length about 9 images, image by image out of order."""
     rng = np.random.default_rng(5)
-    images = [
-        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in range(9)
-    ]
+    images = [Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in range(9)]
     return [
-        Prompt("what is at a1 " * (1 + i * 7 % 11) + "?", f"image {i % 9}", lambda i=i: images[i % 9])
+        Prompt("what is at a1 " * (1 + i * 7 % 11), f"image {i % 9}", lambda i=i: images[i % 9])
         for i in range(23)
     ]
 
@@ -37,7 +35,7 @@ def chatty(toy_processor, toy_vlm):
     with torch.no_grad():
         model.lm_head.weight.normal_(0, 1, generator=generator)
         end = model.lm_head.weight[toy_processor.tokenizer.eos_token_id]
-        end.mul_(2)
+        end.mul_(4)
     yield model
     model.load_state_dict(state)
 
@@ -94,9 +92,7 @@ def test_counts_add_up(chatty, toy_processor, toy_vocabulary, prompts):
         assert one.seconds > 0
 
 
-def test_an_image_is_processed_once(
-    chatty, toy_processor, toy_vocabulary, prompts, monkeypatch
-):
+def test_an_image_is_processed_once(chatty, toy_processor, toy_vocabulary, prompts, monkeypatch):
     """Also where a batch ends between two questions about it."""
     seen = []
     process = toy_processor.image_processor

@@ -1,0 +1,121 @@
+"""The judge prompts of lmms-eval 0.7.3's tasks: recognised, taken apart, their replies checked.
+
+Four of the six tasks ask a judge. Each has one fixed wording, so a prompt tells by itself what is
+asked and what a usable reply looks like:
+
+==============  ===================================  ======================================
+kind            asks for                             usable reply
+==============  ===================================  ======================================
+mmvet           a grade of a prediction              starts with a number from 0.0 to 1.0
+mathvista       the final answer within a response   any text
+hallusionbench  whether two answers agree            names correct, incorrect or unclear
+mmbench         the option that an answer means      a single letter A to E
+==============  ===================================  ======================================
+
+The checks matter because the tasks themselves have none: an unusable reply becomes the score 0
+(mmvet), the verdict "unclear" (hallusionbench) or a random letter (mmbench) there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Question:
+    """A judge prompt taken apart.
+
+    `kind` is the benchmark whose task asks; `question`, `reference` and `answer` are what is
+    asked, what is right ("" where the judge is not told) and what the model said.
+    """
+
+    kind: str
+    question: str
+    reference: str
+    answer: str
+
+
+def recognise(prompt: str) -> Question | None:
+    """The parts of a judge prompt, or None for a wording that none of the tasks uses."""
+    for opening, take_apart in _KINDS.items():
+        if prompt.startswith(opening):
+            return take_apart(prompt)
+    return None
+
+
+def usable(kind: str, reply: str) -> bool:
+    """Whether lmms-eval can read this reply as the answer that it asked for."""
+    return _USABLE[kind](reply.strip())
+
+
+def _mmvet(prompt: str) -> Question | None:
+    # A table of examples, an empty line, then "question | ground truth | prediction |".
+    _, found, row = prompt.partition("| 1.0\n\n")
+    cells = row.split(" | ", 2)
+    if not found or len(cells) != 3 or not cells[2].endswith(" |"):
+        return None
+    return Question("mmvet", cells[0], cells[1], cells[2].removesuffix(" |"))
+
+
+def _mathvista(prompt: str) -> Question | None:
+    # Examples, then "{query}\n\n{response}\n\nExtracted answer: "; a query has no empty line.
+    _, found, rest = prompt.partition("Extracted answer: B\n\n")
+    query, separated, response = rest.partition("\n\n")
+    if not found or not separated or not response.rstrip().endswith("Extracted answer:"):
+        return None
+    answer = response.rstrip().removesuffix("Extracted answer:").strip()
+    return Question("mathvista", query, "", answer)
+
+
+def _hallusionbench(prompt: str) -> Question | None:
+    found = re.fullmatch(
+        r".*?\n\n Question:(.*?)\nReference answer: (.*?)\nPrediction answer:(.*)\nOutput:",
+        prompt,
+        flags=re.DOTALL,
+    )
+    return Question("hallusionbench", *found.groups()) if found else None
+
+
+def _mmbench(prompt: str) -> Question | None:
+    found = re.fullmatch(
+        r".*?Example 3: \nQuestion: (.*?)\?\nOptions: (.*?)\nAnswer: (.*)\nYour output: ",
+        prompt,
+        flags=re.DOTALL,
+    )
+    # The options are the reference: which of them is right, the judge is not told.
+    return Question("mmbench", *found.groups()) if found else None
+
+
+def _is_grade(reply: str) -> bool:
+    try:
+        return 0.0 <= float(reply.split(" ")[0]) <= 1.0
+    except ValueError:
+        return False
+
+
+_KINDS: dict[str, Callable[[str], Question | None]] = {
+    "Compare the ground truth and prediction from AI models": _mmvet,
+    "Please read the following example. Then extract the answer": _mathvista,
+    "Imagine you are an intelligent teacher. Thoroughly read the question, ref": _hallusionbench,
+    "You are an AI assistant who will help me to match an answer": _mmbench,
+}
+
+_USABLE: dict[str, Callable[[str], bool]] = {
+    "mmvet": _is_grade,
+    "mathvista": bool,
+    "hallusionbench": lambda reply: re.search("correct|unclear", reply.lower()) is not None,
+    # What MMBench_Evaluator.can_infer reads: a bare letter, and A to D with these marks.
+    "mmbench": lambda reply: (
+        re.fullmatch(r"[A-E]|[A-D][.,:)]|[A-D]\)\.|\([A-D]\)\.?", reply) is not None
+    ),
+}
+
+CANARY = (
+    "Imagine you are an intelligent teacher. Thoroughly read the question, reference answer and "
+    "the prediction answer to ensure a clear understanding of the information provided. Assess the "
+    "correctness of the predictions. \n\n Question:Is two more than one?\nReference answer: Yes."
+    "\nPrediction answer:Yes.\nOutput:"
+)
+"""A short question of a known kind, asked before anything is scored."""

@@ -1,0 +1,41 @@
+"""Score one variant's saved predictions of the six benchmarks.
+
+    python -m stages.score heima
+
+Reads params.yaml, predictions/heima/ and the benchmarks' data; writes scores/heima.jsonl (each
+sample) and metrics/score/heima.json (the table's cells). The judge of params is asked through a
+gateway on a free loopback port. A judge that does not answer ends the stage before anything is
+scored; one that leaves requests unanswered ends it with their samples named and nothing written.
+"""
+
+import sys
+from pathlib import Path
+
+from eval import start
+
+
+def main(variant: str) -> None:
+    start.quiet()
+    from eval.gateway import Gateway, JudgeError
+    from heima import config
+
+    try:
+        with Gateway(config.load().judge) as gateway:
+            gateway.probe()
+            gateway.route_lmms_eval()
+            # lmms-eval's judged tasks read where the judge is when they are imported.
+            from eval.scoring import score
+
+            score(
+                variant,
+                Path("scores") / f"{variant}.jsonl",
+                Path("metrics/score") / f"{variant}.json",
+                predictions=Path("predictions") / variant,
+                gateway=gateway,
+            )
+    except JudgeError as error:
+        sys.exit(f"score@{variant}: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

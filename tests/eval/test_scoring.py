@@ -1,0 +1,187 @@
+"""Hand-made predictions, scored by lmms-eval itself, against scores counted by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from heima import cot
+from heima.config import EmbeddedRules
+from heima.results import read_jsonl, read_metrics, write_json, write_jsonl
+
+RULES = EmbeddedRules(backend="embedded-rules")
+ROOT = Path(__file__).parents[2]
+COUNTS = {"prompt": 30, "decoded": 9, "thinking": 3, "tag": 4, "conclusion": 1}
+
+RIGHT = {
+    "mmstar": lambda doc: doc["answer"],
+    "mmbench": lambda doc: doc["answer"],
+    "mmvet": lambda doc: f"a {doc['answer']}",
+    "mathvista": lambda doc: f"the total is {doc['answer']}",
+    "ai2d": lambda doc: "ABCD"[int(doc["answer"])],
+    "hallusionbench": lambda doc: "yes" if doc["gt_answer"] == "1" else "no",
+}
+WRONG = {
+    "mmstar": lambda doc: "B" if doc["answer"] == "A" else "A",
+    "mmbench": lambda doc: "cannot tell",
+    "mmvet": lambda doc: "a house",
+    "mathvista": lambda doc: "999",
+    "ai2d": lambda doc: "E",
+    "hallusionbench": lambda doc: "no" if doc["gt_answer"] == "1" else "yes",
+}
+
+
+def concluded(text):
+    return f"<SUMMARY> {cot.thinking_token('summary')} </SUMMARY>\n\n<CONCLUSION> {text}"
+
+
+FORMS = {
+    "right": lambda benchmark, doc: concluded(RIGHT[benchmark](doc)) + " </CONCLUSION>",
+    "wrong": lambda benchmark, doc: concluded(WRONG[benchmark](doc)) + " </CONCLUSION>",
+    # Without a conclusion the task sees the whole text, which here happens to be right.
+    "bare": lambda benchmark, doc: RIGHT[benchmark](doc),
+    "empty": lambda benchmark, doc: "",
+    "empty conclusion": lambda benchmark, doc: concluded("") + " </CONCLUSION>",
+    "cut off": lambda benchmark, doc: concluded(RIGHT[benchmark](doc)),
+}
+
+
+def write_predictions(folder, form_of):
+    """Predictions whose form is `form_of(benchmark, doc_id, doc)`."""
+    from eval import tasks
+
+    data = {}
+    for benchmark in RIGHT:
+        source = Path("data/benchmarks") / benchmark
+        data[benchmark] = tasks.data_revision(source)
+        docs = pd.read_parquet(next(source.glob("*.parquet"))).to_dict("records")
+        rows = []
+        for doc_id, doc in enumerate(docs):
+            text = FORMS[form_of(benchmark, doc_id, doc)](benchmark, doc)
+            answer = {"text": text, "conclusion": cot.conclusion(text), "counts": COUNTS}
+            rows.append({"doc_id": doc_id, **answer, "finish": "stop" if text else "length"})
+        write_jsonl(folder / f"{benchmark}.jsonl", rows)
+    write_json(folder / "provenance.json", {"model": "recover", "data": data})
+
+
+def score(gateway, predictions=Path("predictions/heima")):
+    from eval.scoring import score
+
+    score("heima", Path("rows"), Path("cells"), predictions=predictions, gateway=gateway)
+    return read_jsonl("rows"), read_metrics("cells")
+
+
+def test_six_tasks(workspace, open_gateway):
+    def form_of(benchmark, doc_id, doc):
+        if benchmark == "mmbench":
+            # Question 0: all right. 1: one rotation wrong. 2: right, one without a conclusion.
+            return {(1, 2): "wrong", (2, 0): "bare"}.get(
+                (doc["index"] % 1_000_000, doc["index"] // 1_000_000), "right"
+            )
+        return ("right", "wrong", "bare", "empty")[doc_id % 4]
+
+    write_predictions(Path("predictions/heima"), form_of)
+    rows, (cells, provenance) = score(open_gateway(RULES))
+
+    for benchmark in ("mmvet", "mathvista", "ai2d", "hallusionbench"):
+        accuracy = cells[benchmark]["accuracy"]
+        assert (accuracy.value, accuracy.n, accuracy.n_failed) == (50.0, 12, 6), benchmark
+        assert accuracy.low < 50 < accuracy.high
+    # 13 rows in six categories: three categories all right, three all wrong.
+    assert cells["mmstar"]["accuracy"].value == pytest.approx(50)
+    assert cells["mmstar"]["accuracy"].n == 13
+    assert cells["mmbench"]["accuracy"].value == pytest.approx(200 / 3)
+    assert (cells["mmbench"]["accuracy"].n, cells["mmbench"]["accuracy"].n_failed) == (3, 1)
+    assert cells["mean"]["accuracy"].value == pytest.approx((5 * 50 + 200 / 3) / 6)
+
+    assert cells["mmstar"]["chance"].value == cells["ai2d"]["chance"].value == 25
+    assert cells["mmbench"]["chance"].value == pytest.approx(100 / 4**4)
+    assert cells["hallusionbench"]["chance"].value == 50
+    for count in ("decoded", "thinking", "tag", "conclusion"):
+        assert cells["mmbench"][f"{count}_tokens"].value == COUNTS[count]
+        assert cells["mmbench"][f"{count}_tokens"].n == 12
+
+    found = {(row["benchmark"], row["doc_id"]): row for row in rows}
+    assert len(found) == 13 + 5 * 12
+    for benchmark in ("mmstar", "mmvet", "mathvista", "ai2d", "hallusionbench"):
+        # right, wrong, bare (right by luck, but failed), empty
+        scores = [found[benchmark, doc_id]["score"] for doc_id in range(4)]
+        failed = [found[benchmark, doc_id]["failed"] for doc_id in range(4)]
+        assert (scores, failed) == ([1, 0, 1, 0], [False, False, True, True]), benchmark
+    assert provenance["judge"] == {"backend": "embedded-rules", "model": "embedded-rules"}
+    assert provenance["model"] == "recover"
+
+
+def test_nothing_right(workspace, open_gateway):
+    """MathVista's own aggregate of this is None; no answer at all is 0, too, and all failed."""
+    write_predictions(
+        Path("predictions/heima"),
+        lambda benchmark, doc_id, doc: ("wrong", "empty", "empty conclusion")[doc_id % 3],
+    )
+    _, (cells, _) = score(open_gateway(RULES))
+    for benchmark in RIGHT:
+        assert cells[benchmark]["accuracy"].value == 0, benchmark
+    assert (cells["mathvista"]["accuracy"].n, cells["mathvista"]["accuracy"].n_failed) == (12, 8)
+
+
+def test_unusable_replies_name_their_samples(workspace, open_gateway, monkeypatch):
+    """Not one score is written, and lmms-eval's own retries do not slow the failure down."""
+    from eval import rules
+
+    monkeypatch.setitem(rules._RULES, "mmvet", lambda asked: "a fine answer")
+    write_predictions(Path("predictions/heima"), lambda benchmark, doc_id, doc: "cut off")
+    from eval.gateway import JudgeError
+
+    with pytest.raises(JudgeError, match="left 12 requests without") as caught:
+        score(open_gateway(RULES))
+    assert "mmvet sample 11: mmvet cannot read the reply 'a fine answer'" in str(caught.value)
+    assert not Path("rows").exists()
+    assert not Path("cells").exists()
+
+
+def test_another_edition_is_refused(workspace, open_gateway):
+    write_predictions(Path("predictions/heima"), lambda benchmark, doc_id, doc: "right")
+    made = json.loads(Path("predictions/heima/provenance.json").read_text(encoding="utf-8"))
+    made["data"]["ai2d"] = "other"
+    write_json("predictions/heima/provenance.json", made)
+    with pytest.raises(ValueError, match=r"another edition of ai2d; run `dvc repro predict@heima"):
+        score(open_gateway(RULES))
+
+
+def test_missing_prediction_is_refused(workspace, open_gateway):
+    write_predictions(Path("predictions/heima"), lambda benchmark, doc_id, doc: "right")
+    rows = read_jsonl("predictions/heima/mmvet.jsonl")
+    write_jsonl("predictions/heima/mmvet.jsonl", rows[:-1])
+    with pytest.raises(KeyError, match="no prediction of mmvet, sample 11"):
+        score(open_gateway(RULES))
+
+
+def test_stage_with_the_judge_down(workspace):
+    """The stage ends at once, before anything is scored, and says what to do."""
+    changed = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    changed["judge"] = {
+        "backend": "openai",
+        "base_url": "http://127.0.0.1:9/v1",
+        "model": "my-judge",
+        "api_key_env": "TEST_JUDGE_KEY",
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-m", "stages.score", "heima"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_JUDGE_KEY": "secret"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "the judge my-judge at http://127.0.0.1:9/v1 does not answer" in ended.stderr
+    assert "predictions are kept" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not Path("metrics").exists()
