@@ -12,7 +12,7 @@ import csv
 import io
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ _PUBLISHED_NAMES = {
 }
 
 
+Scores = Mapping[str, tuple[dict[str, dict[str, Cell]], str]]
+"""Name -> (group -> metric -> cell, source file)."""
+
 Samples = dict[tuple[str, int], dict[str, Any]]
 """(benchmark, unit) -> a row of `scores/<variant>.jsonl`."""
 
@@ -79,8 +82,16 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Label:
+    """A text in a table and the file that it came from."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Panel:
-    """A grid: `entries[row, column]` is a number, a text, or absent where none applies.
+    """A grid: `entries[row, column]` is a number or a text.
 
     `digits` gives the decimals of each column, in the order of the columns.
     """
@@ -89,7 +100,7 @@ class Panel:
     corner: str
     rows: tuple[str, ...]
     digits: Mapping[str, int]
-    entries: Mapping[tuple[str, str], Entry | str]
+    entries: Mapping[tuple[str, str], Entry | Label]
 
 
 @dataclass(frozen=True)
@@ -146,9 +157,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
 # Reading: what is expected, and nothing else
 
 
-def _read_scores(
-    root: Path, params: Params, problems: list[str]
-) -> dict[str, tuple[dict[str, dict[str, Cell]], str]]:
+def _read_scores(root: Path, params: Params, problems: list[str]) -> Scores:
     """Variant -> (cells by benchmark, source file)."""
     expected = {benchmark: (*SCORE_METRICS, CHANCE) for benchmark in params.benchmarks}
     expected[MEAN] = SCORE_METRICS
@@ -170,9 +179,7 @@ def _read_scores(
     return scores
 
 
-def _read_similarities(
-    root: Path, params: Params, problems: list[str]
-) -> dict[str, tuple[dict[str, dict[str, Cell]], str]]:
+def _read_similarities(root: Path, params: Params, problems: list[str]) -> Scores:
     """Section -> (cells by control and by difference, source file)."""
     metrics = text_metrics(params.similarity)
     expected: dict[str, tuple[str, ...]] = {}
@@ -191,7 +198,7 @@ def _read_folder(
     expected: Mapping[str, Mapping[str, Collection[str]]],
     params: Params,
     problems: list[str],
-) -> dict[str, tuple[dict[str, dict[str, Cell]], str]]:
+) -> Scores:
     """Read `metrics/<folder>/<name>.json` for each name; report what differs from `expected`."""
     found = {}
     for name, groups in expected.items():
@@ -281,26 +288,26 @@ _DECODED = (
 )
 
 
-def _benchmarks(
-    params: Params, scores: Mapping[str, tuple[dict[str, dict[str, Cell]], str]]
-) -> Block:
+def _score_panel(
+    title: str, metric: str, params: Params, variants: tuple[str, ...], scores: Scores
+) -> Panel:
     columns = (*params.benchmarks, MEAN)
+    return Panel(
+        title,
+        "variant",
+        variants,
+        dict.fromkeys(columns, 1),
+        {
+            (variant, column): Entry.of(scores[variant][0][column][metric], scores[variant][1])
+            for variant in variants
+            for column in columns
+        },
+    )
+
+
+def _benchmarks(params: Params, scores: Scores) -> Block:
     variants = tuple(params.variants)
-
-    def panel(title: str, metric: str, digits: int) -> Panel:
-        return Panel(
-            title,
-            "variant",
-            variants,
-            dict.fromkeys(columns, digits),
-            {
-                (variant, column): Entry.of(cells[column][metric], source)
-                for variant, (cells, source) in scores.items()
-                for column in columns
-            },
-        )
-
-    accuracy = panel("Accuracy (%)", "accuracy", 1)
+    accuracy = _score_panel("Accuracy (%)", "accuracy", params, variants, scores)
     first, source = scores[variants[0]]
     guesses = {benchmark: first[benchmark][CHANCE] for benchmark in params.benchmarks}
     guesses[MEAN] = statistics.mean_of(list(guesses.values()))
@@ -328,32 +335,24 @@ def _benchmarks(
         "Failed answers of n",
         "variant",
         variants,
-        dict.fromkeys(columns, 0),
+        accuracy.digits,
         {
-            (variant, column): f"{cells[column]['accuracy'].n_failed} of "
-            f"{cells[column]['accuracy'].n}"
-            for variant, (cells, _) in scores.items()
-            for column in columns
+            key: Label(f"{entry.n_failed} of {entry.n}", entry.source)
+            for key, entry in accuracy.entries.items()
         },
     )
     return Block(
         origin=f"{params.profile} profile",
         title=f"Benchmarks ({_about(params)})",
         caption=(
-            f"Accuracy in percent by lmms-eval's own rules, "
-            f"judged tasks by {_judge(params)}, and decoded tokens per answer; {_INTERVAL}. "
-            f"{_DECODED}. A failed answer has no conclusion; it stays in n, scored on its whole "
-            "text and with its real length. Chance is what guessing scores."
+            f"Accuracy in percent by lmms-eval's own rules, judged tasks by {_judge(params)}, and "
+            f"decoded tokens per answer; {_INTERVAL}. {_DECODED}. A failed answer has no "
+            "conclusion; it stays in n, scored on its whole text and with its real length. Chance "
+            "is what guessing scores."
         ),
         panels=(
-            Panel(
-                accuracy.title,
-                accuracy.corner,
-                (*variants, CHANCE),
-                accuracy.digits,
-                {**accuracy.entries, **chance},
-            ),
-            panel("Decoded tokens per answer", "decoded_tokens", 1),
+            replace(accuracy, rows=(*variants, CHANCE), entries={**accuracy.entries, **chance}),
+            _score_panel("Decoded tokens per answer", "decoded_tokens", params, variants, scores),
             split,
             failed,
         ),
@@ -362,7 +361,7 @@ def _benchmarks(
 
 def _ablated(params: Params) -> tuple[str, ...]:
     """The variants on the text-CoT model, `heima` first: what an ablation can compare."""
-    others = [name for name, variant in params.variants.items() if variant.model not in ("base",)]
+    others = [name for name, variant in params.variants.items() if variant.model != "base"]
     return tuple(sorted(others, key=lambda name: name != REFERENCE))
 
 
@@ -391,49 +390,27 @@ def _updates(chain: Sequence[Checkpoint]) -> str:
     )
 
 
-def _ablation(
-    params: Params,
-    scores: Mapping[str, tuple[dict[str, dict[str, Cell]], str]],
-    samples: Mapping[str, Samples],
-) -> Block:
+def _ablation(params: Params, scores: Scores, samples: Mapping[str, Samples]) -> Block:
     variants = _ablated(params)
-    columns = (*params.benchmarks, MEAN)
-    training: dict[tuple[str, str], Entry | str] = {}
+    others = tuple(variant for variant in variants if variant != REFERENCE)
+    training = {}
     for variant in variants:
         chain = _lineage(params, params.variants[variant].model)
         # The text-CoT model is where distillation starts: no checkpoint, no update.
-        training[variant, "checkpoints"] = " + ".join(name for name, _ in chain) or "none"
-        training[variant, "updates"] = _updates([checkpoint for _, checkpoint in chain])
-        training[variant, "learning rates"] = (
-            ", ".join(f"{checkpoint.learning_rate:g}" for _, checkpoint in chain) or "none"
-        )
-    accuracy = {
-        (variant, column): Entry.of(scores[variant][0][column]["accuracy"], scores[variant][1])
-        for variant in variants
-        for column in columns
-    }
-    decoded = {
-        (variant, column): Entry.of(
-            scores[variant][0][column]["decoded_tokens"], scores[variant][1]
-        )
-        for variant in variants
-        for column in columns
-    }
-    others = tuple(variant for variant in variants if variant != REFERENCE)
-    deltas = {
-        (variant, column): entry
-        for variant in others
-        for column, entry in _paired(params, samples, variant).items()
-    }
+        for column, text in (
+            ("checkpoints", " + ".join(name for name, _ in chain) or "none"),
+            ("updates", _updates([checkpoint for _, checkpoint in chain])),
+            ("learning rates", ", ".join(f"{c.learning_rate:g}" for _, c in chain) or "none"),
+        ):
+            training[variant, column] = Label(text, "params.yaml")
     return Block(
         origin=f"{params.profile} profile",
         title=f"Ablation ({_about(params)})",
         caption=(
-            f"All variants start from the same text-CoT model; "
-            "updates and learning rates are those of the checkpoints on the way, in their order. "
-            f"Differences to {REFERENCE} are paired on the same questions, in points of their "
-            f"mean score; {_INTERVAL}, questions on one image resampled together. "
-            f"{_DECODED}. Judged tasks by {_judge(params)}."
+            "All variants start from the same text-CoT model; updates and learning rates are "
+            f"those of the checkpoints on the way, in their order. Differences to {REFERENCE} are "
+            f"paired on the same questions, in points of their mean score; {_INTERVAL}, questions "
+            f"on one image resampled together. {_DECODED}. Judged tasks by {_judge(params)}."
         ),
         panels=(
             Panel(
@@ -443,21 +420,19 @@ def _ablation(
                 dict.fromkeys(("checkpoints", "updates", "learning rates"), 0),
                 training,
             ),
-            Panel("Accuracy (%)", "variant", variants, dict.fromkeys(columns, 1), accuracy),
+            _score_panel("Accuracy (%)", "accuracy", params, variants, scores),
             Panel(
                 f"Accuracy minus {REFERENCE} (points)",
                 "variant",
                 others,
-                dict.fromkeys(columns, 1),
-                deltas,
+                dict.fromkeys((*params.benchmarks, MEAN), 1),
+                {
+                    (variant, column): entry
+                    for variant in others
+                    for column, entry in _paired(params, samples, variant).items()
+                },
             ),
-            Panel(
-                "Decoded tokens per answer",
-                "variant",
-                variants,
-                dict.fromkeys(columns, 1),
-                decoded,
-            ),
+            _score_panel("Decoded tokens per answer", "decoded_tokens", params, variants, scores),
         ),
     )
 
@@ -486,9 +461,7 @@ def _paired(
     return {column: Entry.of(cell, source) for column, cell in cells.items()}
 
 
-def _interpreters(
-    params: Params, similarities: Mapping[str, tuple[dict[str, dict[str, Cell]], str]]
-) -> Block:
+def _interpreters(params: Params, similarities: Scores) -> Block:
     controls = params.reconstruct.controls
     others = tuple(control for control in controls if control != "own")
     metrics = text_metrics(params.similarity)
@@ -496,14 +469,14 @@ def _interpreters(
     panels = []
     for section in params.sections:
         cells, source = similarities[section]
-        entries: dict[tuple[str, str], Entry | str] = {
+        entries: dict[tuple[str, str], Entry | Label] = {
             (control, column): Entry.of(cells[control][column], source)
             for control in controls
             for column in digits
         }
         for control in controls:
             cell = cells[control][metrics[0]]
-            entries[control, "empty of n"] = f"{cell.n_failed} of {cell.n}"
+            entries[control, "empty of n"] = Label(f"{cell.n_failed} of {cell.n}", source)
         panels.append(
             Panel(
                 f"{section}: state given", "state", controls, {**digits, "empty of n": 0}, entries
@@ -526,7 +499,7 @@ def _interpreters(
         origin=f"{params.profile} profile",
         title=f"Interpreters ({_about(params)})",
         caption=(
-            f"Held-out sections rebuilt from their own thinking "
+            "Held-out sections rebuilt from their own thinking "
             f"state ({params.states.position}, checkpoint {params.states.checkpoint}) and from "
             "controls. Text metrics in percent, means over samples, an empty reconstruction "
             f"counts 0; {_INTERVAL}. nll_per_token is the reference's negative log-likelihood in "
@@ -543,9 +516,8 @@ def _published_benchmarks(params: Params, rows: Sequence[Mapping[str, str]]) -> 
         origin=PUBLISHED.format("llava-cot-11b"),
         title=f"Benchmarks, {PUBLISHED.format('llava-cot-11b')}",
         caption=(
-            "Other models, data, "
-            "prompts and judges than ours; its generated tokens leave out parts of the released "
-            "format that ours count. No intervals or n were published."
+            "Other models, data, prompts and judges than ours; its generated tokens leave out "
+            "parts of the released format that ours count. No intervals or n were published."
         ),
         panels=_published_panels(rows, ("base", "text-cot", *_PUBLISHED_ABLATION)),
     )
@@ -559,8 +531,8 @@ def _published_ablation(rows: Sequence[Mapping[str, str]]) -> Block:
         origin=PUBLISHED.format("llava-cot-11b"),
         title=f"Ablation, {PUBLISHED.format('llava-cot-11b')}",
         caption=(
-            "It states no updates for "
-            "the run without progressive distillation, and has no answer-only control."
+            "It states no updates for the run without progressive distillation, and has no "
+            "answer-only control."
         ),
         panels=_published_panels(rows, (*_PUBLISHED_ABLATION, "text-cot")),
     )
@@ -578,7 +550,7 @@ def _published_panels(
         ("Accuracy (%)", "accuracy", 1),
         ("Generated tokens, as the paper counts them", "generated_tokens", 1),
     ):
-        entries: dict[tuple[str, str], Entry | str] = {}
+        entries: dict[tuple[str, str], Entry | Label] = {}
         for variant in variants:
             values = []
             for name, label in _PUBLISHED_NAMES.items():
@@ -602,7 +574,7 @@ def _published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) -
     metrics = tuple(dict.fromkeys(row["metric"] for row in rows))
     panels = []
     for count, title in (("3", "An interpreter for each section"), ("1", "One shared interpreter")):
-        entries: dict[tuple[str, str], Entry | str] = {
+        entries: dict[tuple[str, str], Entry | Label] = {
             (row["stage"], row["metric"]): Entry(float(row["value"]), source)
             for row in rows
             if row["interpreters"] == count
@@ -612,9 +584,8 @@ def _published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) -
         origin=PUBLISHED.format("llava-cot-11b"),
         title=f"Interpreters, {PUBLISHED.format('llava-cot-11b')}",
         caption=(
-            "METEOR with WordNet, "
-            "BERTScore F1 with deberta-xlarge-mnli; references with template sentence and tags; "
-            "no control and no likelihood was published."
+            "METEOR with WordNet, BERTScore F1 with deberta-xlarge-mnli; references with template "
+            "sentence and tags; no control and no likelihood was published."
         ),
         panels=tuple(panels),
     )
@@ -636,8 +607,7 @@ def _markdown_panel(panel: Panel) -> str:
     grid = [[panel.corner, *panel.digits]]
     for row in panel.rows:
         shown = (
-            _plain(panel.entries.get((row, column)), digits)
-            for column, digits in panel.digits.items()
+            _plain(panel.entries[row, column], digits) for column, digits in panel.digits.items()
         )
         grid.append([row, *shown])
     grid = [[cell.replace("|", "\\|") for cell in line] for line in grid]
@@ -652,11 +622,9 @@ def _markdown_panel(panel: Panel) -> str:
     return f"**{panel.title}**\n\n" + "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _plain(entry: Entry | str | None, digits: int) -> str:
-    if entry is None:
-        return ""
-    if isinstance(entry, str):
-        return entry
+def _plain(entry: Entry | Label, digits: int) -> str:
+    if isinstance(entry, Label):
+        return entry.text
     value = _fixed(entry.value, digits)
     if entry.low is None or entry.high is None:
         return value
@@ -696,7 +664,11 @@ def _latex_panel(panel: Panel) -> str:
     import pandas as pd
 
     frame = pd.DataFrame(
-        [[panel.entries.get((row, column), "") for column in panel.digits] for row in panel.rows],
+        [
+            # Styler escapes texts, not the texts within objects.
+            [e.text if isinstance(e := panel.entries[row, c], Label) else e for c in panel.digits]
+            for row in panel.rows
+        ],
         index=pd.Index(panel.rows),
         columns=pd.Index(tuple(panel.digits)),
         dtype=object,
@@ -761,12 +733,11 @@ def comma_separated(table: Table) -> str:
     for block in table.blocks:
         for panel in block.panels:
             for row, column in itertools.product(panel.rows, panel.digits):
-                entry = panel.entries.get((row, column))
+                entry = panel.entries[row, column]
                 if isinstance(entry, Entry):
-                    numbers = (entry.low, entry.high, entry.n, entry.n_failed)
+                    numbers = (entry.value, entry.low, entry.high, entry.n, entry.n_failed)
                     shown = ["" if number is None else repr(number) for number in numbers]
-                    line = [repr(entry.value), *shown, entry.source]
                 else:
-                    line = [entry or "", "", "", "", "", "params.yaml"]
-                writer.writerow((block.origin, panel.title, row, column, *line))
+                    shown = [entry.text, "", "", "", ""]
+                writer.writerow((block.origin, panel.title, row, column, *shown, entry.source))
     return file.getvalue()

@@ -3,7 +3,8 @@
     python -m stages.predict heima
 
 Reads params.yaml, models/ and data/benchmarks/ (or params source.benchmarks); writes
-predictions/heima/ and metrics/predict/heima.json (seconds a sample). What scores the answers is `stages.score`, which never decodes again.
+predictions/heima/ and metrics/predict/heima.json (seconds a sample). What scores the answers is
+`stages.score`, which never decodes again.
 """
 
 import sys

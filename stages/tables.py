@@ -1,0 +1,50 @@
+"""Write the tables of the reproduction, or print one: `python -m stages.tables [--show benchmarks]`
+
+Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, scores/{variant}.jsonl and
+       reports/published/*.csv: the files that params.yaml names, no other
+Writes reports/tables/{benchmarks,ablation,interpreters}.{tex,md,csv}
+
+`--show NAME` prints the written Markdown of a table and changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from heima import config, results
+
+FOLDER = Path("reports/tables")
+NAMES = ("benchmarks", "ablation", "interpreters")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--show", choices=NAMES, help="print this table, write nothing")
+    shown = parser.parse_args().show
+    if shown:
+        path = FOLDER / f"{shown}.md"
+        if not path.is_file():
+            raise SystemExit(f"{path} does not exist yet: run `make repro`")
+        print(path.read_text(encoding="utf-8"), end="")
+        return
+
+    from heima import tables
+
+    try:
+        built = tables.build(Path("."), config.load())
+    except tables.TableError as error:
+        raise SystemExit(f"no table was written:\n{error}") from error
+    with results.atomic(FOLDER) as temporary:
+        temporary.mkdir()
+        for name in NAMES:
+            for suffix, render in (
+                ("tex", tables.latex),
+                ("md", tables.markdown),
+                ("csv", tables.comma_separated),
+            ):
+                (temporary / f"{name}.{suffix}").write_text(render(built[name]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

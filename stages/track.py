@@ -1,0 +1,29 @@
+"""Mirror every finished stage into MLflow (sqlite:///mlflow.db): `python -m stages.track`
+
+Reads  dvc.lock, dvc.yaml, params.yaml, metrics/**, loss curves, reports/tables/
+Writes reports/tracking.json (what is mirrored), mlflow.db and mlruns/
+
+Running it again adds nothing; after `rm -r mlflow.db mlruns` it builds the mirror anew. A fault of
+MLflow ends it with a message and leaves every result as it was. `make ui` shows the runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heima import results, tracking
+
+
+def main() -> None:
+    try:
+        summary = tracking.mirror(Path("."))
+    except tracking.TrackingError as error:
+        raise SystemExit(f"track: {error}") from error
+    results.write_json("reports/tracking.json", summary)
+    print(f"{summary['runs']} runs of {summary['profile']} {summary['key']} are in MLflow")
+    if summary["unfinished"]:
+        print(f"not finished: {', '.join(summary['unfinished'])}")
+
+
+if __name__ == "__main__":
+    main()

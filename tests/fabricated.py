@@ -1,0 +1,168 @@
+"""Result files as the stages write them, with invented numbers, for tests of what reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from heima import config, results, statistics
+from heima.measures import NLL, NLL_GAIN, difference, text_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = ("decoded", "thinking", "tag", "conclusion")
+
+
+def write(root: Path, *, questions: int = 20, params_text: str | None = None) -> config.Params:
+    """Write params.yaml, metrics, scores and the published tables below `root`."""
+    text = params_text or (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (root / "params.yaml").write_text(text, encoding="utf-8")
+    params = config.load(root / "params.yaml")
+    published = root / "reports" / "published"
+    shutil.copytree(ROOT / "reports" / "published", published, dirs_exist_ok=True)
+    for seed, variant in enumerate(params.variants):
+        _write_score(root, params, variant, questions, seed)
+    for seed, section in enumerate(params.sections):
+        _write_similarity(root, params, section, seed)
+    return params
+
+
+def _write_score(
+    root: Path, params: config.Params, variant: str, questions: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    rows, cells = [], {}
+    tokens = 140 if variant in ("base", "text-cot") else 42
+    for benchmark in params.benchmarks:
+        found = [
+            {
+                "benchmark": benchmark,
+                "doc_id": number,
+                "unit": number,
+                "image": f"image-{number // 2}",
+                "score": float(random.random() < 0.7),
+                "failed": number == 3 and variant == "heima",
+                "finish": "stop",
+                **{count: int(tokens + random.integers(5)) for count in COUNTS},
+            }
+            for number in range(questions)
+        ]
+        failed = sum(row["failed"] for row in found)
+        resampling = {"draws": 100, "seed": 1, "n_failed": failed}
+        cells[benchmark] = {
+            "accuracy": statistics.cell([row["score"] for row in found], **resampling, scale=100),
+            "chance": results.Cell(25.0, 25.0, 25.0, n=questions),
+            **{
+                f"{count}_tokens": statistics.cell([row[count] for row in found], **resampling)
+                for count in COUNTS
+            },
+        }
+        rows += found
+    cells["mean"] = {
+        metric: statistics.mean_of([cells[benchmark][metric] for benchmark in params.benchmarks])
+        for metric in ("accuracy", *(f"{count}_tokens" for count in COUNTS))
+    }
+    results.write_jsonl(root / "scores" / f"{variant}.jsonl", rows)
+    results.write_metrics(
+        root / "metrics" / "score" / f"{variant}.json",
+        cells,
+        results.provenance(f"score@{variant}", params, judge={"model": "embedded-rules"}),
+    )
+
+
+def _write_similarity(root: Path, params: config.Params, section: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    metrics = text_metrics(params.similarity)
+    cells: dict[str, dict[str, results.Cell]] = {}
+    for control in params.reconstruct.controls:
+        shift = 30 if control == "own" else 0
+        cells[control] = {
+            name: statistics.cell(
+                40 + shift + random.normal(size=20), draws=100, seed=1, n_failed=1
+            )
+            for name in (*metrics, *NLL)
+        }
+        if control != "own":
+            cells[difference(control)] = {
+                name: statistics.cell(30 + random.normal(size=20), draws=100, seed=1)
+                for name in (*metrics, NLL_GAIN)
+            }
+    results.write_metrics(
+        root / "metrics" / "similarity" / f"{section}.json",
+        cells,
+        results.provenance(f"similarity@{section}", params),
+    )
+
+
+PIPELINE = """
+stages:
+  rewrite: {cmd: python -m stages.rewrite}
+  distill:
+    foreach: ${checkpoints}
+    do: {cmd: "python -m stages.distill ${key}"}
+  similarity:
+    matrix: {section: [summary, caption, reasoning]}
+    cmd: python -m stages.similarity ${item.section}
+  predict:
+    foreach: ${variants}
+    do: {cmd: "python -m stages.predict ${key}"}
+  score:
+    foreach: ${variants}
+    do: {cmd: "python -m stages.score ${key}"}
+  tables: {cmd: python -m stages.tables}
+"""
+
+
+def lock(root: Path, params: config.Params) -> None:
+    """Write dvc.yaml, dvc.lock, and what `write` leaves out of the outputs that it records."""
+    (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    plain = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    stages = {}
+
+    def add(name: str, outs: list[str], **used: object) -> None:
+        entries = []
+        for out in outs:
+            path = root / out
+            digest = "0" * 32
+            if path.is_file():
+                digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+            entries.append({"path": out, "md5": digest})
+        stages[name] = {
+            "cmd": f"python -m stages.{name.replace('@', ' ')}",
+            "deps": [{"path": f"fingerprints/{name.partition('@')[0]}.json", "md5": "c" * 32}],
+            "params": {"params.yaml": {"seed": params.seed, **used}},
+            "outs": entries,
+        }
+
+    results.write_json(
+        root / "metrics" / "rewrite.json",
+        {"turns": {"train": 90, "heldout": 10}, "examples": {"p1": "text"}, "provenance": {}},
+    )
+    add("rewrite", ["metrics/rewrite.json"], rewrite=plain["rewrite"])
+    for name, checkpoint in params.checkpoints.items():
+        results.write_jsonl(
+            root / "models" / name / "loss.jsonl",
+            [
+                {"step": step, "loss": 2 / step, "learning_rate": checkpoint.learning_rate}
+                for step in range(1, 6)
+            ],
+        )
+        results.write_metrics(
+            root / "metrics" / "distill" / f"{name}.json",
+            {"heldout": {"loss": results.Cell(0.5, 0.4, 0.6, n=10)}},
+            results.provenance(f"distill@{name}", params, seconds=1.5),
+        )
+        used = {f"checkpoints.{name}": plain["checkpoints"][name]}
+        add(f"distill@{name}", [f"models/{name}", f"metrics/distill/{name}.json"], **used)
+    for section in params.sections:
+        add(f"similarity@{section}", [f"metrics/similarity/{section}.json"])
+    for variant in params.variants:
+        (root / "predictions" / variant).mkdir(parents=True, exist_ok=True)
+        used = {f"variants.{variant}": plain["variants"][variant]}
+        add(f"predict@{variant}", [f"predictions/{variant}"], **used)
+        add(f"score@{variant}", [f"metrics/score/{variant}.json"], judge=plain["judge"])
+    text = yaml.safe_dump({"schema": "2.0", "stages": stages})
+    (root / "dvc.lock").write_text(text, encoding="utf-8")

@@ -1,0 +1,246 @@
+import csv
+import io
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from heima import config, results, statistics, tables
+from stages import tables as stage
+from tests import fabricated
+
+DOCUMENT = (
+    "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{%s}\\end{document}"
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduction")
+    fabricated.write(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    """A reproduction that a test may damage."""
+    return shutil.copytree(root, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def params(root):
+    return config.load(root / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def built(root, params):
+    return tables.build(root, params)
+
+
+def lines_of(table: tables.Table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(tables.comma_separated(table))))
+
+
+def problems(root, params) -> str:
+    with pytest.raises(tables.TableError) as caught:
+        tables.build(root, params)
+    return str(caught.value)
+
+
+def test_every_cell_is_traceable(root, built):
+    """Each number of ours in the CSV is the one in the file that it names."""
+    metric_of = {"Accuracy (%)": "accuracy", "Decoded tokens per answer": "decoded_tokens"}
+    seen = 0
+    for line in lines_of(built["benchmarks"]):
+        if line["origin"] != "toy profile" or line["panel"] not in metric_of:
+            continue
+        if line["row"] == "chance":
+            continue
+        cells, _ = results.read_metrics(root / line["source"])
+        cell = cells[line["column"]][metric_of[line["panel"]]]
+        assert [line[k] for k in ("value", "low", "high", "n", "n_failed")] == [
+            repr(value) for value in (cell.value, cell.low, cell.high, cell.n, cell.n_failed)
+        ]
+        seen += 1
+    assert seen == 6 * 7 * 2
+
+
+def test_published_numbers_are_labelled_and_alone(built):
+    for name, table in built.items():
+        ours, theirs = table.blocks
+        assert ours.origin == "toy profile" and "toy profile" in ours.title
+        assert theirs.title.endswith("paper (llava-cot-11b, VLMEvalKit protocol, not comparable)")
+        for line in lines_of(table):
+            published = line["source"].startswith("reports/published")
+            assert published == line["origin"].startswith("paper"), name
+
+
+def test_captions_say_what_is_counted(built):
+    caption = built["benchmarks"].blocks[0].caption
+    assert "embedded-rules" in caption
+    assert "thinking tokens, tags and the end of turn included" in caption
+    assert "meteor_exact_stem" in built["interpreters"].blocks[0].caption
+
+
+def test_ablation_pairs_samples_and_counts_updates(root, params, built):
+    lines = {
+        (line["panel"], line["row"], line["column"]): line for line in lines_of(built["ablation"])
+    }
+    assert lines["Training", "heima", "updates"]["value"] == "1750 (100 + 150 + 1200 + 300)"
+    assert lines["Training", "heima-no-recover", "checkpoints"]["value"] == "p1 + p2 + p3"
+    assert lines["Training", "text-cot", "updates"]["value"] == "0"
+    assert not any(
+        row == "base" and "profile" in line["origin"] for (_, row, _), line in lines.items()
+    )
+
+    def scores(variant):
+        rows = results.read_jsonl(root / "scores" / f"{variant}.jsonl")
+        return [row for row in rows if row["benchmark"] == "ai2d"]
+
+    ours, theirs = scores("answer-only"), scores("heima")
+    cell = statistics.paired_cell(
+        [row["score"] for row in ours],
+        [row["score"] for row in theirs],
+        clusters=[row["image"] for row in theirs],
+        draws=params.similarity.draws,
+        seed=params.seed,
+        n_failed=1,
+        scale=100,
+    )
+    line = lines["Accuracy minus heima (points)", "answer-only", "ai2d"]
+    assert [float(line[k]) for k in ("value", "low", "high")] == [cell.value, cell.low, cell.high]
+    assert line["n_failed"] == "1"
+
+
+def test_mmbench_rotations_count_once(copy, params):
+    """Rows of one unit are one question, failed where any of them is."""
+    for variant in params.variants:
+        path = copy / "scores" / f"{variant}.jsonl"
+        rows = results.read_jsonl(path)
+        for row in rows:
+            if row["benchmark"] == "mmbench":
+                row["unit"] = row["doc_id"] // 4
+        results.write_jsonl(path, rows)
+    for line in lines_of(tables.build(copy, params)["ablation"]):
+        if line["panel"].startswith("Accuracy minus") and line["column"] == "mmbench":
+            assert (line["n"], line["n_failed"]) == ("5", "1")
+
+
+def test_missing_and_left_over_cells_are_all_named(copy, params):
+    (copy / "metrics/score/heima.json").unlink()
+    shutil.copy(copy / "metrics/score/base.json", copy / "metrics/score/filler.json")
+    path = copy / "metrics/similarity/caption.json"
+    content = results.read_json(path)
+    del content["cells"]["zero"]["nll"]
+    content["cells"]["noise"] = {"bleu4": content["cells"]["own"]["bleu4"]}
+    results.write_json(path, content)
+    (copy / "reports/published/interpreters.csv").unlink()
+    found = problems(copy, params)
+    assert "metrics/score/heima.json is missing: run `dvc repro score@heima`" in found
+    assert "metrics/score/filler.json is left over" in found
+    assert "metrics/similarity/caption.json lacks the cell zero/nll" in found
+    assert "metrics/similarity/caption.json has the left-over cell noise/bleu4" in found
+    assert "reports/published/interpreters.csv is missing" in found
+
+
+def test_results_of_another_profile_are_refused(copy, params):
+    path = copy / "metrics/score/base.json"
+    content = results.read_json(path)
+    content["provenance"]["profile"] = "paper"
+    results.write_json(path, content)
+    assert "base.json is of the profile paper, params.yaml is toy" in problems(copy, params)
+
+
+def test_other_editions_are_refused(copy, params):
+    path = copy / "metrics/score/base.json"
+    content = results.read_json(path)
+    content["cells"]["ai2d"]["chance"] |= {"value": 20.0, "low": 20.0, "high": 20.0}
+    results.write_json(path, content)
+    assert "chance on ai2d differs between variants ([20.0, 25.0])" in problems(copy, params)
+
+
+def test_unpaired_samples_are_named(copy, params):
+    path = copy / "scores/answer-only.jsonl"
+    results.write_jsonl(path, results.read_jsonl(path)[1:])
+    found = problems(copy, params)
+    assert "scores/answer-only.jsonl and scores/heima.jsonl must have the same samples" in found
+    assert "mmstar/0" in found
+
+
+def test_latex_escapes_values_and_both_indexes():
+    panel = tables.Panel(
+        "50 % & more_",
+        "row",
+        ("a_b & c",),
+        {"x_1 %": 1, "text": 0},
+        {
+            ("a_b & c", "x_1 %"): tables.Entry(-1.25, "f", -2.0, -0.01, 4, 0),
+            ("a_b & c", "text"): tables.Label("{5 %} ~ #1 $", "f"),
+        },
+    )
+    block = tables.Block("here", "A_title", "p < 5 %, \\ and {braces}", (panel,))
+    found = tables.latex(tables.Table("t", (block,)))
+    assert r"a\_b \& c" in found and r"x\_1 \%" in found
+    assert r"\{5 \%\}" in found and r"\#1 \$" in found
+    assert r"50 \% \& more\_" in found and r"A\_title. p \textless{} 5 \%" in found
+    assert r"\textbackslash{} and \{braces\}" in found
+    # What rounds to nothing has no sign.
+    assert "$-$1.2" in found and "[$-$2.0, 0.0]" in found
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "ablation", "interpreters"])
+def test_latex_is_complete(built, tmp_path, name):
+    text = tables.latex(built[name])
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") >= 2
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}")
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == text.count(r"\midrule")
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    compiler = shutil.which("pdflatex")
+    if not compiler:
+        return
+    (tmp_path / f"{name}.tex").write_text(text, encoding="utf-8")
+    (tmp_path / "document.tex").write_text(DOCUMENT % f"{name}.tex", encoding="utf-8")
+    done = subprocess.run(
+        [compiler, "-interaction=nonstopmode", "-halt-on-error", "document.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert not re.search(r"Overfull|Float too large", done.stdout)
+
+
+def test_markdown_shows_intervals_and_failures(built):
+    text = tables.markdown(built["benchmarks"])
+    assert re.search(r"\| heima +\| \d+\.\d \[\d+\.\d, \d+\.\d\]", text)
+    assert "6 of 120" in text
+    assert "toy profile" in text and "not comparable" in text
+
+
+def test_the_stage_writes_three_files_a_table_and_shows_one(copy, monkeypatch, capsys):
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr("sys.argv", ["tables", "--show", "benchmarks"])
+    with pytest.raises(SystemExit, match="does not exist yet: run `make repro`"):
+        stage.main()
+    monkeypatch.setattr("sys.argv", ["tables"])
+    stage.main()
+    written = sorted(path.name for path in (copy / "reports/tables").iterdir())
+    names = sorted(("benchmarks", "ablation", "interpreters"))
+    assert written == [f"{name}.{suffix}" for name in names for suffix in ("csv", "md", "tex")]
+    monkeypatch.setattr("sys.argv", ["tables", "--show", "benchmarks"])
+    capsys.readouterr()
+    stage.main()
+    assert capsys.readouterr().out == (copy / "reports/tables/benchmarks.md").read_text()
+
+
+def test_the_stage_leaves_the_tables_when_a_cell_is_missing(copy, monkeypatch):
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr("sys.argv", ["tables"])
+    stage.main()
+    before = (copy / "reports/tables/benchmarks.csv").read_bytes()
+    (copy / "metrics/score/heima.json").unlink()
+    with pytest.raises(SystemExit, match="no table was written:\nmetrics/score/heima"):
+        stage.main()
+    assert (copy / "reports/tables/benchmarks.csv").read_bytes() == before
