@@ -65,6 +65,7 @@ class Rewrite(_Model):
 
     heldout: Annotated[float, Field(gt=0, lt=1)]
     split: Literal["image", "turn"]
+    image_place: Literal["alternate", "first"]
     spacing: Literal["canonical", "any"]
 
 

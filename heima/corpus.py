@@ -32,7 +32,7 @@ class Turn:
     """One question about one image with its staged answer.
 
     `image` is the path inside the source's zip; `image_first` says on which side of the question
-    the image stands (before it for records of even index, after it for odd ones).
+    the image stands.
     """
 
     id: str
@@ -142,12 +142,18 @@ def _record_fault(record: Any) -> str | None:
 
 
 def read_turns(
-    path: str | Path, images: ImageZip, *, spacing: Literal["canonical", "any"]
+    path: str | Path,
+    images: ImageZip,
+    *,
+    spacing: Literal["canonical", "any"],
+    image_place: Literal["alternate", "first"],
 ) -> Iterator[Turn | Drop]:
     """Flatten, check and parse every record of a `train.jsonl`, in the file's order.
 
     With `spacing="canonical"` an answer must be spaced exactly as `cot.render` writes it
-    (the recipe's filter B). A record whose image is unusable drops all its turns, one `Drop` each.
+    (the recipe's filter B). The image stands before every question, or, with
+    `image_place="alternate"`, after those of records with an odd index (recipe, section 1).
+    A record whose image is unusable drops all its turns, one `Drop` each.
     """
     for index, record in read_records(path):
         if isinstance(record, Drop):
@@ -162,7 +168,8 @@ def read_turns(
                 yield Drop(identity, fault.reason, str(fault))
             continue
         for identity, question, answer in pairs:
-            yield _turn(identity, record["image"], question, answer, index % 2 == 0, spacing)
+            image_first = image_place == "first" or index % 2 == 0
+            yield _turn(identity, record["image"], question, answer, image_first, spacing)
 
 
 def _pair(record: dict[str, Any]) -> tuple[list[tuple[str, str, str]], list[Drop]]:

@@ -22,7 +22,12 @@ def main() -> None:
     source = corpus.locate("data/source")
     turns, drops = [], []
     images = corpus.ImageZip(source / "images.zip")
-    for item in corpus.read_turns(source / "train.jsonl", images, spacing=params.rewrite.spacing):
+    for item in corpus.read_turns(
+        source / "train.jsonl",
+        images,
+        spacing=params.rewrite.spacing,
+        image_place=params.rewrite.image_place,
+    ):
         (drops if isinstance(item, corpus.Drop) else turns).append(item)
     train, heldout = corpus.split(
         turns, heldout=params.rewrite.heldout, by=params.rewrite.split, seed=params.seed

@@ -46,7 +46,11 @@ def toy_turns(toy_source):
     from heima import corpus
 
     images = corpus.ImageZip(toy_source / "images.zip")
-    turns = list(corpus.read_turns(toy_source / "train.jsonl", images, spacing="canonical"))
+    turns = list(
+        corpus.read_turns(
+            toy_source / "train.jsonl", images, spacing="canonical", image_place="alternate"
+        )
+    )
     assert all(isinstance(turn, corpus.Turn) for turn in turns)
     return turns
 

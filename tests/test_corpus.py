@@ -28,7 +28,7 @@ def record(identity="r", image="set/a.png", *values: str) -> dict:
     }
 
 
-def read(folder, *lines: dict | bytes, spacing="canonical"):
+def read(folder, *lines: dict | bytes, spacing="canonical", image_place="alternate"):
     """The turns and drops of a source made of these records (or raw lines)."""
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
         png = io.BytesIO()
@@ -40,7 +40,10 @@ def read(folder, *lines: dict | bytes, spacing="canonical"):
     (folder / "train.jsonl").write_bytes(b"\n".join(raw))
     items = list(
         corpus.read_turns(
-            folder / "train.jsonl", corpus.ImageZip(folder / "images.zip"), spacing=spacing
+            folder / "train.jsonl",
+            corpus.ImageZip(folder / "images.zip"),
+            spacing=spacing,
+            image_place=image_place,
         )
     )
     turns = [item for item in items if isinstance(item, corpus.Turn)]
@@ -54,9 +57,10 @@ def test_every_pair_becomes_a_turn_without_history(tmp_path):
     assert turns[0].sections == cot.parse(ANSWER) and turns[0].kind == "set" and not drops
 
 
-def test_the_image_stands_first_in_even_records(tmp_path):
-    turns, _ = read(tmp_path, record("a"), record("b"), record("c"))
-    assert [turn.image_first for turn in turns] == [True, False, True]
+@pytest.mark.parametrize(("place", "expected"), [("alternate", [1, 0, 1]), ("first", [1, 1, 1])])
+def test_the_image_stands_first_in_even_records_or_in_all(tmp_path, place, expected):
+    turns, _ = read(tmp_path, record("a"), record("b"), record("c"), image_place=place)
+    assert [turn.image_first for turn in turns] == expected
 
 
 @pytest.mark.parametrize(
