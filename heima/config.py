@@ -95,7 +95,7 @@ class ToyVlm(Schedule):
 
     kind: Literal["train"]
     hidden_size: PositiveInt
-    vision_steps: Annotated[int, Field(ge=0)]
+    vision_steps: PositiveInt
     muon_learning_rate: PositiveFloat
 
 

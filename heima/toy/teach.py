@@ -7,25 +7,35 @@ write sections for a question (Llama-3.1-8B-Instruct).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from transformers import MllamaProcessor, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from torch import nn
+from transformers import (
+    MllamaForConditionalGeneration,
+    MllamaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from heima import training
-from heima.batching import MllamaCollator, encode_turns, pad_text
+from heima.batching import MllamaCollator, Sample, encode_turns, pad_text
 from heima.config import Params, Schedule, ToyLlm, ToyVlm
 from heima.corpus import ImageZip, Turn
 from heima.cot import COMPRESSIBLE
 from heima.interpreter import PLAIN_WORDING
-from heima.tokens import Encoded, Vocabulary
+from heima.tokens import IGNORED, Encoded, Vocabulary
 from heima.toy.models import build_llm, build_vlm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
-from heima.toy.world import Scene
+from heima.toy.world import CELLS, EMPTY, OBJECTS, Scene
+from heima.training import token_losses
+
+THINGS = (*OBJECTS, EMPTY)
 
 RENDERING = {"text-cot": "text-cot", "base": "answer-only"}
 """What each VLM is trained on."""
@@ -49,7 +59,7 @@ def teach_vlm(
     train: Sequence[Turn],
     heldout: Sequence[Turn],
     images: ImageZip,
-    scenes: Sequence[Scene],
+    scenes: Mapping[str, Scene],
 ) -> Taught:
     """Train `text-cot`, or `base` for as many FLOPs as `text-cot` takes.
 
@@ -73,26 +83,82 @@ def teach_vlm(
         )
         schedule = vlm.model_copy(update={"steps": round(vlm.steps * other / own)})
         facts = {"flops_per_sample": own, "flops_per_sample_text_cot": other}
-    vision = warm_up_vision(model, processor, scenes, steps=vlm.vision_steps, seed=params.seed)
-    curve = _fit(model, samples, collate, schedule, vlm.muon_learning_rate, params)
+    facts["vision_accuracy"] = warm_up_vision(
+        model, processor, list(scenes.values()), steps=vlm.vision_steps, seed=params.seed
+    )
+    curve = _fit(
+        _Grounded(model, params.seed),
+        samples,
+        _GroundedCollator(collate, scenes, vocabulary),
+        schedule,
+        vlm.muon_learning_rate,
+        params,
+    )
     losses = training.heldout_losses(model, held, collate, batch_size=vlm.batch_size)
-    return Taught(model, curve, losses, {"vision_accuracy": vision, **facts})
+    return Taught(model, curve, losses, facts)
 
 
-def training_scenes(params: Params, images: Iterable[str]) -> list[Scene]:
-    """The scenes behind the source's image paths; held-out images teach the eyes nothing either."""
+class _GroundedCollator:
+    """A VLM's batches with `named`, (batch, length): what stands in each cell a prompt names."""
+
+    def __init__(
+        self, collate: MllamaCollator, scenes: Mapping[str, Scene], vocabulary: Vocabulary
+    ) -> None:
+        self._collate = collate
+        self._scenes = scenes
+        ids = vocabulary.tokenizer.convert_tokens_to_ids(list(CELLS))
+        self._cells = dict(zip(ids, CELLS, strict=True))
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        batch = self._collate(samples)
+        named = torch.full_like(batch["labels"], IGNORED)
+        for row, sample in enumerate(samples):
+            scene = self._scenes[sample.image]
+            for place, token in enumerate(sample.encoded.input_ids[: sample.encoded.body]):
+                if token in self._cells:
+                    named[row, place] = THINGS.index(scene.at(self._cells[token]))
+        return {**batch, "named": named}
+
+
+class _Grounded(nn.Module):
+    """A VLM that also learns, while it is trained, to look where a question points.
+
+    A pretrained VLM knows what the image shows at a place that its prompt names. A tiny one that
+    learns to look from captions alone looks only while it writes captions, and with those
+    compressed it cannot answer. So a throw-away head reads, from the last hidden state of each
+    cell that a prompt names, what stands there; its loss is added to the language model's.
+    """
+
+    def __init__(self, model: MllamaForConditionalGeneration, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        torch.manual_seed(seed)
+        self.head = nn.Linear(model.config.text_config.hidden_size, len(THINGS))
+
+    def forward(
+        self, labels: torch.Tensor, named: torch.Tensor, **inputs: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
+        sums, counts = token_losses(self.model.lm_head(hidden), labels)
+        here = named != IGNORED
+        grounding = nn.functional.cross_entropy(self.head(hidden[here]), named[here])
+        return {"loss": sums.sum() / counts.sum() + grounding}
+
+
+def training_scenes(params: Params, images: Iterable[str]) -> dict[str, Scene]:
+    """The scenes behind image paths of the source; held-out images teach no model anything."""
     source = params.source
     scenes = source_scenes(
         records=source.records, turns=source.turns, mix=source.mix, seed=params.seed
     )
-    return [scenes[int(PurePosixPath(image).stem)] for image in sorted(images)]
+    return {image: scenes[int(PurePosixPath(image).stem)] for image in sorted(images)}
 
 
 class _TextCollator:
     def __init__(self, pad_id: int) -> None:
         self._pad_id = pad_id
 
-    def __call__(self, samples: Sequence[Encoded]):
+    def __call__(self, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         return pad_text(samples, self._pad_id)
 
 
@@ -135,7 +201,7 @@ def _llm_prompt(turn: Turn, section: str, told: bool) -> str:
 
 
 def _fit(
-    model: PreTrainedModel,
+    model: nn.Module,
     samples: Sequence[Any],
     collate: training.Collate,
     schedule: Schedule,

@@ -15,9 +15,9 @@ sum-yes-no            are some cells worth that many points       HallusionBench
 
 Every answer comes as the four sections of LLaVA-CoT. The summary is a function of the question
 alone, the caption and the reasoning depend on the image. The wordings are chosen so that a tiny
-transformer learns them within two minutes on a CPU: the caption reads the cells in a fixed order,
-intermediate points are number *words* and final values *digits*, and the reasoning holds each
-candidate beside the value, so that a verdict compares neighbours and `yes` marks the answer.
+transformer learns them within two minutes on a CPU: the caption reads the whole grid, intermediate
+points are number *words* and final values *digits*, and the reasoning holds each candidate beside
+the value, so that a verdict compares neighbours and `yes` marks the answer.
 (Looking a value's letter up instead, by induction, was not learnt in the same time.)
 """
 
@@ -187,12 +187,7 @@ def question_text(kind: str, cells: Sequence[str], claim: str | None) -> str:
         if claim is None:
             return f"What is at {cells[0]}?"
         return f"Is it true that {claim} is at {cells[0]}?"
-    if len(cells) == 2:
-        place = f"{cells[0]} and {cells[1]}"
-    elif cells[0][1] == cells[1][1]:
-        place = f"row {cells[0][1]}"
-    else:
-        place = f"column {cells[0][0]}"
+    place = f"{', '.join(cells[:-1])} and {cells[-1]}"
     if claim is None:
         return f"What is the total of {place}?"
     return f"Is it true that {claim} is the total of {place}?"
@@ -308,7 +303,7 @@ def compose(
         conclusion=conclusion,
         prompt=prompt_text(style, text, options),
         summary=_summary(kind, cells),
-        caption=_caption(scene),
+        caption=_caption(scene, cells),
         reasoning=_reasoning(scene, kind, cells, value, options, claim),
     )
 
@@ -347,13 +342,14 @@ def _summary(kind: str, cells: Sequence[str]) -> str:
     return f"i need to {task} {' '.join(cells)} ."
 
 
-def _seen(thing: str) -> str:
-    return thing.replace("-", " ")
+def _caption(scene: Scene, cells: Sequence[str]) -> str:
+    """The whole grid, the cells that were asked about first.
 
-
-def _caption(scene: Scene) -> str:
-    """All nine cells in a fixed order, whatever was asked: each image teaches nine readings."""
-    return " ".join(f"{cell} {_seen(scene.at(cell))}" for cell in CELLS)
+    Nine readings a scene teach a tiny model to look, two do not; and because the order depends on
+    the question, it must look by a cell's name, not by its place in the text.
+    """
+    order = (*cells, *(cell for cell in CELLS if cell not in cells))
+    return " ".join(f"{cell} {scene.at(cell)}" for cell in order)
 
 
 def _reasoning(
@@ -369,7 +365,7 @@ def _reasoning(
     Candidate and value stand side by side, so that the verdict compares neighbours.
     """
     if kind.startswith("look"):
-        steps = [f"{cells[0]} {_seen(scene.at(cells[0]))}"]
+        steps = [f"{cells[0]} {scene.at(cells[0])}"]
     else:
         steps, total = [], 0
         for cell in cells:
