@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from pathlib import Path
 
 import grimp
@@ -79,7 +80,10 @@ def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, s
 
 
 def main() -> None:
-    config.load()
+    try:
+        config.load()
+    except config.ConfigError as error:
+        sys.exit(f"error: {error}")
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
     for stage in STAGES:
         write_json(Path("fingerprints") / f"{stage}.json", fingerprint(Path.cwd(), stage, graph))

@@ -3,9 +3,10 @@
     python -m stages.score heima
 
 Reads params.yaml, predictions/heima/ and the benchmarks' data; writes scores/heima.jsonl (each
-sample) and metrics/score/heima.json (the table's cells). The judge of params is asked through a
-gateway on a free loopback port. A judge that does not answer ends the stage before anything is
-scored; one that leaves requests unanswered ends it with their samples named and nothing written.
+sample), metrics/score/heima.json (the table's cells) and reports/summary/heima.json (what
+`dvc metrics show` lists). The judge of params is asked through a gateway on a free loopback port. A
+judge that does not answer ends the stage before anything is scored; one that leaves requests
+unanswered ends it with their samples named and nothing written.
 """
 
 import sys
@@ -18,9 +19,12 @@ def main(variant: str) -> None:
     start.quiet()
     from eval.gateway import Gateway, JudgeError
     from heima import config
+    from heima.summary import summarise_scores
 
+    params = config.load()
+    metrics_file = Path("metrics/score") / f"{variant}.json"
     try:
-        with Gateway(config.load().judge) as gateway:
+        with Gateway(params.judge) as gateway:
             gateway.probe()
             gateway.route_lmms_eval()
             # lmms-eval's judged tasks read where the judge is when they are imported.
@@ -29,12 +33,13 @@ def main(variant: str) -> None:
             score(
                 variant,
                 Path("scores") / f"{variant}.jsonl",
-                Path("metrics/score") / f"{variant}.json",
+                metrics_file,
                 predictions=Path("predictions") / variant,
                 gateway=gateway,
             )
     except JudgeError as error:
         sys.exit(f"score@{variant}: {error}")
+    summarise_scores(metrics_file, Path("reports/summary") / f"{variant}.json", params)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@
 Reads  reconstructions/{section}.jsonl: one row for each held-out turn and control
 Writes scores/similarity/{section}.parquet: every metric of every reconstruction
        metrics/similarity/{section}.json: means, and own minus control, with 95 % intervals
+       reports/summary/{section}.json: what `dvc metrics show` lists
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from heima import config, cot, results
+from heima.summary import summarise_similarity
 
 
 def main() -> None:
@@ -35,11 +38,13 @@ def main() -> None:
         raise SystemExit(f"similarity of {section}: {error}") from error
     with results.atomic(f"scores/similarity/{section}.parquet") as temporary:
         pd.DataFrame(columns).to_parquet(temporary, index=False)
+    metrics_file = Path(f"metrics/similarity/{section}.json")
     results.write_metrics(
-        f"metrics/similarity/{section}.json",
+        metrics_file,
         cells,
         results.provenance(f"similarity@{section}", params, **computed_with),
     )
+    summarise_similarity(metrics_file, Path(f"reports/summary/{section}.json"), params)
     for control in params.reconstruct.controls:
         shown = "  ".join(f"{name} {cell.value:.2f}" for name, cell in cells[control].items())
         print(f"{section} {control}: {shown}")

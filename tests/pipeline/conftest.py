@@ -76,7 +76,8 @@ def check_out(folder: Path) -> Checkout:
     for name in filter(None, names.split("\0")):
         source = ROOT / name
         # A reproduction's own results are not part of the copy.
-        if source.is_file() and name not in ("dvc.lock", "reports/tracking.json"):
+        own_result = name == "dvc.lock" or name.startswith(("metrics/", "reports/summary/"))
+        if source.is_file() and not own_result:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)

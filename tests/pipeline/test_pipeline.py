@@ -103,6 +103,19 @@ def test_token_counts_of_every_prediction_add_up(reproduction, small):
                 )
 
 
+def test_dvc_lists_the_cells(reproduction, small):
+    shown = reproduction.checkout.run("dvc", "metrics", "show", "--md").stdout
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line
+    ]
+    header, rows = lines[0], {line[0]: line for line in lines[2:]}
+    assert {f"reports/summary/{n}.json" for n in (*small.variants, *small.sections)} == set(rows)
+    cells, _ = read_metrics(reproduction.root / "metrics" / "score" / "heima.json")
+    for benchmark in (*small.benchmarks, "mean"):
+        value = rows["reports/summary/heima.json"][header.index(benchmark)]
+        assert float(value) == pytest.approx(cells[benchmark]["accuracy"].value, abs=1e-3)
+
+
 def test_the_tables_are_labelled(reproduction):
     tables = reproduction.root / "reports" / "tables"
     for name in ("benchmarks", "ablation", "interpreters"):

@@ -1,0 +1,36 @@
+"""What `dvc metrics show` lists: a row a variant or section, a column a number.
+
+DVC spreads every key of a metrics file over its own column. The files with all cells, intervals
+and provenance would fill thousands, so these small ones stand beside them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heima.config import Params
+from heima.measures import NLL_GAIN, difference, text_metrics
+from heima.results import Cell, read_metrics, write_json
+
+
+def _rounded(cell: Cell) -> float:
+    return round(cell.value, 3)
+
+
+def summarise_scores(metrics_file: Path, summary_file: Path, params: Params) -> None:
+    """Accuracy of each benchmark in percent, their mean, and mean decoded tokens of an answer."""
+    cells, _ = read_metrics(metrics_file)
+    row = {name: _rounded(cells[name]["accuracy"]) for name in (*params.benchmarks, "mean")}
+    write_json(summary_file, {**row, "decoded": _rounded(cells["mean"]["decoded_tokens"])})
+
+
+def summarise_similarity(metrics_file: Path, summary_file: Path, params: Params) -> None:
+    """Text metrics of the own state, and what its likelihood gains over each control in nats."""
+    cells, _ = read_metrics(metrics_file)
+    row = {name: _rounded(cells["own"][name]) for name in text_metrics(params.similarity)}
+    gains = {
+        f"{NLL_GAIN}_{control}": _rounded(cells[difference(control)][NLL_GAIN])
+        for control in params.reconstruct.controls
+        if control != "own"
+    }
+    write_json(summary_file, {**row, **gains})
