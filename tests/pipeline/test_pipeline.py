@@ -66,6 +66,14 @@ def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small
                 assert cell.low <= cell.value <= cell.high, (stage, metric, cell)
 
 
+def test_base_gets_the_compute_of_text_cot(reproduction):
+    _, base = read_metrics(reproduction.root / "metrics" / "teach" / "base.json")
+    _, teacher = read_metrics(reproduction.root / "metrics" / "teach" / "text-cot.json")
+    spent = base["updates"] * base["flops_per_sample"]
+    allowed = teacher["updates"] * base["flops_per_sample_text_cot"]
+    assert abs(spent - allowed) <= base["flops_per_sample"] / 2, "equal to half an update"
+
+
 def test_held_out_images_were_never_trained_on(reproduction):
     from heima import corpus
 
