@@ -25,7 +25,8 @@ $(INSTALLED): requirements.txt requirements-nodeps.txt pyproject.toml
 install: $(INSTALLED) ## Create .venv and install everything that is pinned
 
 repro: install ## Run the pipeline to the tables (what is cached is not run again)
-	dvc repro
+	dvc repro tables
+	-dvc repro track # a fault of MLflow takes nothing from the results
 	@python -m stages.tables --show benchmarks
 
 test: install ## Run the tests
@@ -42,5 +43,6 @@ ui: install ## Mirror the results into MLflow and serve its UI on 127.0.0.1 (POR
 	python -m stages.track
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
 
-clean: ## Remove what the pipeline made, and its cache
-	rm -rf data models states interpreters reconstructions predictions scores metrics fingerprints .dvc/cache .dvc/tmp mlflow.db mlartifacts
+clean: ## Remove what the pipeline made and git does not hold, and its cache
+	rm -rf data models states interpreters reconstructions predictions scores fingerprints
+	rm -rf .dvc/cache .dvc/tmp mlruns mlflow.db* reports/tracking.json

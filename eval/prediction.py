@@ -7,12 +7,11 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from lmms_eval.models import get_model
-
 from eval import tasks
+from eval.chat_models import Heima
 from heima import config, cot
 from heima.results import atomic, provenance, write_json, write_jsonl, write_metrics
-from heima.statistics import cell
+from heima.statistics import DRAWS, cell
 
 
 def predict(
@@ -41,7 +40,7 @@ def predict(
     data = {b: tasks.data_revision(tasks.data_folder(params, b)) for b in params.benchmarks}
     with tempfile.TemporaryDirectory() as cache:
         loaded = {b: tasks.load(params, b, Path(cache)) for b in params.benchmarks}
-        model = get_model("heima")(name=name, models=str(models), params=params_file)
+        model = Heima(name=name, models=str(models), params=params_file)
         for task in loaded.values():
             task.build_all_requests()
             model.task_dict[task.config.task] = task.dataset
@@ -58,23 +57,24 @@ def predict(
             "counts": asdict(answer.counts),
             "finish": answer.finish,
         }
-    origin = provenance(
-        f"predict@{variant}",
-        params,
-        model=name,
-        decoding=params.predict.model_dump(mode="json"),
-        lmms_eval=tasks.lmms_eval_version(),
-        tasks={b: known.task for b, known in params.benchmarks.items()},
-        data=data,
-    )
+    # What scoring depends on: nothing that could change while the answers stay the same.
+    origin = {
+        "model": name,
+        "decoding": params.predict.model_dump(mode="json"),
+        "lmms_eval": tasks.lmms_eval_version(),
+        "tasks": {b: known.task for b, known in params.benchmarks.items()},
+        "data": data,
+    }
     with atomic(folder) as temporary:
         temporary.mkdir()
         for benchmark, found in rows.items():
             write_jsonl(temporary / f"{benchmark}.jsonl", (found[key] for key in sorted(found)))
         write_json(temporary / "provenance.json", origin)
-    resampling = {"draws": params.similarity.draws, "seed": params.seed}
     write_metrics(
         metrics_file,
-        {b: {"seconds_per_sample": cell(values, **resampling)} for b, values in seconds.items()},
-        origin,
+        {
+            benchmark: {"seconds_per_sample": cell(values, draws=DRAWS, seed=params.seed)}
+            for benchmark, values in seconds.items()
+        },
+        provenance(f"predict@{variant}", params, **origin),
     )

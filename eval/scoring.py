@@ -21,10 +21,10 @@ import pandas as pd
 from datasets import Image
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
 from eval import prompts, tasks
+from eval.chat_models import HeimaReplay
 from eval.gateway import Gateway, JudgeError
 from heima import config
 from heima.config import Params
@@ -88,7 +88,7 @@ def score(
             )
     with tempfile.TemporaryDirectory() as scratch:
         loaded = {b: tasks.load(params, b, Path(scratch)) for b in params.benchmarks}
-        replay = get_model("heima-replay")(predictions=str(predictions), params=params_file)
+        replay = HeimaReplay(predictions=str(predictions), params=params_file)
         # MMBench prints its categories; here they have no reader.
         with contextlib.redirect_stdout(None):
             results = simple_evaluate(

@@ -27,6 +27,9 @@ from heima.cot import COMPRESSIBLE, RENDERINGS
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Section = Literal["summary", "caption", "reasoning"]
 Control = Literal["own", "shuffled", "mean", "zero", "question-only"]
+QuestionKind = Literal[
+    "look-option", "sum-option", "look-free", "sum-number", "look-yes-no", "sum-yes-no"
+]
 InterpreterInput = Literal["own", "question-only"]
 Benchmark = Literal["mmstar", "mmbench", "mmvet", "mathvista", "ai2d", "hallusionbench"]
 
@@ -48,8 +51,18 @@ class ToySource(_Model):
     kind: Literal["toy"]
     records: PositiveInt
     turns: PositiveInt
-    mix: dict[Name, PositiveFloat] = Field(min_length=1)
+    mix: dict[QuestionKind, PositiveFloat] = Field(min_length=1)
     benchmark_sizes: dict[Benchmark, PositiveInt]
+
+    @model_validator(mode="after")
+    def _whole_sets(self) -> ToySource:
+        size = self.benchmark_sizes.get("hallusionbench", 0)
+        if size % 4:
+            raise ValueError(
+                f"benchmark_sizes.hallusionbench = {size} must be a multiple of 4: its sets are "
+                "two questions about each of two figures"
+            )
+        return self
 
 
 class FolderSource(_Model):
@@ -201,14 +214,17 @@ class Reconstruct(Decoding):
     controls: tuple[Control, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _own_first(self) -> Reconstruct:
+    def _own_among_distinct(self) -> Reconstruct:
         if "own" not in self.controls or len(set(self.controls)) != len(self.controls):
             raise ValueError("controls must name `own` and no control twice")
         return self
 
 
 class Similarity(_Model):
-    """`bertscore` and `meteor` name the resource, and with it the column."""
+    """`bertscore` and `meteor` name the resource, and with it the column.
+
+    `draws` resamples stand behind the intervals of scores and similarity.
+    """
 
     bertscore: Literal["minilm-l6", "deberta-xlarge-mnli"]
     bertscore_path: str | None = None
@@ -277,11 +293,19 @@ class Params(_Model):
                 )
             self._check_matched(name, checkpoint)
             self._chain(name)
-        if self.states.checkpoint not in self.checkpoints:
+        compressed = sorted(
+            name
+            for name, checkpoint in self.checkpoints.items()
+            if set(RENDERINGS[checkpoint.data].values()) == {"token"}
+        )
+        if self.states.checkpoint not in compressed:
             raise ValueError(
-                f"states.checkpoint = {self.states.checkpoint!r} is not one of "
-                f"{sorted(self.checkpoints)}"
+                f"states.checkpoint = {self.states.checkpoint!r} is not one of {compressed}, the "
+                "checkpoints that compress every section"
             )
+        if "heima" not in self.variants:
+            raise ValueError("variants must name `heima`: ablations are compared with it")
+        self._check_source()
         for name, variant in self.variants.items():
             allowed = known | {"base"}
             if variant.model not in allowed:
@@ -289,6 +313,19 @@ class Params(_Model):
                     f"variants.{name}.model = {variant.model!r} is not one of {sorted(allowed)}"
                 )
         return self
+
+    def _check_source(self) -> None:
+        if self.source.kind == "toy":
+            lacking = sorted(set(self.benchmarks) - set(self.source.benchmark_sizes))
+            if lacking:
+                raise ValueError(f"source.benchmark_sizes lacks {', '.join(lacking)}")
+            return
+        for name, part in (("vlm", self.teach.vlm), ("llm", self.teach.llm)):
+            if part.kind == "train":
+                raise ValueError(
+                    f"teach.{name}.kind = 'train' needs source.kind = 'toy': only the toy world's "
+                    "models are trained from scratch"
+                )
 
     def _check_matched(self, name: str, checkpoint: Checkpoint) -> None:
         if not checkpoint.matched:

@@ -12,6 +12,7 @@ import io
 import json
 import posixpath
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from heima import cot
 
@@ -63,6 +64,17 @@ class Drop:
     detail: str
 
 
+# PIL raises SyntaxError for a broken PNG chunk, OSError for a truncated or unknown file.
+_IMAGE_FAULTS = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    Image.DecompressionBombError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 class ImageZip:
     """Images read straight from the zip they ship in.
 
@@ -93,11 +105,12 @@ class ImageZip:
             raise ImageFault("unsafe_image_path", f"{name!r} leaves the zip")
         if name not in self._names:
             raise ImageFault("missing_image", f"{name!r} is not in {self.path.name}")
+        # lmms-eval switches on, for the whole process, that what is cut off is filled with grey.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
             with Image.open(io.BytesIO(self._zip.read(name))) as image:
                 return image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, zipfile.BadZipFile) as error:
-            # PIL raises SyntaxError for a broken PNG chunk, OSError for a truncated file.
+        except _IMAGE_FAULTS as error:
             raise ImageFault("broken_image", f"{name!r} cannot be decoded: {error}") from error
 
 
@@ -153,14 +166,23 @@ def read_turns(
     With `spacing="canonical"` an answer must be spaced exactly as `cot.render` writes it
     (the recipe's filter B). The image stands before every question, or, with
     `image_place="alternate"`, after those of records with an odd index (recipe, section 1).
-    A record whose image is unusable drops all its turns, one `Drop` each.
+    A record whose image is unusable drops all its turns, one `Drop` each; of turns with the same
+    id the first is kept.
     """
+    seen: set[str] = set()
     for index, record in read_records(path):
         if isinstance(record, Drop):
             yield record
             continue
-        pairs, unpaired = _pair(record)
+        paired, unpaired = _pair(record)
         yield from unpaired
+        pairs = []
+        for pair in paired:
+            if pair[0] in seen:
+                yield Drop(pair[0], "repeated_id", "an earlier record has the same id")
+            else:
+                seen.add(pair[0])
+                pairs.append(pair)
         try:
             images.read(record["image"])
         except ImageFault as fault:

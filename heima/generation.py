@@ -95,7 +95,7 @@ def generate(
         "max_new_tokens": decoding.max_new_tokens,
         "eos_token_id": sorted(ends),
         "pad_token_id": tokenizer.pad_token_id,
-        **_sampling(decoding),
+        **sampling(decoding),
     }
     count = _Tally(vocabulary)
     images = _Images(processor.image_processor)
@@ -130,8 +130,11 @@ def _end_ids(model: PreTrainedModel) -> set[int]:
     return set(ends) if isinstance(ends, list) else {ends}
 
 
-def _sampling(decoding: Decoding) -> dict[str, Any]:
-    # Named in full: what a checkpoint's generation_config holds must not leak in.
+def sampling(decoding: Decoding) -> dict[str, Any]:
+    """How `generate` of transformers draws tokens, greedily at temperature 0.
+
+    Every option is named: what a checkpoint's generation_config holds must not leak in.
+    """
     if decoding.temperature == 0:
         return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     return {

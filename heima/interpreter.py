@@ -16,9 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from heima.batching import pad, pad_text
-from heima.config import InterpreterInput
+from heima.config import Decoding, InterpreterInput
 from heima.corpus import Turn
 from heima.cot import thinking_token
+from heima.generation import sampling
 from heima.tokens import Encoded, Vocabulary
 from heima.training import token_losses
 
@@ -139,10 +140,7 @@ def reconstruct(
     readings: Sequence[Reading],
     vocabulary: Vocabulary,
     *,
-    temperature: float,
-    top_k: int,
-    max_new_tokens: int,
-    batch_size: int,
+    decoding: Decoding,
     seed: int,
 ) -> list[Reconstruction]:
     """Generate from each reading's prompt, and score its true text, in the given order."""
@@ -151,13 +149,8 @@ def reconstruct(
     tokenizer = vocabulary.tokenizer
     collate = ReadingCollator(tokenizer.pad_token_id)
     results: list[Reconstruction] = []
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": top_k}
-        if temperature > 0
-        else {"do_sample": False}
-    )
-    for start in range(0, len(readings), batch_size):
-        chunk = readings[start : start + batch_size]
+    for start in range(0, len(readings), decoding.batch_size):
+        chunk = readings[start : start + decoding.batch_size]
         sums, counts = _nll(reader, chunk, collate)
         # Generation continues the prompt, so it pads on the left.
         prompts = [one.encoded.input_ids[: one.encoded.body][::-1] for one in chunk]
@@ -168,10 +161,10 @@ def reconstruct(
         generated = reader.llm.generate(
             inputs_embeds=reader.embed(ids.to(place), states.to(place)),
             attention_mask=mask.to(place),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **sampling,
+            **sampling(decoding),
         )
         for row, nll, count in zip(generated.tolist(), sums, counts, strict=True):
             finish = "stop" if tokenizer.eos_token_id in row else "length"

@@ -21,6 +21,10 @@ Name = TypeVar("Name", bound=Hashable)
 
 PERCENTILES = (2.5, 97.5)
 
+DRAWS = 1_000
+"""Resamples behind the intervals of held-out losses and timings, which no parameter governs: a
+model is not trained again for another interval."""
+
 _CHUNK_ELEMENTS = 4_000_000
 """Resampled ids held at once: 32 MB, whatever the number of samples and draws."""
 

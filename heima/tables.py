@@ -137,7 +137,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
     tables = (
         Table(
             "benchmarks",
-            (_benchmarks(params, scores), _published_benchmarks(params, published["benchmarks"])),
+            (_benchmarks(params, scores), _published_benchmarks(published["benchmarks"])),
         ),
         Table(
             "ablation",
@@ -422,7 +422,7 @@ def _ablation(params: Params, scores: Scores, samples: Mapping[str, Samples]) ->
             ),
             _score_panel("Accuracy (%)", "accuracy", params, variants, scores),
             Panel(
-                f"Accuracy minus {REFERENCE} (points)",
+                f"Mean score minus {REFERENCE} (points, each question counts once)",
                 "variant",
                 others,
                 dict.fromkeys((*params.benchmarks, MEAN), 1),
@@ -511,7 +511,7 @@ def _interpreters(params: Params, similarities: Scores) -> Block:
     )
 
 
-def _published_benchmarks(params: Params, rows: Sequence[Mapping[str, str]]) -> Block:
+def _published_benchmarks(rows: Sequence[Mapping[str, str]]) -> Block:
     return Block(
         origin=PUBLISHED.format("llava-cot-11b"),
         title=f"Benchmarks, {PUBLISHED.format('llava-cot-11b')}",

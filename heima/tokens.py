@@ -73,23 +73,19 @@ class Vocabulary:
         )
         return user, whole.removeprefix(user)
 
-    def encode(
-        self, question: str, image: ImagePlace, answer: str, *, loss_on_prompt: bool = False
-    ) -> Encoded:
+    def encode(self, question: str, image: ImagePlace, answer: str) -> Encoded:
         """Token ids and labels of one turn.
 
         The loss covers the whole assistant turn (header, tags, thinking tokens, conclusion, end of
-        turn) and leaves out the user's; `loss_on_prompt` adds that, as the official interpreter
-        training does.
+        turn) and leaves out the user's. (The official interpreter training covers that too.)
         """
         user, header, body = (
             self._ids(part) for part in (*self._chat(question, image), self._to_reserved(answer))
         )
         body.append(self.tokenizer.eos_token_id)
-        shown = user if loss_on_prompt else [IGNORED] * len(user)
         return Encoded(
             input_ids=user + header + body,
-            labels=shown + header + body,
+            labels=[IGNORED] * len(user) + header + body,
             body=len(user) + len(header),
         )
 

@@ -15,7 +15,7 @@ import time
 from heima import config, corpus, models
 from heima.batching import MllamaCollator, encode_turns
 from heima.results import atomic, provenance, write_metrics
-from heima.statistics import cell
+from heima.statistics import DRAWS, cell
 from heima.training import heldout_losses, train, write_curve
 
 
@@ -59,7 +59,7 @@ def main(name: str) -> None:
         write_curve(folder / "loss.jsonl", curve)
     write_metrics(
         f"metrics/distill/{name}.json",
-        {"heldout": {"loss": cell(losses, draws=params.similarity.draws, seed=params.seed)}},
+        {"heldout": {"loss": cell(losses, draws=DRAWS, seed=params.seed)}},
         provenance(
             f"distill@{name}",
             params,

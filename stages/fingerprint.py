@@ -64,10 +64,18 @@ def module_path(root: Path, module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+def _packages(module: str) -> set[str]:
+    """The packages around a module: `a.b.c` lies in `a.b` and `a`."""
+    parts = module.split(".")
+    return {".".join(parts[:depth]) for depth in range(1, len(parts))}
+
+
 def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, str]:
     """Module or YAML file -> hash, for everything that `stages.<stage>` imports below `root`."""
     entry = f"stages.{stage}"
     modules = {entry, *graph.find_upstream_modules(entry)}
+    # Importing a module runs its packages' __init__ too.
+    modules |= {parent for module in modules for parent in _packages(module)}
     hashes = {
         module: syntax_hash(module_path(root, module).read_text(encoding="utf-8"))
         for module in modules

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from heima import config, corpus, interpreter, models, states
 from heima.results import atomic, provenance, write_metrics
-from heima.statistics import cell
+from heima.statistics import DRAWS, cell
 from heima.training import heldout_losses, train, write_curve
 
 
@@ -63,7 +63,7 @@ def main(section: str, source: config.InterpreterInput) -> None:
         write_curve(folder / "loss.jsonl", curve)
     write_metrics(
         f"metrics/interpret/{section}-{source}.json",
-        {"heldout": {"loss": cell(losses, draws=params.similarity.draws, seed=params.seed)}},
+        {"heldout": {"loss": cell(losses, draws=DRAWS, seed=params.seed)}},
         provenance(
             f"interpret@{section}-{source}",
             params,

@@ -3,12 +3,14 @@
     python -m stages.prepare
 
 Writes `data/source/` (`train.jsonl` and `images.zip`, or `source.json` that names the folder which
-holds them) and `data/benchmarks/` (one folder a benchmark, empty where the source has its own).
+holds them) and `data/benchmarks/` (one folder a benchmark, or `source.json` that lists the files
+of the folder given). DVC does not watch a given folder: after changing it, `dvc repro -f prepare`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 from heima import config
@@ -42,6 +44,12 @@ def main() -> None:
             )
         else:
             folder = Path(params.source.path)
+            lacking = [n for n in ("train.jsonl", "images.zip") if not (folder / n).is_file()]
+            if lacking:
+                sys.exit(
+                    f"error: source.path = {folder} lacks {' and '.join(lacking)}: put "
+                    "LLaVA-CoT-100k's train.jsonl and its images, as images.zip, there"
+                )
             with (folder / "train.jsonl").open("rb") as records:
                 checksum = hashlib.file_digest(records, "sha256").hexdigest()
             write_json(
@@ -50,6 +58,18 @@ def main() -> None:
                     "folder": str(folder),
                     "train.jsonl": {"sha256": checksum},
                     "images.zip": {"bytes": (folder / "images.zip").stat().st_size},
+                },
+            )
+            # Predictions and scores depend on this file, so other data re-run them.
+            given = Path(params.source.benchmarks)
+            write_json(
+                benchmarks / "source.json",
+                {
+                    "folder": str(given),
+                    "files": {
+                        file.relative_to(given).as_posix(): file.stat().st_size
+                        for file in sorted(given.rglob("*.parquet"))
+                    },
                 },
             )
 

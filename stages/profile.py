@@ -37,7 +37,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def changes(old: str, new: str) -> list[str]:
     """One line for each key that differs between two parameter texts."""
-    before, after = flatten(yaml.safe_load(old)), flatten(yaml.safe_load(new))
+    try:
+        before = flatten(yaml.safe_load(old) or {})
+    except yaml.YAMLError:
+        return [f"{PARAMS} was not YAML; all of it changes"]
+    after = flatten(yaml.safe_load(new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if key not in after:
@@ -67,9 +71,13 @@ def switch(name: str, *, force: bool) -> list[str]:
                 f"{PARAMS} equals no profile, so it holds changes of yours; "
                 f"--force keeps them as {PARAMS}.orig and switches"
             )
-        shutil.copy(PARAMS, f"{PARAMS}.orig")
+        kept = Path(f"{PARAMS}.orig")
+        if kept.exists():
+            raise config.ConfigError(f"{kept} exists already; move it away first")
+        shutil.copy(PARAMS, kept)
+    lines = changes(old, new)
     PARAMS.write_text(new, encoding="utf-8")
-    return changes(old or "{}", new)
+    return lines
 
 
 def main() -> None:
@@ -79,7 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.name is None:
-            current = PARAMS.read_text(encoding="utf-8")
+            current = PARAMS.read_text(encoding="utf-8") if PARAMS.exists() else ""
             for path in sorted(PROFILES.glob("*.yaml")):
                 mark = "*" if path.read_text(encoding="utf-8") == current else " "
                 print(f"{mark} {path.stem}")

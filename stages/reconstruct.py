@@ -51,10 +51,7 @@ def main(section: str) -> None:
             readers[source],
             readings,
             vocabulary,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
+            decoding=options,
             seed=params.seed,
         )
         for turn, one in zip(turns, written, strict=True):

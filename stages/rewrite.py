@@ -9,6 +9,7 @@ rendering's text.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import asdict
 
@@ -29,9 +30,15 @@ def main() -> None:
         image_place=params.rewrite.image_place,
     ):
         (drops if isinstance(item, corpus.Drop) else turns).append(item)
-    train, heldout = corpus.split(
-        turns, heldout=params.rewrite.heldout, by=params.rewrite.split, seed=params.seed
-    )
+    dropped = dict(sorted(Counter(drop.reason for drop in drops).items()))
+    print(f"{len(turns)} turns, {len(drops)} drops {dropped or ''}")
+    try:
+        train, heldout = corpus.split(
+            turns, heldout=params.rewrite.heldout, by=params.rewrite.split, seed=params.seed
+        )
+    except ValueError as error:
+        shown = "".join(f"\n  {drop.where}: {drop.reason}: {drop.detail}" for drop in drops[:20])
+        sys.exit(f"error: {error}{shown}")
     with atomic("data/rewritten") as folder:
         folder.mkdir()
         corpus.write_turns(folder / "train.parquet", train)
@@ -45,7 +52,7 @@ def main() -> None:
                 "train": len({turn.image for turn in train}),
                 "heldout": len({turn.image for turn in heldout}),
             },
-            "dropped": dict(sorted(Counter(drop.reason for drop in drops).items())),
+            "dropped": dropped,
             "provenance": provenance("rewrite", params, source=corpus.revision(source)),
             "examples": {name: render(train[0].sections, name) for name in RENDERINGS},
         },

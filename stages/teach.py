@@ -16,7 +16,7 @@ from heima.results import atomic, provenance, write_json, write_metrics
 
 
 def train_toy(name: str, params: config.Params) -> None:
-    from heima.statistics import cell
+    from heima.statistics import DRAWS, cell
     from heima.toy import models as toy
     from heima.toy import teach
     from heima.training import write_curve
@@ -48,11 +48,7 @@ def train_toy(name: str, params: config.Params) -> None:
         write_curve(folder / "loss.jsonl", taught.curve)
     write_metrics(
         f"metrics/teach/{name}.json",
-        {
-            "heldout": {
-                "loss": cell(taught.heldout_losses, draws=params.similarity.draws, seed=params.seed)
-            }
-        },
+        {"heldout": {"loss": cell(taught.heldout_losses, draws=DRAWS, seed=params.seed)}},
         provenance(
             f"teach@{name}",
             params,

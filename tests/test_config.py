@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import yaml
 
 from heima import config
+from heima.toy.world import KINDS
 from stages import profile
 from tests.conftest import ROOT
 
@@ -18,6 +21,10 @@ def test_params_yaml_is_the_toy_profile():
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_profile_is_valid(path):
     assert config.load(path).profile == path.stem
+
+
+def test_the_kinds_of_question_are_the_toy_worlds():
+    assert get_args(config.QuestionKind) == KINDS
 
 
 def edit(raw: dict, key: str, value) -> str:
@@ -49,6 +56,13 @@ def edit(raw: dict, key: str, value) -> str:
         ("reconstruct.controls", ["zero"], r"must name `own`"),
         ("teach.llm.hidden_size", 32, r"llm\.hidden_size = 32 must equal vlm\.hidden_size"),
         ("judge.backend", "oracle", r"judge.*embedded-rules"),
+        ("variants.heima", ..., r"variants must name `heima`"),
+        ("states.checkpoint", "p1", r"states\.checkpoint = 'p1' is not one of \['one-shot'"),
+        ("source.mix", {"guess": 1}, r"source.*mix\.guess.*'look-option'"),
+        ("source.benchmark_sizes.ai2d", ..., r"source\.benchmark_sizes lacks ai2d"),
+        ("source.benchmark_sizes.hallusionbench", 7, r"hallusionbench = 7 must be a multiple of 4"),
+        ("source", {"kind": "folder", "path": "x", "benchmarks": "y"},
+         r"teach\.vlm\.kind = 'train' needs source\.kind = 'toy'"),
         ("source.kind", "hub", r"source.*'toy', 'folder'"),
     ],
 )  # fmt: skip
@@ -94,6 +108,15 @@ def test_switching_there_and_back_changes_nothing(checkout):
 def test_an_unknown_profile_lists_the_known(checkout):
     with pytest.raises(config.ConfigError, match=r"'tiny' is not one of \['paper', 'toy'\]"):
         profile.switch("tiny", force=False)
+
+
+def test_a_source_folder_that_lacks_its_files_is_named(checkout):
+    from stages import prepare
+
+    profile.switch("paper", force=False)
+    with pytest.raises(SystemExit, match=r"data/llava-cot-100k lacks train\.jsonl and images\.zip"):
+        prepare.main()
+    assert not (checkout / "data" / "source").exists()
 
 
 def test_changed_params_are_not_lost(checkout):

@@ -36,6 +36,12 @@ def read(folder, *lines: dict | bytes, spacing="canonical", image_place="alterna
         archive.writestr("set/a.png", png.getvalue())
         archive.writestr("set/broken.png", png.getvalue()[: len(png.getvalue()) // 2])
         archive.writestr("set/text.png", b"not an image")
+        archive.writestr("set/damaged.png", bytes(2000), zipfile.ZIP_DEFLATED)
+    # A member whose compressed bytes no longer inflate.
+    raw = bytearray((folder / "images.zip").read_bytes())
+    start = raw.index(b"set/damaged.png") + len(b"set/damaged.png")
+    raw[start : start + 4] = b"\xff\xff\xff\xff"
+    (folder / "images.zip").write_bytes(raw)
     raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     (folder / "train.jsonl").write_bytes(b"\n".join(raw))
     items = list(
@@ -69,6 +75,7 @@ def test_the_image_stands_first_in_even_records_or_in_all(tmp_path, place, expec
         (record("r", "set/none.png"), [("r-1", "missing_image")]),
         (record("r", "set/broken.png"), [("r-1", "broken_image")]),
         (record("r", "set/text.png"), [("r-1", "broken_image")]),
+        (record("r", "set/damaged.png"), [("r-1", "broken_image")]),
         (record("r", "../secret.png"), [("r-1", "unsafe_image_path")]),
         (record("r", "set/../../a.png"), [("r-1", "unsafe_image_path")]),
         (record("r", "set\\..\\a.png"), [("r-1", "unsafe_image_path")]),
@@ -94,6 +101,12 @@ def test_bad_input_is_dropped_with_its_reason_and_loses_nothing_else(tmp_path, l
     turns, found = read(tmp_path, line, record("good"))
     assert found == drops
     assert "good-1" in [turn.id for turn in turns]
+
+
+def test_a_repeated_id_keeps_the_first_turn_only(tmp_path):
+    turns, drops = read(tmp_path, record("r", "set/a.png", "Q1", ANSWER),
+                        record("r", "set/a.png", "Q2", ANSWER))  # fmt: skip
+    assert [turn.question for turn in turns] == ["Q1"] and drops == [("r-1", "repeated_id")]
 
 
 def test_odd_spacing_is_kept_when_allowed(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from heima import interpreter, models
-from heima.config import Schedule
+from heima.config import Decoding, Schedule
 from heima.training import train
 
 
@@ -32,10 +32,8 @@ def readings(toy_turns, own_states, toy_vocabulary, source="own", wordings="plai
 
 
 def reconstruct(reader, some, toy_vocabulary, batch_size):
-    return interpreter.reconstruct(
-        reader, some, toy_vocabulary,
-        temperature=0.0, top_k=50, max_new_tokens=6, batch_size=batch_size, seed=0,
-    )  # fmt: skip
+    decoding = Decoding(temperature=0.0, top_k=50, max_new_tokens=6, batch_size=batch_size)
+    return interpreter.reconstruct(reader, some, toy_vocabulary, decoding=decoding, seed=0)
 
 
 def test_only_the_thinking_tokens_embedding_is_replaced(

@@ -87,7 +87,9 @@ def test_ablation_pairs_samples_and_counts_updates(root, params, built):
     lines = {
         (line["panel"], line["row"], line["column"]): line for line in lines_of(built["ablation"])
     }
-    assert lines["Training", "heima", "updates"]["value"] == "1750 (100 + 150 + 1200 + 300)"
+    steps = [params.checkpoints[name].steps for name in ("p1", "p2", "p3", "recover")]
+    updates = f"{sum(steps)} ({' + '.join(map(str, steps))})"
+    assert lines["Training", "heima", "updates"]["value"] == updates
     assert lines["Training", "heima-no-recover", "checkpoints"]["value"] == "p1 + p2 + p3"
     assert lines["Training", "text-cot", "updates"]["value"] == "0"
     assert not any(
@@ -108,7 +110,9 @@ def test_ablation_pairs_samples_and_counts_updates(root, params, built):
         n_failed=1,
         scale=100,
     )
-    line = lines["Accuracy minus heima (points)", "answer-only", "ai2d"]
+    line = lines[
+        "Mean score minus heima (points, each question counts once)", "answer-only", "ai2d"
+    ]
     assert [float(line[k]) for k in ("value", "low", "high")] == [cell.value, cell.low, cell.high]
     assert line["n_failed"] == "1"
 

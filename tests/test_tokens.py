@@ -55,11 +55,6 @@ def test_decode_stops_at_the_end_of_turn(toy_vocabulary):
     assert toy_vocabulary.decode(ids) == "<THINKING_OF_SUMMARY>"
 
 
-def test_loss_on_prompt_labels_everything(toy_vocabulary):
-    encoded = toy_vocabulary.encode("What is at a1?", "none", "red-square", loss_on_prompt=True)
-    assert encoded.labels == encoded.input_ids
-
-
 def test_a_tokenizer_without_the_reserved_token_is_an_error(toy_processor):
     with pytest.raises(ValueError, match="<nowhere>"):
         Vocabulary(toy_processor.tokenizer, {"summary": "<nowhere>"})

@@ -66,7 +66,7 @@ def test_predict(models):
     provenance = read_json(first / "provenance.json")
     assert provenance["model"] == "text-cot"
     cells, origin = read_metrics(Path("seconds.json"))
-    assert origin == provenance
+    assert origin.items() >= provenance.items()
     for benchmark, row in cells.items():
         assert row["seconds_per_sample"].n == len(read_jsonl(first / f"{benchmark}.jsonl"))
         assert row["seconds_per_sample"].value > 0
