@@ -53,8 +53,8 @@ class _LikeLengths(Sampler[int]):
 
     Every `_POOL` batches of a fresh shuffle are sorted by length, cut into batches, and the batches
     shuffled: little padding, yet neighbouring batches are not alike. (The Trainer's own grouping
-    runs from long to short within each pool, which here meant from one question kind to the next,
-    and the toy teacher did not learn.)
+    runs from long to short within each pool, which here means from one question kind to the next;
+    the one trial of the toy teacher with it learnt next to nothing.)
     """
 
     _POOL = 16
