@@ -33,6 +33,7 @@ from typing import Any, Protocol
 import openai
 
 from eval import prompts, rules
+from eval.judge import JudgeError
 from heima.config import EmbeddedRules, OpenAIJudge
 
 _REQUESTS_AT_ONCE = 32
@@ -42,10 +43,6 @@ _TASKS_THAT_KEEP_THE_URL = (
     "lmms_eval.tasks.hallusion_bench.utils",
     "lmms_eval.tasks.mmbench.en_utils",
 )
-
-
-class JudgeError(RuntimeError):
-    """The judge cannot be used, or left something unanswered; the message says what."""
 
 
 class Unanswered(Exception):
@@ -139,13 +136,22 @@ class OpenAIBackend:
         return Reply(content, found.model, usage)
 
 
+def bypass_proxies() -> None:
+    """Let no proxy of the environment stand between this process and the gateway."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, ["127.0.0.1", os.environ.get(name)]))
+
+
 class Gateway:
     """The server, as a context manager. `url` is its base URL, `failures` what it could not answer.
 
-    `identity` names the judge in results.
+    `identity` names the judge in results. `port` 0 is a free one; each reply of the judge takes at
+    least `delay_seconds`, so that a test or a trial can see a slow one.
     """
 
-    def __init__(self, judge: EmbeddedRules | OpenAIJudge) -> None:
+    def __init__(
+        self, judge: EmbeddedRules | OpenAIJudge, *, port: int = 0, delay_seconds: float = 0.0
+    ) -> None:
         self._backend: Backend = (
             RulesBackend() if judge.backend == "embedded-rules" else OpenAIBackend(judge)
         )
@@ -154,7 +160,8 @@ class Gateway:
         self._known: dict[str, Reply | Failure] = {}
         self._gone: str | None = None
         self._pool = ThreadPoolExecutor(_REQUESTS_AT_ONCE)
-        self._server = _Server(self)
+        self._delay_seconds = delay_seconds
+        self._server = _Server(self, port)
         # 0.05 s is how long closing waits at most.
         serve = functools.partial(self._server.serve_forever, 0.05)
         self._thread = threading.Thread(target=serve, daemon=True)
@@ -183,8 +190,7 @@ class Gateway:
             # The judge's own key stays with the backend.
             "OPENAI_API_KEY": "gateway",
         }
-        for name in ("NO_PROXY", "no_proxy"):
-            os.environ[name] = ",".join(filter(None, ["127.0.0.1", os.environ.get(name)]))
+        bypass_proxies()
 
     def probe(self) -> None:
         """Ask one short question through the door; raises `JudgeError` where that fails."""
@@ -223,6 +229,7 @@ class Gateway:
         asked = prompts.recognise(prompt)
         if asked is None:
             return Failure(prompt, "no judge prompt of lmms-eval's tasks")
+        time.sleep(self._delay_seconds)
         try:
             reply = self._backend.reply(asked, body)
         except Unanswered as fault:
@@ -270,8 +277,8 @@ def _completion(reply: Reply | Failure) -> dict[str, Any]:
 class _Server(ThreadingHTTPServer):
     """Serves one gateway; a request that breaks off is a failure, not just a missing score."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, gateway: Gateway, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.gateway = gateway
 
     def handle_error(self, request: object, client_address: object) -> None:

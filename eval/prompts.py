@@ -1,7 +1,7 @@
-"""The judge prompts of lmms-eval 0.7.3's tasks: recognised, taken apart, their replies checked.
+"""Judge prompts, of lmms-eval 0.7.3's tasks and our own: recognised, taken apart, replies checked.
 
-Four of the six tasks ask a judge. Each has one fixed wording, so a prompt tells by itself what is
-asked and what a usable reply looks like:
+Four of the six tasks ask a judge, and so does the similarity of reconstructions. Each has one fixed
+wording, so a prompt tells by itself what is asked and what a usable reply looks like:
 
 ==============  ===================================  ======================================
 kind            asks for                             usable reply
@@ -10,6 +10,7 @@ mmvet           a grade of a prediction              starts with a number from 0
 mathvista       the final answer within a response   any text
 hallusionbench  whether two answers agree            names correct, incorrect or unclear
 mmbench         the option that an answer means      a single letter A to E
+similarity      how similar two texts' meaning is    {"grade": 1} to {"grade": 5}
 ==============  ===================================  ======================================
 
 The checks matter because the tasks themselves have none: an unusable reply becomes the score 0
@@ -22,13 +23,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from eval.judge import similarity
+
 
 @dataclass(frozen=True)
 class Question:
     """A judge prompt taken apart.
 
-    `kind` is the benchmark whose task asks; `question`, `reference` and `answer` are what is
-    asked, what is right ("" where the judge is not told) and what the model said.
+    `kind` is the benchmark whose task asks, or `similarity`; `question`, `reference` and `answer`
+    are what is asked, what is right ("" where the judge is not told) and what the model said.
     """
 
     kind: str
@@ -88,6 +91,21 @@ def _mmbench(prompt: str) -> Question | None:
     return Question("mmbench", *found.groups()) if found else None
 
 
+def _similarity(prompt: str) -> Question | None:
+    texts = similarity.compared(prompt)
+    if texts is None:
+        return None
+    return Question("similarity", texts["question"], texts["original"], texts["reconstruction"])
+
+
+def _is_similarity(reply: str) -> bool:
+    try:
+        similarity.parse(reply)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_grade(reply: str) -> bool:
     try:
         return 0.0 <= float(reply.split(" ")[0]) <= 1.0
@@ -100,9 +118,11 @@ _KINDS: dict[str, Callable[[str], Question | None]] = {
     "Please read the following example. Then extract the answer": _mathvista,
     "Imagine you are an intelligent teacher. Thoroughly read the question, ref": _hallusionbench,
     "You are an AI assistant who will help me to match an answer": _mmbench,
+    similarity.INSTRUCTIONS: _similarity,
 }
 
 _USABLE: dict[str, Callable[[str], bool]] = {
+    "similarity": _is_similarity,
     "mmvet": _is_grade,
     "mathvista": bool,
     "hallusionbench": lambda reply: re.search("correct|unclear", reply.lower()) is not None,

@@ -6,11 +6,14 @@ benchmarks it would misjudge every paraphrase, so its name stands in every resul
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 
 from eval.prompts import Question
+from heima.measures import EMBEDDED_RULES
 
-NAME = "embedded-rules"
+NAME = EMBEDDED_RULES
 
 
 class Ungradable(ValueError):
@@ -22,6 +25,8 @@ def answer(asked: Question) -> str:
 
     >>> answer(Question("mmvet", "What is at a1?", "red-square", "a red-square"))
     '1.0'
+    >>> answer(Question("similarity", "What is at a1?", "a1 red-square", "a1 red-circle"))
+    '{"grade": 2}'
     >>> answer(Question("mathvista", "What is the total of a1 and b2?", "", "8 is the total"))
     '8'
 
@@ -87,4 +92,23 @@ def _match(asked: Question) -> str:
     return "E"
 
 
-_RULES = {"mmvet": _grade, "mathvista": _extract, "hallusionbench": _agree, "mmbench": _match}
+_SIMILAR = (0.9, 0.7, 0.4)
+"""The share of common words (F1) from which on a text gets the grades 4, 3 and 2; below: 1."""
+
+
+def _compare(asked: Question) -> str:
+    """5 for the same words in the same order, else by the F1 of the words that both texts have."""
+    left, right = _words(asked.reference), _words(asked.answer)
+    common = (Counter(left) & Counter(right)).total()
+    share = 2 * common / max(1, len(left) + len(right))
+    grade = 5 if left == right else 1 + sum(share >= bound for bound in _SIMILAR)
+    return json.dumps({"grade": grade})
+
+
+_RULES = {
+    "mmvet": _grade,
+    "mathvista": _extract,
+    "hallusionbench": _agree,
+    "mmbench": _match,
+    "similarity": _compare,
+}

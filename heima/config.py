@@ -195,10 +195,33 @@ class States(_Model):
 
 
 class Interpret(Schedule):
-    """Interpreter training, the same for every section and every input (recipe, section 3)."""
+    """Interpreter training, the same for every interpreter and every input (recipe, section 3).
+
+    `steps` counts for one section: an interpreter of three sections trains three times as long, as
+    an epoch over its three times as many samples would.
+    """
 
     lora: Lora
     wordings: Literal["plain", "varied"]
+
+
+class Interpreter(_Model):
+    """One LoRA on the LLM, and the sections whose states it learns to read."""
+
+    sections: tuple[Section, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Interpreter:
+        if len(set(self.sections)) != len(self.sections):
+            raise ValueError("sections must name no section twice")
+        return self
+
+
+class NamedReconstruction(_Model):
+    """A row of the interpreters' table: one section, rebuilt by one interpreter."""
+
+    interpreter: Name
+    section: Section
 
 
 class Decoding(_Model):
@@ -221,15 +244,32 @@ class Reconstruct(Decoding):
 
 
 class Similarity(_Model):
-    """`bertscore` and `meteor` name the resource, and with it the column.
+    """How a reconstruction is compared with its section.
 
+    `bertscore` and `meteor` name the resource, and with it the column (`heima.measures`); a path
+    says where that resource lies if not where its library keeps it. `references` are the sections
+    alone (`clean`), or with an answer sentence and tags around them, which the predictions lack
+    (`official`, as the paper's script has them). `judged` are the controls whose reconstructions
+    the judge sees; none: no judge is asked. `judge_image` shows it the image, too.
     `draws` resamples stand behind the intervals of scores and similarity.
     """
 
+    references: Literal["clean", "official"]
     bertscore: Literal["minilm-l6", "deberta-xlarge-mnli"]
     bertscore_path: str | None = None
-    meteor: Literal["wordnet", "exact-stem"]
+    meteor: Literal["wordnet", "wordnet-no-punkt", "exact-stem"]
+    wordnet_path: str | None = None
+    judged: tuple[Control, ...]
+    judge_image: bool
     draws: PositiveInt
+
+    @model_validator(mode="after")
+    def _own_among_judged(self) -> Similarity:
+        if self.judged and "own" not in self.judged:
+            raise ValueError("judged must name `own`, with which controls are compared, or nothing")
+        if len(set(self.judged)) != len(self.judged):
+            raise ValueError("judged must name no control twice")
+        return self
 
 
 class BenchmarkTask(_Model):
@@ -250,13 +290,47 @@ class EmbeddedRules(_Model):
     backend: Literal["embedded-rules"]
 
 
+class Price(_Model):
+    """US dollars for a million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
 class OpenAIJudge(_Model):
-    """Any OpenAI-compatible server; the key is read from `api_key_env` when the stage runs."""
+    """Any OpenAI-compatible server; the key is read from `api_key_env` when a stage runs.
+
+    - `price`: what the server bills, for the estimate and the limit; none: it bills nothing.
+    - `budget_usd`: what may be spent in all, over all stages and runs that share `cache`.
+    - `mode`: `batch` asks through OpenAI's Batch API, at half the price and within a day; only
+      the similarity of reconstructions can wait that long, benchmarks ask directly.
+    - `workers`: requests at once; `timeout_seconds` and `max_retries` are those of one request.
+    - `poll_seconds`: how often the state of a batch is asked for.
+    - `max_missing`: the share of reconstructions that may stay without a grade; they are listed.
+    - `cache`: every reply, once paid. It must lie where neither DVC nor `make clean` deletes it.
+    """
 
     backend: Literal["openai"]
     base_url: str = Field(pattern=r"^https?://")
     model: str = Field(min_length=1)
     api_key_env: str = "OPENAI_API_KEY"
+    price: Price | None = None
+    budget_usd: PositiveFloat | None = None
+    mode: Literal["direct", "batch"] = "direct"
+    workers: Annotated[int, Field(ge=1, le=256)] = 32
+    timeout_seconds: PositiveFloat = 60
+    max_retries: Annotated[int, Field(ge=0, le=20)] = 5
+    poll_seconds: PositiveFloat = 30
+    max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    cache: str = Field(default=".cache/judge.sqlite", min_length=1)
+
+    @model_validator(mode="after")
+    def _limit_needs_a_price(self) -> OpenAIJudge:
+        if self.budget_usd is not None and self.price is None:
+            raise ValueError(
+                f"budget_usd = {self.budget_usd} needs a price: without one nothing counts as spent"
+            )
+        return self
 
 
 class Params(_Model):
@@ -273,7 +347,9 @@ class Params(_Model):
     checkpoints: dict[Name, Checkpoint] = Field(min_length=1)
     states: States
     interpret: Interpret
+    interpreters: dict[Name, Interpreter] = Field(min_length=1)
     reconstruct: Reconstruct
+    reconstructions: dict[Name, NamedReconstruction] = Field(min_length=1)
     similarity: Similarity
     benchmarks: dict[Benchmark, BenchmarkTask] = Field(min_length=1)
     predict: Decoding
@@ -306,6 +382,7 @@ class Params(_Model):
         if "heima" not in self.variants:
             raise ValueError("variants must name `heima`: ablations are compared with it")
         self._check_source()
+        self._check_reconstructions()
         for name, variant in self.variants.items():
             allowed = known | {"base"}
             if variant.model not in allowed:
@@ -326,6 +403,30 @@ class Params(_Model):
                     f"teach.{name}.kind = 'train' needs source.kind = 'toy': only the toy world's "
                     "models are trained from scratch"
                 )
+
+    def _check_reconstructions(self) -> None:
+        for name, one in self.reconstructions.items():
+            able = sorted(
+                key for key, known in self.interpreters.items() if one.section in known.sections
+            )
+            if one.interpreter not in able:
+                raise ValueError(
+                    f"reconstructions.{name}.interpreter = {one.interpreter!r} is not one of "
+                    f"{able}, the interpreters that read the {one.section}"
+                )
+        for section in self.sections:
+            entry = self.reconstructions.get(section)
+            if entry is None or entry.section != section:
+                raise ValueError(
+                    f"reconstructions must name {section!r}, of the section {section}: other "
+                    "reconstructions of the section are compared with it"
+                )
+        unknown = sorted(set(self.similarity.judged) - set(self.reconstruct.controls))
+        if unknown:
+            raise ValueError(
+                f"similarity.judged: {', '.join(unknown)} must be among reconstruct.controls = "
+                f"{list(self.reconstruct.controls)}"
+            )
 
     def _check_matched(self, name: str, checkpoint: Checkpoint) -> None:
         if not checkpoint.matched:

@@ -101,17 +101,25 @@ class ImageZip:
 
     def read(self, name: str) -> Image.Image:
         """The decoded RGB image. Raises `ImageFault` with a countable reason."""
+        data = self.read_file(name)
+        # lmms-eval switches on, for the whole process, that what is cut off is filled with grey.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return image.convert("RGB")
+        except _IMAGE_FAULTS as error:
+            raise ImageFault("broken_image", f"{name!r} cannot be decoded: {error}") from error
+
+    def read_file(self, name: str) -> bytes:
+        """The image's file as it ships. Raises `ImageFault` with a countable reason."""
         if posixpath.isabs(name) or ".." in name.replace("\\", "/").split("/"):
             raise ImageFault("unsafe_image_path", f"{name!r} leaves the zip")
         if name not in self._names:
             raise ImageFault("missing_image", f"{name!r} is not in {self.path.name}")
-        # lmms-eval switches on, for the whole process, that what is cut off is filled with grey.
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
-            with Image.open(io.BytesIO(self._zip.read(name))) as image:
-                return image.convert("RGB")
+            return self._zip.read(name)
         except _IMAGE_FAULTS as error:
-            raise ImageFault("broken_image", f"{name!r} cannot be decoded: {error}") from error
+            raise ImageFault("broken_image", f"{name!r} cannot be read: {error}") from error
 
 
 class ImageFault(ValueError):

@@ -53,7 +53,12 @@ def thinking_token(section: str) -> str:
     return f"<THINKING_OF_{section.upper()}>"
 
 
-def _block(section: str, body: str) -> str:
+def tagged(section: str, body: str) -> str:
+    """A section as it stands in an answer.
+
+    >>> tagged("caption", "a red square")
+    '<CAPTION> a red square </CAPTION>'
+    """
     tag = section.upper()
     return f"<{tag}> {body} </{tag}>"
 
@@ -106,10 +111,10 @@ def render(sections: Mapping[str, str], rendering: str) -> str:
     blocks = []
     for section in COMPRESSIBLE:
         if forms[section] == "text":
-            blocks.append(_block(section, sections[section]))
+            blocks.append(tagged(section, sections[section]))
         elif forms[section] == "token":
-            blocks.append(_block(section, thinking_token(section)))
-    blocks.append(_block("conclusion", sections["conclusion"]))
+            blocks.append(tagged(section, thinking_token(section)))
+    blocks.append(tagged("conclusion", sections["conclusion"]))
     return _SEPARATOR.join(blocks)
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from heima.batching import pad, pad_text
 from heima.config import Decoding, InterpreterInput
 from heima.corpus import Turn
-from heima.cot import thinking_token
+from heima.cot import tagged, thinking_token
 from heima.generation import sampling
 from heima.tokens import Encoded, Vocabulary
 from heima.training import token_losses
@@ -39,6 +39,20 @@ _VARIED = (
     "Read the {section} {source}. It belongs to this question: {question}",
     "Someone answered this: {question}\nTell me the {section} {source}.",
     "{question}\nPlease decode the {section} {source}.",
+)
+
+# The sentence that opens an answer in the paper's data, with its tags; our own wordings again.
+_ANSWERS = (
+    "The {section} is: {block}",
+    "This is the {section}: {block}",
+    "The hidden state stands for this {section}: {block}",
+    "Here is the {section} in words: {block}",
+    "Written out, the {section} reads: {block}",
+    "The {section} of the answer was: {block}",
+    "It means the following {section}: {block}",
+    "The {section} that belongs to the question: {block}",
+    "Decoded, the {section} is this: {block}",
+    "In text, the {section} is as follows: {block}",
 )
 
 
@@ -78,6 +92,19 @@ def encode_readings(
     return readings
 
 
+def official_references(section: str, texts: Sequence[str], *, seed: int) -> list[str]:
+    """References as the official metrics script has them: an answer sentence, and tags.
+
+    One of ten sentences is drawn for each text. Predictions have neither sentence nor tags, so
+    that such references lower every metric (recipe, section 4).
+    """
+    drawn = np.random.default_rng(seed).integers(len(_ANSWERS), size=len(texts))
+    return [
+        _ANSWERS[answer].format(section=section, block=tagged(section, text))
+        for answer, text in zip(drawn, texts, strict=True)
+    ]
+
+
 class ReadingCollator:
     """Batches of `Reading`s for a `StateReader`."""
 
@@ -91,17 +118,21 @@ class ReadingCollator:
 
 
 class StateReader(nn.Module):
-    """An LLM whose embedding of one token is replaced by a state given with each sample."""
+    """An LLM that reads a state, given with each sample, in place of a thinking token's embedding.
 
-    def __init__(self, llm: PreTrainedModel, token_id: int) -> None:
+    `token_ids` are the thinking tokens of the sections that it reads; a sample has at most one.
+    """
+
+    def __init__(self, llm: PreTrainedModel, token_ids: Sequence[int]) -> None:
         super().__init__()
         self.llm = llm
-        self.token_id = token_id
+        # Not in the weights: an adapter is saved and loaded without it.
+        self.register_buffer("token_ids", torch.tensor(list(token_ids)), persistent=False)
 
     def embed(self, input_ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """(batch, length) ids and (batch, hidden_size) states -> (batch, length, hidden_size)."""
         embedded = self.llm.get_input_embeddings()(input_ids)
-        here = (input_ids == self.token_id).unsqueeze(-1)
+        here = torch.isin(input_ids, self.token_ids).unsqueeze(-1)
         return torch.where(here, states.to(embedded.dtype).unsqueeze(1), embedded)
 
     def forward(

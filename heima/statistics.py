@@ -59,16 +59,35 @@ def bootstrap_intervals(
     groups = _codes(clusters, n)
     # Resampling deviations from the first row keeps a constant column exactly constant.
     origin = table[0]
-    totals = _sum_by(groups, (table - origin) * mass[:, None])
-    masses = _sum_by(groups, mass[:, None])
-    # einsum, not BLAS: the same bits for any number of threads.
-    means = np.concatenate(
-        [
-            np.einsum("dc,ck->dk", counts, totals) / np.einsum("dc,ck->dk", counts, masses)
-            for counts in _resamples(len(totals), draws, seed)
-        ]
-    )
+    weighted = np.column_stack([(table - origin) * mass[:, None], mass])
+    sums = _resampled_sums(_sum_by(groups, weighted), draws, seed)
+    means = sums[:, :-1] / sums[:, -1:]
     return origin[:, None] + np.percentile(means, PERCENTILES, axis=0).T
+
+
+def bootstrap_sums(
+    columns: ArrayLike,
+    *,
+    draws: int,
+    seed: int,
+    clusters: Sequence[Hashable] | None = None,
+) -> NDArray[np.float64]:
+    """The sum of each column in each resample, shape (draws, k): what a ratio of sums needs.
+
+    The resampled ids are those of `bootstrap_intervals` with the same seed, n and clusters, so
+    that draws of two calls are paired. Parameters and errors: see there.
+    """
+    table = _table(columns)
+    return _resampled_sums(_sum_by(_codes(clusters, len(table)), table), draws, seed)
+
+
+def drawn_cell(value: float, drawn: ArrayLike, *, n: int, n_failed: int = 0) -> Cell:
+    """A statistic that is no mean, with the 95 % percentile interval of its values in resamples.
+
+    `drawn` has shape (draws,).
+    """
+    low, high = np.percentile(np.asarray(drawn, dtype=np.float64), PERCENTILES)
+    return Cell(float(value), float(low), float(high), n=n, n_failed=n_failed)
 
 
 def bootstrap_interval(
@@ -91,24 +110,6 @@ def bootstrap_interval(
         column, draws=draws, seed=seed, clusters=clusters, weights=weights
     )[0]
     return float(low), float(high)
-
-
-def paired_interval(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    draws: int,
-    seed: int,
-    clusters: Sequence[Hashable] | None = None,
-    weights: ArrayLike | None = None,
-) -> tuple[float, float]:
-    """95 % interval of mean(a - b), where `a[i]` and `b[i]` belong to the same sample.
-
-    The parameters and errors are those of `bootstrap_intervals`.
-    """
-    return bootstrap_interval(
-        _difference(a, b), draws=draws, seed=seed, clusters=clusters, weights=weights
-    )
 
 
 def cells(
@@ -177,7 +178,7 @@ def paired_cell(
     n_failed: int = 0,
     scale: float = 1.0,
 ) -> Cell:
-    """The mean difference a - b of paired samples as a cell (see `paired_interval`)."""
+    """The mean difference a - b of paired samples as a cell."""
     return cell(
         _difference(a, b),
         draws=draws,
@@ -247,6 +248,14 @@ def _sum_by(codes: NDArray[np.intp], table: NDArray[np.float64]) -> NDArray[np.f
     sums = np.zeros((int(codes.max()) + 1, table.shape[1]))
     np.add.at(sums, codes, table)
     return sums
+
+
+def _resampled_sums(totals: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
+    """Sums over resampled clusters, (draws, k), of the clusters' totals, (clusters, k)."""
+    # einsum, not BLAS: the same bits for any number of threads.
+    return np.concatenate(
+        [np.einsum("dc,ck->dk", counts, totals) for counts in _resamples(len(totals), draws, seed)]
+    )
 
 
 def _resamples(n: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from heima.config import Params
-from heima.measures import NLL_GAIN, difference, text_metrics
+from heima.measures import NLL_GAIN, difference, metrics_of
 from heima.results import Cell, read_metrics, write_json
 
 
@@ -25,9 +25,9 @@ def summarise_scores(metrics_file: Path, summary_file: Path, params: Params) -> 
 
 
 def summarise_similarity(metrics_file: Path, summary_file: Path, params: Params) -> None:
-    """Text metrics of the own state, and what its likelihood gains over each control in nats."""
+    """Metrics of the own state, and what its likelihood gains over each control in nats."""
     cells, _ = read_metrics(metrics_file)
-    row = {name: _rounded(cells["own"][name]) for name in text_metrics(params.similarity)}
+    row = {name: _rounded(cells["own"][name]) for name in metrics_of("own", params)}
     gains = {
         f"{NLL_GAIN}_{control}": _rounded(cells[difference(control)][NLL_GAIN])
         for control in params.reconstruct.controls

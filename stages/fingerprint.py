@@ -29,6 +29,7 @@ STAGES = (
     "states",
     "interpret",
     "reconstruct",
+    "judge",
     "similarity",
     "predict",
     "score",

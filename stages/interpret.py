@@ -1,10 +1,11 @@
-"""Train one interpreter: a LoRA adapter on the text-only LLM, for one section and one input.
+"""Train one interpreter: a LoRA adapter on the text-only LLM, for its sections and one input.
 
     python -m stages.interpret reasoning own
     python -m stages.interpret reasoning question-only   # the control, trained equally
+    python -m stages.interpret shared own                # one for all sections
 
-Writes `interpreters/<section>/<input>/` (the adapter, `loss.jsonl`) and
-`metrics/interpret/<section>-<input>.json` (held-out loss per labelled token, in nats).
+Writes `interpreters/<name>/<input>/` (the adapter, `loss.jsonl`) and
+`metrics/interpret/<name>-<input>.json` (held-out loss per labelled token, in nats).
 """
 
 from __future__ import annotations
@@ -19,38 +20,48 @@ from heima.statistics import DRAWS, cell
 from heima.training import heldout_losses, train, write_curve
 
 
-def main(section: str, source: config.InterpreterInput) -> None:
+def main(name: str, source: config.InterpreterInput) -> None:
     # Model
     params = config.load()
+    sections = params.interpreters[name].sections
     llm = models.load_llm(models.ROOT, params)
     targets = models.FAMILIES[params.family].llm_lora
     adapted = models.add_lora(llm, targets, params.interpret.lora, params.seed)
     tokenizer = models.load_tokenizer(models.ROOT)
     vocabulary = models.vocabulary(tokenizer, params)
-    reader = interpreter.StateReader(adapted, vocabulary.thinking_ids[section])
+    reader = interpreter.StateReader(
+        adapted, [vocabulary.thinking_ids[section] for section in sections]
+    )
 
     # Data
     splits = {}
     for split in ("train", "heldout"):
         turns = corpus.load_turns(f"data/rewritten/{split}.parquet")
-        splits[split] = interpreter.encode_readings(
-            turns,
-            section,
-            states.load(Path(f"states/{split}.safetensors"), section, turns),
-            vocabulary,
-            source=source,
-            wordings=params.interpret.wordings,
-            seed=params.seed,
-        )
+        splits[split] = [
+            reading
+            for section in sections
+            for reading in interpreter.encode_readings(
+                turns,
+                section,
+                states.load(Path(f"states/{split}.safetensors"), section, turns),
+                vocabulary,
+                source=source,
+                wordings=params.interpret.wordings,
+                seed=params.seed,
+            )
+        ]
     collate = interpreter.ReadingCollator(tokenizer.pad_token_id)
 
     # Training
+    schedule = params.interpret
+    if schedule.steps is not None:
+        schedule = schedule.model_copy(update={"steps": schedule.steps * len(sections)})
     started = time.monotonic()
     curve = train(
         reader,
         splits["train"],
         collate,
-        params.interpret,
+        schedule,
         seed=params.seed,
         precision=params.precision,
     )
@@ -58,14 +69,14 @@ def main(section: str, source: config.InterpreterInput) -> None:
     losses = heldout_losses(
         reader, splits["heldout"], collate, batch_size=params.interpret.batch_size
     )
-    with atomic(Path("interpreters") / section / source) as folder:
+    with atomic(Path("interpreters") / name / source) as folder:
         models.save_adapter(adapted, folder)
         write_curve(folder / "loss.jsonl", curve)
     write_metrics(
-        f"metrics/interpret/{section}-{source}.json",
+        f"metrics/interpret/{name}-{source}.json",
         {"heldout": {"loss": cell(losses, draws=DRAWS, seed=params.seed)}},
         provenance(
-            f"interpret@{section}-{source}",
+            f"interpret@{name}-{source}",
             params,
             updates=curve[-1]["step"],
             trainable_parameters=models.trainable_parameters(adapted),
@@ -75,5 +86,5 @@ def main(section: str, source: config.InterpreterInput) -> None:
 
 
 if __name__ == "__main__":
-    section, source = sys.argv[1:]
-    main(section, source)
+    name, source = sys.argv[1:]
+    main(name, source)

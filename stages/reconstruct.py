@@ -1,9 +1,10 @@
 """Rebuild one section of every held-out turn from its thinking state, and from the controls.
 
-    python -m stages.reconstruct reasoning
+    python -m stages.reconstruct reasoning          # an entry of `reconstructions` in params.yaml
+    python -m stages.reconstruct shared-reasoning
 
-Writes `reconstructions/<section>.jsonl`: one row a turn and control with the true text, the
-reconstruction, and the true text's negative log-likelihood.
+Writes `reconstructions/<name>.jsonl`: one row a turn and control with the turn's question and
+image, the true text, the reconstruction, and the true text's negative log-likelihood.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from heima import config, controls, corpus, interpreter, models, states
 from heima.results import write_jsonl
 
 
-def main(section: str) -> None:
+def main(name: str) -> None:
     params = config.load()
+    named = params.reconstructions[name]
+    section = named.section
     options = params.reconstruct
     vocabulary = models.vocabulary(models.load_tokenizer(models.ROOT), params)
     turns = corpus.load_turns("data/rewritten/heldout.parquet")
@@ -30,9 +33,9 @@ def main(section: str) -> None:
     readers = {}
     for source in {"question-only" if c == "question-only" else "own" for c in options.controls}:
         llm = models.load_llm(models.ROOT, params)
-        adapted = PeftModel.from_pretrained(llm, f"interpreters/{section}/{source}")
+        adapted = PeftModel.from_pretrained(llm, f"interpreters/{named.interpreter}/{source}")
         merged = adapted.merge_and_unload().to(models.device())
-        readers[source] = interpreter.StateReader(merged, vocabulary.thinking_ids[section])
+        readers[source] = interpreter.StateReader(merged, [vocabulary.thinking_ids[section]])
     rows = []
     for control in options.controls:
         source = "question-only" if control == "question-only" else "own"
@@ -59,12 +62,14 @@ def main(section: str) -> None:
                 {
                     "id": turn.id,
                     "kind": turn.kind,
+                    "image": turn.image,
+                    "question": turn.question,
                     "control": control,
                     "reference": turn.sections[section],
                     **asdict(one),
                 }
             )
-    write_jsonl(f"reconstructions/{section}.jsonl", rows)
+    write_jsonl(f"reconstructions/{name}.jsonl", rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from heima.training import train
 
 @pytest.fixture
 def reader(toy_llm, toy_vocabulary):
-    return interpreter.StateReader(toy_llm, toy_vocabulary.thinking_ids["reasoning"]).eval()
+    return interpreter.StateReader(toy_llm, [toy_vocabulary.thinking_ids["reasoning"]]).eval()
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_only_the_thinking_tokens_embedding_is_replaced(
     batch = interpreter.ReadingCollator(0)(readings(toy_turns, own_states, toy_vocabulary))
     embedded = reader.embed(batch["input_ids"], batch["states"])
     plain = reader.llm.get_input_embeddings()(batch["input_ids"])
-    here = batch["input_ids"] == reader.token_id
+    here = torch.isin(batch["input_ids"], reader.token_ids)
     assert here.sum(dim=1).tolist() == [1] * len(toy_turns)
     assert torch.equal(embedded[here], own_states)
     assert torch.equal(embedded[~here], plain[~here])
@@ -97,7 +97,7 @@ def test_every_prompt_holds_its_question_and_says_whether_there_is_a_state(
         question = tokenizer(turn.question, add_special_tokens=False)["input_ids"]
         ids = reading.encoded.input_ids
         assert any(ids[i : i + len(question)] == question for i in range(len(ids)))
-        assert ids.count(toy_vocabulary.thinking_ids["reasoning"]) == (source == "own")
+        assert ids.count([toy_vocabulary.thinking_ids["reasoning"]]) == (source == "own")
     if wordings == "varied":
         other = readings(toy_turns, own_states, toy_vocabulary, source, wordings, seed=1)
         assert [r.encoded for r in some] != [r.encoded for r in other]
@@ -114,7 +114,7 @@ def test_an_interpreter_learns_to_use_its_state(params, toy_llm, toy_turns, toy_
     adapted = models.add_lora(
         copy.deepcopy(toy_llm), models.FAMILIES[params.family].llm_lora, params.interpret.lora, 0
     )
-    reader = interpreter.StateReader(adapted, toy_vocabulary.thinking_ids["reasoning"])
+    reader = interpreter.StateReader(adapted, [toy_vocabulary.thinking_ids["reasoning"]])
     # The same question everywhere, so that only the state can tell the texts apart.
     turns = [replace(turn, question="What is at a1?") for turn in toy_turns]
     some = readings(turns, own, toy_vocabulary)

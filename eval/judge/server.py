@@ -1,0 +1,93 @@
+"""Open the judge that the parameters name: a server elsewhere, or the embedded rules on loopback.
+
+    python -m eval.judge.server --port 8001 --seconds 0.2
+
+serves the embedded rules as an OpenAI-compatible server, each reply after 0.2 seconds: to try
+`judge: {backend: openai, base_url: "http://127.0.0.1:8001/v1", model: embedded-rules}` at no cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from eval import prompts, rules
+from eval.gateway import Gateway, bypass_proxies
+from eval.judge import similarity
+from eval.judge.cache import ReplyCache
+from eval.judge.client import Endpoint, Judge, api_key_of
+from heima.config import EmbeddedRules, OpenAIJudge
+
+_EMBEDDED = OpenAIJudge(
+    backend="openai", base_url="http://127.0.0.1/v1", model=rules.NAME, workers=8, max_missing=0
+)
+"""How the embedded rules are asked; they bill nothing and never fail."""
+
+
+@contextmanager
+def open_judge(params: EmbeddedRules | OpenAIJudge) -> Iterator[tuple[Judge, OpenAIJudge]]:
+    """The judge of the parameters with its cache, and how it is asked.
+
+    The embedded rules are a server like another one, on a free loopback port; in cache keys their
+    code stands for them. Raises `JudgeError`.
+    """
+    if isinstance(params, EmbeddedRules):
+        bypass_proxies()
+        with Gateway(params) as gateway:
+            options = _EMBEDDED.model_copy(update={"base_url": gateway.url})
+            with _open(options, identity=f"{rules.NAME} {_code()}", key="none") as judge:
+                yield judge, options
+    else:
+        identity = params.base_url.rstrip("/")
+        with _open(params, identity=identity, key=None) as judge:
+            yield judge, params
+
+
+@contextmanager
+def _open(options: OpenAIJudge, *, identity: str, key: str | None) -> Iterator[Judge]:
+    endpoint = Endpoint(
+        model=options.model,
+        identity=identity,
+        base_url=options.base_url,
+        api_key=lambda: key or api_key_of(options.api_key_env),
+        price=options.price,
+        budget_usd=options.budget_usd,
+        mode=options.mode,
+        workers=options.workers,
+        timeout_seconds=options.timeout_seconds,
+        max_retries=options.max_retries,
+        poll_seconds=options.poll_seconds,
+    )
+    with ReplyCache(Path(options.cache)) as cache:
+        yield Judge(endpoint, cache)
+
+
+def _code() -> str:
+    """What identifies the embedded rules: a hash of the files that they consist of."""
+    digest = hashlib.sha256()
+    for module in (rules, prompts, similarity):
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=0, help="loopback port (default: a free one)")
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long a reply takes")
+    options = parser.parse_args()
+    gateway = Gateway(
+        EmbeddedRules(backend=rules.NAME), port=options.port, delay_seconds=options.seconds
+    )
+    with gateway:
+        print(f"{rules.NAME} at {gateway.url}; Ctrl-C ends it", flush=True)
+        while True:
+            time.sleep(3600)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main()

@@ -1,0 +1,345 @@
+"""Metrics of words: BLEU, ROUGE, METEOR and equality of a reconstruction with its reference.
+
+Each is the value of the library that the paper's script reaches through HF `evaluate` (recipe,
+section 4), called directly and with what recurs computed once: 13a tokens, stems, synonyms. The
+tests compare with the libraries' own calls; `python -m benchmarks.similarity` says what it saves.
+An empty reconstruction scores 0 in every metric.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval import wordnet
+from eval.resources import MissingResource
+from heima.config import Similarity
+from heima.measures import BLEU_STATISTICS, METEOR
+
+Score = Callable[[str, str], float]
+"""(reference, hypothesis) -> score between 0 and 1."""
+
+_ORDER = 4
+_REMEMBERED = 65536
+
+
+# BLEU (Papineni et al. 2002), by sacrebleu
+
+
+def bleu_statistics(reference: str, hypothesis: str) -> tuple[int, ...]:
+    """What BLEU-4 is made of, as `heima.measures.BLEU_STATISTICS` names it, over 13a tokens.
+
+    The lengths of both texts, and for n = 1..4 the hypothesis's n-grams and those of them that the
+    reference has, too.
+    """
+    words, truth = _tokens_13a(hypothesis), _tokens_13a(reference)
+    matches, totals = [], []
+    for n in range(1, _ORDER + 1):
+        grams = Counter(zip(*(words[start:] for start in range(n)), strict=False))
+        matches.append((grams & Counter(zip(*(truth[i:] for i in range(n)), strict=False))).total())
+        totals.append(grams.total())
+    return (len(words), len(truth), *matches, *totals)
+
+
+def bleu(statistics: Sequence[float], *, smoothing: str) -> float:
+    """BLEU-4 from 0 to 1 of a text, or of a corpus: the sum of its texts' statistics.
+
+    `smoothing` is sacrebleu's: `none` for the paper's sentence BLEU, `exp` (its default) for a
+    corpus.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    hypothesis, reference, *counts = map(int, statistics)
+    return (
+        BLEU.compute_bleu(
+            counts[:_ORDER], counts[_ORDER:], hypothesis, reference, smooth_method=smoothing
+        ).score
+        / 100
+    )
+
+
+def bleu_signature() -> str:
+    """sacrebleu's signature of the corpus BLEU."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU()
+    metric.corpus_score(["a"], [["a"]])
+    return str(metric.get_signature())
+
+
+# ROUGE (Lin 2004), by rouge_score
+
+
+def rouge(reference: str, hypothesis: str) -> tuple[float, float, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F without stemming, over `rouge_score`'s tokens."""
+    from rapidfuzz.distance import LCSseq
+
+    left, right = _rouge_tokens(reference), _rouge_tokens(hypothesis)
+    if not left or not right:
+        return 0.0, 0.0, 0.0
+    unigrams = (Counter(left) & Counter(right)).total()
+    pairs = (Counter(itertools.pairwise(left)) & Counter(itertools.pairwise(right))).total()
+    common = LCSseq.similarity(left, right) if unigrams else 0
+    return (
+        _f_measure(unigrams, len(left), len(right)),
+        _f_measure(pairs, len(left) - 1, len(right) - 1),
+        _f_measure(common, len(left), len(right)),
+    )
+
+
+def _f_measure(common: int, in_reference: int, in_hypothesis: int) -> float:
+    if not common:
+        return 0.0
+    precision, recall = common / in_hypothesis, common / in_reference
+    return 2 * precision * recall / (precision + recall)
+
+
+def exact(reference: str, hypothesis: str) -> float:
+    """1 where both texts are equal but for the white space around them."""
+    return float(reference.strip() == hypothesis.strip())
+
+
+# METEOR (Banerjee and Lavie 2005; alpha .9, beta 3, gamma .5), by NLTK
+
+
+class Meteor:
+    """METEOR with given synonyms, over given tokens; stems and synonyms are looked up once."""
+
+    def __init__(
+        self, synonyms: wordnet.Synonyms, tokenize: Callable[[str], Sequence[str]]
+    ) -> None:
+        from nltk.translate.meteor_score import single_meteor_score
+
+        self._score = single_meteor_score
+        self._synonyms = synonyms
+        self._stemmer = _Stemmer()
+        self._tokenize = functools.lru_cache(maxsize=_REMEMBERED)(tokenize)
+
+    def __call__(self, reference: str, hypothesis: str) -> float:
+        words = self._tokenize(hypothesis)
+        if not words:
+            return 0.0
+        return float(
+            self._score(
+                self._tokenize(reference), words, stemmer=self._stemmer, wordnet=self._synonyms
+            )
+        )
+
+
+def meteor(similarity: Similarity) -> tuple[Meteor, dict[str, str]]:
+    """METEOR as the parameters name it, and what it was made with.
+
+    - `wordnet`: WordNet's synonyms, sentences split by NLTK's trained Punkt, as in the paper;
+    - `wordnet-no-punkt`: Punkt without its trained data, which changes few texts (in trials 2 % of
+      them, and the mean by 1e-5);
+    - `exact-stem`: without synonyms too; words match exactly or by stem.
+
+    Raises `MissingResource`.
+    """
+    made = {"column": METEOR[similarity.meteor], "sentences": "punkt, untrained"}
+    if similarity.meteor == "exact-stem":
+        return Meteor(wordnet.NoSynonyms(), word_tokenizer(trained=False)), made
+    trained = similarity.meteor == "wordnet"
+    tokenize = word_tokenizer(trained=trained)
+    folder = wordnet.find(similarity.wordnet_path)
+    made["synonyms"] = f"WordNet {wordnet.identity(folder)}"
+    if trained:
+        made["sentences"] = "punkt_tab english"
+    return Meteor(wordnet.load(folder), tokenize), made
+
+
+def word_tokenizer(*, trained: bool) -> Callable[[str], list[str]]:
+    """`nltk.word_tokenize`, with or without Punkt's trained data (`MissingResource`)."""
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer
+
+    try:
+        sentences = PunktTokenizer("english") if trained else PunktSentenceTokenizer()
+    except LookupError as error:
+        raise MissingResource(
+            "similarity.meteor = wordnet needs NLTK's punkt_tab. Fetch it with `.venv/bin/python "
+            "-m nltk.downloader punkt_tab`, or set similarity.meteor: wordnet-no-punkt, which "
+            "gives the column meteor_no_punkt instead of meteor"
+        ) from error
+    whole, plain = NLTKWordTokenizer(), _PlainTokenizer()
+
+    def tokenize(text: str) -> list[str]:
+        return [
+            token
+            for part in sentences.tokenize(text)
+            for token in (whole if _UNUSUAL(part) else plain).tokenize(part)
+        ]
+
+    return tokenize
+
+
+_TRIGGERS = {
+    # Quotes that open
+    r"([«“‘„]|[`]+)": "`",
+    r"^\"": '"',
+    r"(``)": "`",
+    r"([ \(\[{<])(\"|\'{2})": "\"'",
+    r"(?i)(?<!\w)(\')(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)": "'",
+    # Punctuation
+    r"""([^\.])(\.)([\]\)}>"\'»”’ ]*+)\s*$""": ".",
+    r"([:,])([^\d])": ":,",
+    r"([:,])$": ":,",
+    r"\.{2,}": ".",
+    r"[;@#$%&]": ";@#$%&",
+    r"[\u2012-\u2015]": "",
+    r"""([^\.])(\.)([\]\)}>"\']*)\s*$""": ".",
+    r"[?!]": "?!",
+    r"([^'])' ": "'",
+    r"[*]": "*",
+    r"[\]\[\(\)\{\}\<\>]": "[](){}<>",
+    r"--": "-",
+    # Quotes that close
+    r"([»”’])": "",
+    r"''": "'",
+    r'"': '"',
+    r"([^' ])('[sS]|'[mM]|'[dD]|') ": "'",
+    r"([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T) ": "'",
+}
+"""NLTK's patterns, and the ASCII characters of which an ASCII text must hold one to match.
+
+(White space is always tidied.)"""
+
+_UNUSUAL = re.compile(r"[^\t-\r -~]").search
+_QUOTES = "\"'`"
+_ASCII = frozenset(map(chr, range(128)))
+
+
+class _PlainTokenizer:
+    """NLTK's word tokenizer for ASCII sentences without control characters, three times as fast.
+
+    NLTK guards its patterns with a time limit, for which it needs the slower package `regex`, and
+    tries all of them on every sentence. Here are the same substitutions in the same order, by the
+    standard `re`, and only where a character that they need occurs. (Beyond, `re` and `regex`
+    disagree on what a word or a space is.) A pattern that this table does not know is always tried.
+    """
+
+    def __init__(self) -> None:
+        from nltk.tokenize.destructive import NLTKWordTokenizer as Words
+
+        self._before = [
+            self._rule(*rule)
+            for rule in (
+                *Words.STARTING_QUOTES,
+                *Words.PUNCTUATION,
+                Words.PARENS_BRACKETS,
+                Words.DOUBLE_DASHES,
+            )
+        ]
+        self._after = [self._rule(*rule) for rule in Words.ENDING_QUOTES]
+        self._contractions = [
+            pattern.sub for pattern in (*Words.CONTRACTIONS2, *Words.CONTRACTIONS3)
+        ]
+        # Whether any of them is in a sentence, asked at once.
+        self._contracted = re.compile(
+            "|".join(
+                pattern.pattern.removeprefix("(?i)")
+                for pattern in (*Words.CONTRACTIONS2, *Words.CONTRACTIONS3)
+            ),
+            re.IGNORECASE,
+        ).search
+
+    @staticmethod
+    def _rule(pattern: Any, substitution: str) -> tuple[frozenset[str], Callable[..., str], str]:
+        flags = re.IGNORECASE if pattern.flags & re.IGNORECASE else 0
+        triggers = frozenset(_TRIGGERS.get(pattern.pattern, _ASCII))
+        return triggers, re.compile(pattern.pattern, flags).sub, substitution
+
+    def tokenize(self, sentence: str) -> list[str]:
+        held = set(sentence)
+        # One kind of quote is rewritten as another.
+        if not held.isdisjoint(_QUOTES):
+            held.update(_QUOTES)
+        for triggers, substitute, substitution in self._before:
+            if not triggers.isdisjoint(held):
+                sentence = substitute(substitution, sentence)
+        sentence = f" {sentence} "
+        for triggers, substitute, substitution in self._after:
+            if not triggers.isdisjoint(held):
+                sentence = substitute(substitution, sentence)
+        if self._contracted(sentence):
+            for substitute in self._contractions:
+                sentence = substitute(r" \1 \2 ", sentence)
+        return sentence.split()
+
+
+class _Stemmer:
+    """NLTK's Porter stemmer; most words recur, and stemming is most of METEOR's time."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self.stem = functools.lru_cache(maxsize=_REMEMBERED)(PorterStemmer().stem)
+
+
+@functools.cache
+def _tokenizer_13a() -> Callable[[str], str]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _tokens_13a(text: str) -> list[str]:
+    return _tokenizer_13a()(text).split()
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _rouge_tokens(text: str) -> list[str]:
+    from rouge_score.tokenize import tokenize
+
+    return tokenize(text, None)
+
+
+# All of them
+
+
+def scores(
+    references: Sequence[str], hypotheses: Sequence[str], similarity: Similarity
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+    """Every lexical metric of every pair.
+
+    Returns column -> values, shape (n,), and what computed them. Metrics are in percent; the
+    columns of `BLEU_STATISTICS` are counts. Raises `MissingResource` before anything is computed.
+    """
+    score_meteor, made_meteor = meteor(similarity)
+    columns: dict[str, list[float]] = {
+        name: [] for name in ("bleu4", METEOR[similarity.meteor], "rouge1", "rouge2", "rougeL")
+    }
+    counts = []
+    for pair in zip(references, hypotheses, strict=True):
+        counts.append(bleu_statistics(*pair))
+        values = (bleu(counts[-1], smoothing="none"), score_meteor(*pair), *rouge(*pair))
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(100 * value)
+    table = np.array(counts, dtype=np.float64).reshape(len(counts), len(BLEU_STATISTICS))
+    return (
+        {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+        | dict(zip(BLEU_STATISTICS, table.T, strict=True)),
+        {
+            "libraries": {
+                name: importlib.metadata.version(name)
+                for name in ("nltk", "rapidfuzz", "rouge_score", "sacrebleu")
+            },
+            "corpus_bleu": {"signature": bleu_signature()},
+            "meteor": made_meteor,
+        },
+    )
+
+
+def corpus_bleu(statistics: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Corpus BLEU in percent of each row of summed statistics (column -> shape (n,))."""
+    rows = np.stack([statistics[name] for name in BLEU_STATISTICS], axis=1)
+    return np.array([100 * bleu(row.tolist(), smoothing="exp") for row in rows])

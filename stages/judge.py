@@ -1,0 +1,39 @@
+"""Have the judge grade the reconstructions, own state and controls: `python -m stages.judge`
+
+Reads  reconstructions/{name}.jsonl for every entry of `reconstructions` in params.yaml, and with
+       similarity.judge_image the images of data/source
+Writes judgements/{name}.jsonl: a grade from 1 to 5 for each turn and judged control
+
+Replies are kept in judge.cache, which no stage deletes. Killed or stopped by the budget and started
+again, the stage asks only for what is missing.
+"""
+
+from __future__ import annotations
+
+from eval.judge import JudgeError
+from heima import config, corpus, results
+
+
+def main() -> None:
+    params = config.load()
+    from eval.judge.reconstructions import judge
+
+    read_image = None
+    if params.similarity.judge_image:
+        images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
+        read_image = images.read_file
+    rows = {
+        name: results.read_jsonl(f"reconstructions/{name}.jsonl") for name in params.reconstructions
+    }
+    try:
+        judged = judge(rows, params, read_image=read_image)
+    except JudgeError as error:
+        raise SystemExit(f"judge: {error}") from error
+    with results.atomic("judgements") as folder:
+        folder.mkdir()
+        for name, found in judged.items():
+            results.write_jsonl(folder / f"{name}.jsonl", found)
+
+
+if __name__ == "__main__":
+    main()
