@@ -14,14 +14,28 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from heima import results, statistics
-from heima.config import Checkpoint, EmbeddedRules, Params
-from heima.measures import NLL, NLL_GAIN, difference, text_metrics
+from heima.config import Checkpoint, Params
+from heima.measures import (
+    CORPUS_BLEU,
+    NLL,
+    NLL_GAIN,
+    difference,
+    further_metrics,
+    judge_column,
+    judge_name,
+    judged,
+    metrics_of,
+    paper_metrics,
+)
 from heima.results import Cell
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCORE_METRICS = (
     "accuracy",
@@ -127,6 +141,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
     problems: list[str] = []
     scores = _read_scores(root, params, problems)
     similarities = _read_similarities(root, params, problems)
+    reconstructed = _read_reconstructed(root, params, problems)
     samples = _read_samples(root, params, problems)
     published = {
         name: _read_published(root / "reports" / "published" / f"{name}.csv", problems)
@@ -146,7 +161,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
         Table(
             "interpreters",
             (
-                _interpreters(params, similarities),
+                _interpreters(root, params, similarities, reconstructed, published["interpreters"]),
                 _published_interpreters(params, published["interpreters"]),
             ),
         ),
@@ -180,16 +195,40 @@ def _read_scores(root: Path, params: Params, problems: list[str]) -> Scores:
 
 
 def _read_similarities(root: Path, params: Params, problems: list[str]) -> Scores:
-    """Section -> (cells by control and by difference, source file)."""
-    metrics = text_metrics(params.similarity)
+    """Reconstruction -> (cells by control and by difference, source file)."""
     expected: dict[str, tuple[str, ...]] = {}
     for control in params.reconstruct.controls:
+        metrics = metrics_of(control, params)
         expected[control] = (*metrics, *NLL)
         if control != "own":
             expected[difference(control)] = (*metrics, NLL_GAIN)
-    return _read_folder(
-        root, "similarity", {section: expected for section in params.sections}, params, problems
-    )
+    names = dict.fromkeys(params.reconstructions, expected)
+    return _read_folder(root, "similarity", names, params, problems)
+
+
+def _read_reconstructed(root: Path, params: Params, problems: list[str]) -> dict[str, pd.DataFrame]:
+    """Reconstruction -> the samples from its own states, from `scores/similarity/<name>.parquet`.
+
+    Reconstructions of one section must have the same turns: they are compared turn by turn.
+    """
+    import pandas as pd
+
+    found = {}
+    for name in params.reconstructions:
+        source = f"scores/similarity/{name}.parquet"
+        if not (root / source).is_file():
+            problems.append(f"{source} is missing: run `dvc repro similarity@{name}`")
+            continue
+        table = pd.read_parquet(root / source)
+        found[name] = table[table["control"] == "own"].set_index("id")
+    for name, table in found.items():
+        section = params.reconstructions[name].section
+        if section in found and not table.index.equals(found[section].index):
+            problems.append(
+                f"scores/similarity/{name}.parquet and scores/similarity/{section}.parquet must "
+                "have the same turns in the same order: run `dvc repro similarity`"
+            )
+    return found
 
 
 def _read_folder(
@@ -275,12 +314,6 @@ def _about(params: Params) -> str:
     return f"{params.profile} profile, family {params.family}, seed {params.seed}"
 
 
-def _judge(params: Params) -> str:
-    if isinstance(params.judge, EmbeddedRules):
-        return params.judge.backend
-    return params.judge.model
-
-
 _INTERVAL = "95 % percentile bootstrap intervals in brackets"
 _DECODED = (
     "Decoded tokens are all generated tokens of an answer: thinking tokens, tags and the end of "
@@ -345,9 +378,10 @@ def _benchmarks(params: Params, scores: Scores) -> Block:
         origin=f"{params.profile} profile",
         title=f"Benchmarks ({_about(params)})",
         caption=(
-            f"Accuracy in percent by lmms-eval's own rules, judged tasks by {_judge(params)}, and "
-            f"decoded tokens per answer; {_INTERVAL}. {_DECODED}. A failed answer has no "
-            "conclusion; it stays in n, scored on its whole text and with its real length. Chance "
+            "Accuracy in percent by lmms-eval's own rules, judged tasks by "
+            f"{judge_name(params.judge)}, and decoded tokens per answer; {_INTERVAL}. {_DECODED}. "
+            "A failed answer has no conclusion; it stays in n, scored on its whole text and with "
+            "its real length. Chance "
             "is what guessing scores."
         ),
         panels=(
@@ -410,7 +444,8 @@ def _ablation(params: Params, scores: Scores, samples: Mapping[str, Samples]) ->
             "All variants start from the same text-CoT model; updates and learning rates are "
             f"those of the checkpoints on the way, in their order. Differences to {REFERENCE} are "
             f"paired on the same questions, in points of their mean score; {_INTERVAL}, questions "
-            f"on one image resampled together. {_DECODED}. Judged tasks by {_judge(params)}."
+            f"on one image resampled together. {_DECODED}. Judged tasks by "
+            f"{judge_name(params.judge)}."
         ),
         panels=(
             Panel(
@@ -461,54 +496,223 @@ def _paired(
     return {column: Entry.of(cell, source) for column, cell in cells.items()}
 
 
-def _interpreters(params: Params, similarities: Scores) -> Block:
-    controls = params.reconstruct.controls
-    others = tuple(control for control in controls if control != "own")
-    metrics = text_metrics(params.similarity)
-    digits = {**dict.fromkeys(metrics, 1), "nll_per_token": 3}
-    panels = []
+def _interpreters(
+    root: Path,
+    params: Params,
+    similarities: Scores,
+    reconstructed: Mapping[str, pd.DataFrame],
+    published: Sequence[Mapping[str, str]],
+) -> Block:
+    panels: list[Panel] = []
     for section in params.sections:
-        cells, source = similarities[section]
-        entries: dict[tuple[str, str], Entry | Label] = {
-            (control, column): Entry.of(cells[control][column], source)
-            for control in controls
-            for column in digits
-        }
-        for control in controls:
-            cell = cells[control][metrics[0]]
-            entries[control, "empty of n"] = Label(f"{cell.n_failed} of {cell.n}", source)
-        panels.append(
-            Panel(
-                f"{section}: state given", "state", controls, {**digits, "empty of n": 0}, entries
-            )
-        )
-        panels.append(
-            Panel(
-                f"{section}: own minus control",
-                "control",
-                others,
-                {**dict.fromkeys(metrics, 1), NLL_GAIN: 2},
-                {
-                    (control, column): Entry.of(cells[difference(control)][column], source)
-                    for control in others
-                    for column in (*metrics, NLL_GAIN)
-                },
-            )
-        )
+        panels += _section_panels(section, params, similarities[section], published)
+    others = tuple(name for name in params.reconstructions if name not in params.sections)
+    if others:
+        panels += _other_interpreters(others, params, similarities, reconstructed, published)
+    official = params.similarity.references == "official"
     return Block(
         origin=f"{params.profile} profile",
         title=f"Interpreters ({_about(params)})",
         caption=(
             "Held-out sections rebuilt from their own thinking "
             f"state ({params.states.position}, checkpoint {params.states.checkpoint}) and from "
-            "controls. Text metrics in percent, means over samples, an empty reconstruction "
-            f"counts 0; {_INTERVAL}. nll_per_token is the reference's negative log-likelihood in "
-            "nats a token; nll_gain is NLL(control) - NLL(own) in nats a text. Differences are "
-            "paired on the same turns. A metric named after a resource (meteor_exact_stem: no "
-            "WordNet; bertscore_minilm_l6: MiniLM-L6) is not the paper's metric."
+            "controls, by an interpreter for each section and by others. Text metrics in percent, "
+            "means over samples, an empty reconstruction counts 0; corpus_bleu is of all samples "
+            f"together; {_INTERVAL}, turns on one image resampled together. nll_per_token is the "
+            "section's negative log-likelihood in nats a token; nll_gain is NLL(control) - "
+            "NLL(own) in nats a text. Differences are paired on the same turns. References are the "
+            + (
+                "sections in an answer sentence with tags, which predictions lack (exact: without)."
+                if official
+                else "sections alone."
+            )
+            + f" {_resources(root, params, similarities)} A metric named after a resource "
+            "(meteor_exact_stem: no WordNet; bertscore_minilm_l6: MiniLM-L6) is not the paper's "
+            "metric."
         ),
         panels=tuple(panels),
     )
+
+
+def _resources(root: Path, params: Params, similarities: Scores) -> str:
+    """What the metrics were computed with, from the provenance of the first reconstruction."""
+    _, made = results.read_metrics(root / similarities[params.sections[0]][1])
+    bert, meteor = made["bertscore"], made["meteor"]
+    parts = [
+        f"corpus_bleu: {made['corpus_bleu']['signature']}",
+        f"{meteor['column']}: NLTK {made['libraries']['nltk']}, {meteor['sentences']}",
+        f"{bert['column']}: {bert['model']}, layer {bert['layers']}, {bert['tokenizer']}",
+    ]
+    if params.similarity.judged:
+        judge = made["judge"]
+        parts.append(
+            f"{judge['column']}: grades from 1 to 5 by {judge_name(params.judge)}, prompt "
+            f"{', '.join(judge['prompt'])}, 1 for an empty reconstruction, "
+            f"{len(judge['missing'])} missing"
+        )
+    return "; ".join(parts) + "."
+
+
+def _shown(params: Params) -> dict[str, int]:
+    """The measures of the paper that a panel shows, with their decimals."""
+    digits = dict.fromkeys(paper_metrics(params.similarity), 1)
+    return {**digits, judge_column(params.judge): 2} if params.similarity.judged else digits
+
+
+def _section_panels(
+    section: str,
+    params: Params,
+    found: tuple[dict[str, dict[str, Cell]], str],
+    published: Sequence[Mapping[str, str]],
+) -> list[Panel]:
+    """One section under every control, and own minus control."""
+    cells, source = found
+    controls = params.reconstruct.controls
+    others = tuple(control for control in controls if control != "own")
+    shown = _shown(params)
+    further = dict.fromkeys((CORPUS_BLEU, *further_metrics()), 1)
+
+    def grid(
+        title: str, corner: str, rows: Sequence[str], digits: Mapping[str, int], group: Any
+    ) -> Panel:
+        entries: dict[tuple[str, str], Entry | Label] = {}
+        for row in rows:
+            for column in digits:
+                # The controls that the judge does not see have no such cell.
+                unjudged = column == judge_column(params.judge) and not judged(row, params)
+                entries[row, column] = (
+                    Label("not judged", "params.yaml")
+                    if unjudged
+                    else Entry.of(cells[group(row)][column], source)
+                )
+        return Panel(title, corner, tuple(rows), digits, entries)
+
+    def own(row: str) -> str:
+        return row
+
+    given = grid(f"{section}: state given", "state", controls, {**shown, "nll_per_token": 3}, own)
+    empty = {}
+    for control in controls:
+        cell = cells[control]["bleu4"]
+        empty[control, "empty of n"] = Label(f"{cell.n_failed} of {cell.n}", source)
+    given = replace(
+        given, digits={**given.digits, "empty of n": 0}, entries={**given.entries, **empty}
+    )
+    return [
+        _with_published(given, {_PUBLISHED_ROW: section}, "3", params, published),
+        grid(
+            f"{section}: own minus control",
+            "control",
+            others,
+            {**shown, NLL_GAIN: 2},
+            difference,
+        ),
+        grid(f"{section}: state given, further measures", "state", controls, further, own),
+        grid(
+            f"{section}: own minus control, further measures",
+            "control",
+            others,
+            further,
+            difference,
+        ),
+    ]
+
+
+def _other_interpreters(
+    names: tuple[str, ...],
+    params: Params,
+    similarities: Scores,
+    reconstructed: Mapping[str, pd.DataFrame],
+    published: Sequence[Mapping[str, str]],
+) -> list[Panel]:
+    """Reconstructions by other interpreters, and how they differ from the section's own."""
+    shown = _shown(params)
+    controls = tuple(c for c in params.reconstruct.controls if c != "own")
+    own: dict[tuple[str, str], Entry | Label] = {}
+    gains: dict[tuple[str, str], Entry | Label] = {}
+    paired: dict[tuple[str, str], Entry | Label] = {}
+    for name in names:
+        cells, source = similarities[name]
+        for column in (*shown, "nll_per_token"):
+            own[name, column] = Entry.of(cells["own"][column], source)
+        for control in controls:
+            gains[name, control] = Entry.of(cells[difference(control)][NLL_GAIN], source)
+        section = params.reconstructions[name].section
+        ours, theirs = reconstructed[name], reconstructed[section]
+        for column in (*shown, "nll"):
+            both = ours[column].notna() & theirs[column].notna()
+            paired[name, column] = Entry.of(
+                statistics.paired_cell(
+                    ours[column][both],
+                    theirs[column][both],
+                    draws=params.similarity.draws,
+                    seed=params.seed,
+                    clusters=theirs["image"][both].tolist(),
+                ),
+                f"scores/similarity/{name}.parquet - scores/similarity/{section}.parquet",
+            )
+    rows = {f"{_PUBLISHED_ROW}, one for all: {section}": section for section in params.sections}
+    return [
+        _with_published(
+            Panel(
+                "Other interpreters: own state",
+                "reconstruction",
+                names,
+                {**shown, "nll_per_token": 3},
+                own,
+            ),
+            rows,
+            "1",
+            params,
+            published,
+        ),
+        Panel(
+            "Other interpreters minus the section's own (nll: nats a text)",
+            "reconstruction",
+            names,
+            {**shown, "nll": 2},
+            paired,
+        ),
+        Panel(
+            "Other interpreters: nll_gain of the own state over each control",
+            "reconstruction",
+            names,
+            dict.fromkeys(controls, 2),
+            gains,
+        ),
+    ]
+
+
+_PUBLISHED_ROW = "published"
+
+
+def _with_published(
+    panel: Panel,
+    rows: Mapping[str, str],
+    interpreters: str,
+    params: Params,
+    published: Sequence[Mapping[str, str]],
+) -> Panel:
+    """A panel of the paper's profile with the paper's values below ours: row -> section.
+
+    Elsewhere the panel as it is: no toy number stands beside one of the paper. A measure that is
+    not the paper's, or that it does not publish, has no value there.
+    """
+    if params.profile != "paper":
+        return panel
+    names = {"bleu4": "bleu4", "meteor": "meteor", "rougeL": "rougeL", "bertscore": "bertscore_f1"}
+    source = "reports/published/interpreters.csv"
+    values = {
+        (row["stage"], row["metric"]): float(row["value"])
+        for row in published
+        if row["interpreters"] == interpreters
+    }
+    entries = dict(panel.entries)
+    for row, section in rows.items():
+        for column in panel.digits:
+            value = values.get((section, names.get(column, "")))
+            entries[row, column] = Label("–", source) if value is None else Entry(value, source)
+    return replace(panel, rows=(*panel.rows, *rows), entries=entries)
 
 
 def _published_benchmarks(rows: Sequence[Mapping[str, str]]) -> Block:

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from heima import config, results, statistics
-from heima.measures import NLL, NLL_GAIN, difference, text_metrics
+from heima.measures import NLL, NLL_GAIN, difference, judge_column, metrics_of
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = ("decoded", "thinking", "tag", "conclusion")
@@ -25,8 +26,8 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
     shutil.copytree(ROOT / "reports" / "published", published, dirs_exist_ok=True)
     for seed, variant in enumerate(params.variants):
         _write_score(root, params, variant, questions, seed)
-    for seed, section in enumerate(params.sections):
-        _write_similarity(root, params, section, seed)
+    for seed, name in enumerate(params.reconstructions):
+        _write_similarity(root, params, name, seed)
     return params
 
 
@@ -73,27 +74,56 @@ def _write_score(
     )
 
 
-def _write_similarity(root: Path, params: config.Params, section: str, seed: int) -> None:
+def _write_similarity(root: Path, params: config.Params, name: str, seed: int) -> None:
     random = np.random.default_rng(seed)
-    metrics = text_metrics(params.similarity)
     cells: dict[str, dict[str, results.Cell]] = {}
+    rows = []
     for control in params.reconstruct.controls:
         shift = 30 if control == "own" else 0
+        metrics = metrics_of(control, params)
+        values = {metric: 40 + shift + random.normal(size=20) for metric in (*metrics, *NLL)}
         cells[control] = {
-            name: statistics.cell(
-                40 + shift + random.normal(size=20), draws=100, seed=1, n_failed=1
-            )
-            for name in (*metrics, *NLL)
+            metric: statistics.cell(column, draws=100, seed=1, n_failed=1)
+            for metric, column in values.items()
         }
         if control != "own":
             cells[difference(control)] = {
-                name: statistics.cell(30 + random.normal(size=20), draws=100, seed=1)
-                for name in (*metrics, NLL_GAIN)
+                metric: statistics.cell(30 + random.normal(size=20), draws=100, seed=1)
+                for metric in (*metrics, NLL_GAIN)
             }
+        rows += [
+            {
+                "id": f"turn-{number}",
+                "image": f"image-{number // 2}",
+                "control": control,
+                **{metric: column[number] for metric, column in values.items()},
+            }
+            for number in range(20)
+        ]
+    parquet = root / "scores" / "similarity" / f"{name}.parquet"
+    parquet.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(parquet, index=False)
     results.write_metrics(
-        root / "metrics" / "similarity" / f"{section}.json",
+        root / "metrics" / "similarity" / f"{name}.json",
         cells,
-        results.provenance(f"similarity@{section}", params),
+        results.provenance(
+            f"similarity@{name}",
+            params,
+            libraries={"nltk": "3"},
+            corpus_bleu={"signature": "nrefs:1"},
+            meteor={"column": "meteor_exact_stem", "sentences": "punkt, untrained"},
+            bertscore={
+                "column": "bertscore_minilm_l6",
+                "model": "minilm-l6",
+                "layers": 6,
+                "tokenizer": "BertTokenizer",
+            },
+            judge={
+                "column": judge_column(params.judge),
+                "prompt": ["similarity-1"],
+                "missing": [],
+            },
+        ),
     )
 
 
@@ -104,8 +134,8 @@ stages:
     foreach: ${checkpoints}
     do: {cmd: "python -m stages.distill ${key}"}
   similarity:
-    matrix: {section: [summary, caption, reasoning]}
-    cmd: python -m stages.similarity ${item.section}
+    foreach: ${reconstructions}
+    do: {cmd: "python -m stages.similarity ${key}"}
   predict:
     foreach: ${variants}
     do: {cmd: "python -m stages.predict ${key}"}
@@ -157,8 +187,8 @@ def lock(root: Path, params: config.Params) -> None:
         )
         used = {f"checkpoints.{name}": plain["checkpoints"][name]}
         add(f"distill@{name}", [f"models/{name}", f"metrics/distill/{name}.json"], **used)
-    for section in params.sections:
-        add(f"similarity@{section}", [f"metrics/similarity/{section}.json"])
+    for name in params.reconstructions:
+        add(f"similarity@{name}", [f"metrics/similarity/{name}.json"])
     for variant in params.variants:
         (root / "predictions" / variant).mkdir(parents=True, exist_ok=True)
         used = {f"variants.{variant}": plain["variants"][variant]}

@@ -48,6 +48,35 @@ def test_only_the_thinking_tokens_embedding_is_replaced(
     assert torch.equal(embedded[~here], plain[~here])
 
 
+def test_a_shared_reader_reads_each_section_as_its_own_reader_does(
+    toy_llm, toy_turns, own_states, toy_vocabulary
+):
+    """One interpreter for all sections: the token of any of them is replaced, and nothing else."""
+    shared = interpreter.StateReader(toy_llm, list(toy_vocabulary.thinking_ids.values()))
+    for section, token in toy_vocabulary.thinking_ids.items():
+        some = interpreter.encode_readings(
+            toy_turns, section, own_states, toy_vocabulary, source="own", wordings="plain", seed=0
+        )
+        batch = interpreter.ReadingCollator(0)(some)
+        single = interpreter.StateReader(toy_llm, [token])
+        assert torch.equal(
+            shared.embed(batch["input_ids"], batch["states"]),
+            single.embed(batch["input_ids"], batch["states"]),
+        )
+
+
+def test_official_references_wrap_a_section_in_a_sentence_and_tags():
+    texts = [f"the total of {number} is {{odd}}" for number in range(40)]
+    references = interpreter.official_references("caption", texts, seed=3)
+    assert references == interpreter.official_references("caption", texts, seed=3)
+    openings = set()
+    for text, reference in zip(texts, references, strict=True):
+        opening, found, rest = reference.partition(f"<CAPTION> {text} </CAPTION>")
+        assert found and opening and not rest
+        openings.add(opening)
+    assert len(openings) == 10
+
+
 def test_a_question_only_reader_cannot_see_a_state(reader, toy_turns, own_states, toy_vocabulary):
     one, other = (
         reconstruct(
@@ -97,7 +126,7 @@ def test_every_prompt_holds_its_question_and_says_whether_there_is_a_state(
         question = tokenizer(turn.question, add_special_tokens=False)["input_ids"]
         ids = reading.encoded.input_ids
         assert any(ids[i : i + len(question)] == question for i in range(len(ids)))
-        assert ids.count([toy_vocabulary.thinking_ids["reasoning"]]) == (source == "own")
+        assert ids.count(toy_vocabulary.thinking_ids["reasoning"]) == (source == "own")
     if wordings == "varied":
         other = readings(toy_turns, own_states, toy_vocabulary, source, wordings, seed=1)
         assert [r.encoded for r in some] != [r.encoded for r in other]

@@ -47,8 +47,19 @@ def test_copies_in_one_cluster_add_no_information(values):
     assert independent[1] - independent[0] < 0.7 * (single[1] - single[0])
 
 
-def test_paired_interval_of_equal_columns_is_zero(values):
-    assert statistics.paired_interval(values, values, **DRAWS) == (0.0, 0.0)
+def test_the_difference_of_equal_columns_is_zero(values):
+    cell = statistics.paired_cell(values, values, **DRAWS)
+    assert (cell.value, cell.low, cell.high) == (0.0, 0.0, 0.0)
+
+
+def test_sums_are_of_the_resamples_that_the_intervals_see(values):
+    labels = (np.arange(len(values)) // 3).tolist()
+    columns = np.column_stack([values, np.ones(len(values))])
+    sums = statistics.bootstrap_sums(columns, clusters=labels, **DRAWS)
+    assert sums.shape == (DRAWS["draws"], 2)
+    bounds = np.percentile(sums[:, 0] / sums[:, 1], statistics.PERCENTILES)
+    expected = statistics.bootstrap_interval(values, clusters=labels, **DRAWS)
+    assert tuple(bounds) == pytest.approx(expected)
 
 
 def test_columns_share_one_resample(values):

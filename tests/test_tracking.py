@@ -71,7 +71,7 @@ def test_every_stage_is_a_finished_run_under_one_parent(mirrored):
     root, summary = mirrored
     found = named(root)
     (parent,) = parents(root)
-    assert summary["runs"] == len(summary["stages"]) == 1 + 6 + 3 + 6 + 6
+    assert summary["runs"] == len(summary["stages"]) == 1 + 6 + 6 + 6 + 6
     assert set(found) == {*summary["stages"], parent.info.run_name}
     assert summary["unfinished"] == []
     for name, dvc_hash in summary["stages"].items():
