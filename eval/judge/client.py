@@ -182,6 +182,7 @@ class _Outcome:
 
     reply: Reply | None = None
     usd: float = 0.0
+    expected_usd: float = 0.0
     fault: Fault | None = None
     wasted_usd: float = 0.0
 
@@ -202,6 +203,8 @@ class Judge:
         self.endpoint = endpoint
         self.cache = cache
         self.asked = 0
+        # Characters are a rough measure of tokens; a server that bills more widens the margin.
+        self._margin = 1.5
 
     def key(self, version: str, body: Body) -> str:
         return key(version, self.endpoint.identity, body)
@@ -318,7 +321,7 @@ class Judge:
                     while waiting and len(pending) < 2 * self.endpoint.workers:
                         one = waiting[0]
                         body = requests[one]
-                        reserved = self._worst_case(body)
+                        reserved = self._margin * self._dearest(body)
                         if self._over_budget(reserved + sum(r for _, r in pending.values())):
                             # What is under way may turn out cheaper than its worst case.
                             if not pending:
@@ -346,9 +349,9 @@ class Judge:
             )
         return run.failures
 
-    def _worst_case(self, body: Body) -> float:
-        # Characters are a rough measure of tokens, so with a margin.
-        return self.endpoint.usd(round(1.5 * estimated_tokens(body)), body["max_tokens"])
+    def _dearest(self, body: Body) -> float:
+        """The estimated price of a request whose reply is as long as it may be."""
+        return self.endpoint.usd(estimated_tokens(body), body["max_tokens"])
 
     def _over_budget(self, reserved: float) -> bool:
         budget = self.endpoint.budget_usd
@@ -384,6 +387,8 @@ class Judge:
 
     def _pay(self, one: str, outcome: _Outcome, what: str) -> None:
         """Write down a reply and what everything cost."""
+        if outcome.expected_usd:
+            self._margin = max(self._margin, 1.1 * outcome.usd / outcome.expected_usd)
         if outcome.wasted_usd:
             self.cache.charge(one, self.endpoint.identity, "unusable", outcome.wasted_usd)
         if outcome.reply is not None and what == "reply":
@@ -406,6 +411,7 @@ class Judge:
                 return outcome
             else:
                 outcome.fault, outcome.usd = None, self.paid(outcome.reply, body)
+                outcome.expected_usd = self._dearest(body)
                 return outcome
         return outcome
 

@@ -10,9 +10,9 @@ import base64
 import json
 import mimetypes
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from eval.judge.cache import Body
 
@@ -44,7 +44,7 @@ EMPTY_GRADE = 1
 class _Grade(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    grade: Literal[1, 2, 3, 4, 5]
+    grade: Annotated[int, Field(ge=1, le=5)]
 
 
 _FORMAT = {

@@ -22,10 +22,13 @@ class Checkout:
 
     root: Path
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command as `make` does: the environment's own programs come first."""
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command as `make` does, in a process group of its own.
+
+        The environment's own programs come first.
+        """
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        result = subprocess.run(
+        return subprocess.Popen(
             command,
             cwd=self.root,
             env={**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
@@ -33,10 +36,16 @@ class Checkout:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
-        if check and result.returncode:
-            pytest.fail(f"{' '.join(command)} failed:\n{result.stdout[-6000:]}")
-        return result
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        process = self.start(*command)
+        output, _ = process.communicate()
+        if check and process.returncode:
+            pytest.fail(f"{' '.join(command)} failed:\n{output[-6000:]}")
+        return subprocess.CompletedProcess(command, process.returncode, output)
 
     def repro(self, *targets: str) -> list[str]:
         """`dvc repro`, and the names of the stages that it ran."""

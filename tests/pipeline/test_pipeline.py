@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+from sacrebleu.metrics.bleu import BLEU
 
-from heima import config
+from heima import config, measures
 from heima.results import read_jsonl, read_metrics
+from tests.conftest import ROOT
 from tests.pipeline.conftest import ran
 
 
 def expected_stages(params: config.Params) -> set[str]:
-    sections = params.sections
     return {
         "fingerprint",
         "prepare",
@@ -25,9 +32,10 @@ def expected_stages(params: config.Params) -> set[str]:
         *(f"teach@{name}" for name in config.PRETRAINED),
         *(f"distill@{name}" for name in params.checkpoints),
         "states",
-        *(f"interpret@{section}-{way}" for section in sections for way in ("own", "question-only")),
-        *(f"reconstruct@{section}" for section in sections),
-        *(f"similarity@{section}" for section in sections),
+        *(f"interpret@{i}-{way}" for i in params.interpreters for way in ("own", "question-only")),
+        *(f"reconstruct@{name}" for name in params.reconstructions),
+        "judge",
+        *(f"similarity@{name}" for name in params.reconstructions),
         *(f"predict@{name}" for name in params.variants),
         *(f"score@{name}" for name in params.variants),
         "tables",
@@ -55,7 +63,7 @@ def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small
     for stage in expected_stages(small) - {"fingerprint", "prepare", "rewrite", "tables", "track"}:
         name, _, part = stage.partition("@")
         path = reproduction.root / "metrics" / name / f"{part}.json"
-        if name in ("reconstruct", "states"):
+        if name in ("reconstruct", "states", "judge"):
             assert not path.exists()
             continue
         cells, provenance = read_metrics(path)
@@ -89,11 +97,108 @@ def test_every_heldout_turn_has_every_control_once(reproduction, small):
     from heima import corpus
 
     turns = corpus.load_turns(reproduction.root / "data" / "rewritten" / "heldout.parquet")
-    for section in small.sections:
-        rows = read_jsonl(reproduction.root / "reconstructions" / f"{section}.jsonl")
+    for name in small.reconstructions:
+        rows = read_jsonl(reproduction.root / "reconstructions" / f"{name}.jsonl")
         found = [(row["control"], row["id"]) for row in rows]
         assert found == [(c, turn.id) for c in small.reconstruct.controls for turn in turns]
         assert all(row["nll"] > 0 and row["n_tokens"] > 0 for row in rows)
+
+
+def test_every_reconstruction_under_every_judged_control_has_a_grade(reproduction, small):
+    for name in small.reconstructions:
+        rows = read_jsonl(reproduction.root / "reconstructions" / f"{name}.jsonl")
+        judged = read_jsonl(reproduction.root / "judgements" / f"{name}.jsonl")
+        assert [(row["control"], row["id"]) for row in judged] == [
+            (row["control"], row["id"]) for row in rows if row["control"] in small.similarity.judged
+        ]
+        for row in judged:
+            assert 1 <= row["grade"] <= 5
+            assert (row["model"] == "embedded-rules") == (row["failure"] is None)
+
+
+def test_every_cell_of_similarity_derives_from_the_samples(reproduction, small):
+    """Means, differences and corpus BLEU again, from the parquet file alone."""
+    for name in small.reconstructions:
+        table = pd.read_parquet(reproduction.root / "scores" / "similarity" / f"{name}.parquet")
+        cells, provenance = read_metrics(reproduction.root / "metrics/similarity" / f"{name}.json")
+        parts = {control: part.set_index("id") for control, part in table.groupby("control")}
+        for control, part in parts.items():
+            metrics = measures.metrics_of(control, small)
+            for metric in {*metrics, "nll"} - {measures.CORPUS_BLEU}:
+                assert cells[control][metric].value == pytest.approx(part[metric].mean())
+                assert cells[control][metric].n == len(part)
+                if control != "own":
+                    gap = (parts["own"][metric] - part[metric]).mean()
+                    group, sign = measures.difference(control), -1 if metric == "nll" else 1
+                    found = cells[group]["nll_gain" if metric == "nll" else metric].value
+                    assert found == pytest.approx(sign * gap, abs=1e-9)
+            per_token = part["nll"].sum() / part["n_tokens"].sum()
+            assert cells[control]["nll_per_token"].value == pytest.approx(per_token)
+            sums = part[list(measures.BLEU_STATISTICS)].sum().tolist()
+            matches, totals = sums[2:6], sums[6:]
+            expected = BLEU.compute_bleu(
+                [int(n) for n in matches], [int(n) for n in totals], int(sums[0]), int(sums[1]),
+                smooth_method="exp",
+            ).score  # fmt: skip
+            assert cells[control][measures.CORPUS_BLEU].value == pytest.approx(expected)
+        assert provenance["judge"]["missing"] == []
+
+
+def test_a_killed_judge_stage_pays_again_only_for_what_was_under_way(reproduction, tmp_path):
+    """The real stage under DVC, a judge in another process, SIGKILL to both DVC and the stage."""
+    checkout, log = reproduction.checkout, tmp_path / "log"
+    path = checkout.root / "params.yaml"
+    before = path.read_text(encoding="utf-8")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.eval.judge_server", str(log), "--seconds", "0.02"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    raw = yaml.safe_load(before)
+    raw["judge"] = {
+        "backend": "openai", "base_url": server.stdout.readline().strip(), "model": "local-judge",
+        "api_key_env": "PATH", "workers": 4, "price": {"input": 2.5, "output": 10}, "max_missing": 0,
+    }  # fmt: skip
+    edit(path, yaml.safe_dump(raw, sort_keys=False))
+    try:
+        wanted = {
+            (row["question"], row["reference"], row["text"])
+            for name in raw["reconstructions"]
+            for row in read_jsonl(checkout.root / "reconstructions" / f"{name}.jsonl")
+            if row["text"].strip()
+        }
+        stage = checkout.start("dvc", "repro", "judge")
+        while len(answered(log)) < len(wanted) // 2:
+            assert stage.poll() is None, stage.communicate()[0]
+            time.sleep(0.01)
+        os.killpg(stage.pid, signal.SIGKILL)
+        stage.wait()
+        assert checkout.repro("judge") == ["judge"]
+        replies = Counter(answered(log))
+        # The canary of each run is no sample, and four workers had a request under way.
+        assert len(replies) == len(wanted) + 1
+        assert sum(replies.values()) - len(replies) <= 1 + 4
+        graded = read_jsonl(checkout.root / "judgements" / "reasoning.jsonl")
+        assert {row["model"] for row in graded if row["model"]} == {"judge-2026-01-01"}
+        asked = len(answered(log))
+        checkout.run("dvc", "repro", "--force", "--single-item", "judge")
+        assert len(answered(log)) == asked, "a warm run asks nothing"
+
+        raw["judge"]["budget_usd"] = 1e-4
+        raw["judge"]["model"] = "another-judge"
+        edit(path, yaml.safe_dump(raw, sort_keys=False))
+        stopped = checkout.run("dvc", "repro", "judge", check=False)
+        assert stopped.returncode != 0 and "the budget does not suffice" in stopped.stdout
+        assert len(answered(log)) == asked
+    finally:
+        server.kill()
+        server.wait()
+        edit(path, before)
+        # The run cache brings the first grades back.
+        checkout.repro("judge")
+
+
+def answered(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
 
 def test_token_counts_of_every_prediction_add_up(reproduction, small):
@@ -117,7 +222,9 @@ def test_dvc_lists_the_cells(reproduction, small):
         [cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line
     ]
     header, rows = lines[0], {line[0]: line for line in lines[2:]}
-    assert {f"reports/summary/{n}.json" for n in (*small.variants, *small.sections)} == set(rows)
+    assert {f"reports/summary/{n}.json" for n in (*small.variants, *small.reconstructions)} == set(
+        rows
+    )
     cells, _ = read_metrics(reproduction.root / "metrics" / "score" / "heima.json")
     for benchmark in (*small.benchmarks, "mean"):
         value = rows["reports/summary/heima.json"][header.index(benchmark)]
