@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import pandas as pd
 import pytest
 
 from heima import config, results, statistics, tables
@@ -64,6 +65,67 @@ def test_every_cell_is_traceable(root, built):
         ]
         seen += 1
     assert seen == 6 * 7 * 2
+
+
+def test_the_paper_s_values_stand_beside_ours_in_its_profile_only(tmp_path, built):
+    """Under its own metrics; what it does not publish has a dash."""
+    text = (fabricated.ROOT / "profiles" / "paper.yaml").read_text(encoding="utf-8")
+    fabricated.write(tmp_path, params_text=text)
+    table = tables.build(tmp_path, config.load(tmp_path / "params.yaml"))["interpreters"]
+    lines = {(line["panel"], line["row"], line["column"]): line for line in lines_of(table)}
+    row = {
+        column: lines["caption: state given", "published", column]["value"]
+        for column in ("bleu4", "meteor", "rougeL", "bertscore", "gpt4o_similarity", "empty of n")
+    }
+    assert row == {
+        "bleu4": "12.8",
+        "meteor": "35.5",
+        "rougeL": "37.9",
+        "bertscore": "71.4",
+        "gpt4o_similarity": "–",
+        "empty of n": "–",
+    }
+    shared = lines["Other interpreters: own state", "published, one for all: caption", "bleu4"]
+    assert (shared["value"], shared["source"]) == ("6.8", "reports/published/interpreters.csv")
+    assert lines["summary: state given", "zero", "gpt4o_similarity"]["value"] == "not judged"
+    assert tables.latex(table).count("published") >= 4
+    ours, _ = built["interpreters"].blocks
+    assert not any("published" in row for panel in ours.panels for row in panel.rows)
+
+
+def test_other_interpreters_are_paired_with_the_section_s_own(root, params, built):
+    lines = {
+        (line["panel"], line["row"], line["column"]): line
+        for line in lines_of(built["interpreters"])
+    }
+    ours, theirs = (
+        table[table["control"] == "own"]
+        for table in (
+            pd.read_parquet(root / "scores" / "similarity" / f"{name}.parquet")
+            for name in ("shared-caption", "caption")
+        )
+    )
+    cell = statistics.paired_cell(
+        ours["bleu4"],
+        theirs["bleu4"],
+        clusters=theirs["image"].tolist(),
+        draws=params.similarity.draws,
+        seed=params.seed,
+    )
+    panel = "Other interpreters minus the section's own (nll: nats a text)"
+    line = lines[panel, "shared-caption", "bleu4"]
+    assert [float(line[k]) for k in ("value", "low", "high")] == [cell.value, cell.low, cell.high]
+
+
+def test_reconstructions_of_other_turns_are_refused(copy, params):
+    path = copy / "scores/similarity/shared-caption.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path, index=False)
+    (copy / "scores/similarity/reasoning.parquet").unlink()
+    found = problems(copy, params)
+    assert (
+        "shared-caption.parquet and scores/similarity/caption.parquet must have the same" in found
+    )
+    assert "reasoning.parquet is missing: run `dvc repro similarity@reasoning`" in found
 
 
 def test_published_numbers_are_labelled_and_alone(built):

@@ -155,9 +155,14 @@ def test_a_killed_judge_stage_pays_again_only_for_what_was_under_way(reproductio
     )  # fmt: skip
     raw = yaml.safe_load(before)
     raw["judge"] = {
-        "backend": "openai", "base_url": server.stdout.readline().strip(), "model": "local-judge",
-        "api_key_env": "PATH", "workers": 4, "price": {"input": 2.5, "output": 10}, "max_missing": 0,
-    }  # fmt: skip
+        "backend": "openai",
+        "base_url": server.stdout.readline().strip(),
+        "model": "local-judge",
+        "api_key_env": "PATH",
+        "workers": 4,
+        "price": {"input": 2.5, "output": 10},
+        "max_missing": 0,
+    }
     edit(path, yaml.safe_dump(raw, sort_keys=False))
     try:
         wanted = {
