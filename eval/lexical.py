@@ -293,7 +293,8 @@ def _tokenizer_13a() -> Callable[[str], str]:
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _tokens_13a(text: str) -> list[str]:
-    return _tokenizer_13a()(text).split()
+    # As sacrebleu does; otherwise a text that ends in a hyphen and a new line loses the hyphen.
+    return _tokenizer_13a()(text.rstrip()).split()
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)

@@ -118,7 +118,6 @@ class Batches:
             completion_window="24h",
             metadata={_DIGEST: digest},
         )
-        self._judge.asked += len(keys)
         self._judge.say(f"handed in {len(keys)} requests ({path}) as {batch.id}")
         return batch
 

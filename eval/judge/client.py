@@ -21,7 +21,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import openai
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -180,9 +180,9 @@ def estimated_tokens(body: Body) -> int:
 class _Outcome:
     """What came of one request: a reply with its price or the last fault, and what was wasted."""
 
+    expected_usd: float
     reply: Reply | None = None
     usd: float = 0.0
-    expected_usd: float = 0.0
     fault: Fault | None = None
     wasted_usd: float = 0.0
 
@@ -197,12 +197,11 @@ class _Progress:
 
 
 class Judge:
-    """A judge behind a cache. `asked` counts requests that were sent, without the SDK's retries."""
+    """A judge behind a cache."""
 
     def __init__(self, endpoint: Endpoint, cache: ReplyCache) -> None:
         self.endpoint = endpoint
         self.cache = cache
-        self.asked = 0
         # Characters are a rough measure of tokens; a server that bills more widens the margin.
         self._margin = 1.5
 
@@ -286,8 +285,12 @@ class Judge:
             )
 
     def try_canary(self, client: openai.OpenAI, canary: Body, check: Check) -> None:
-        """Ask the question with the known answer, past the cache; raises `JudgeError`."""
-        outcome = self._ask_one(client, canary, check)
+        """Ask the question with the known answer, past the cache; raises `JudgeError`.
+
+        Directly in every mode, so at the full price.
+        """
+        direct = Judge(replace(self.endpoint, mode="direct"), self.cache)
+        outcome = direct._ask_one(client, canary, check)
         self._pay(self.key("canary", canary), outcome, "canary")
         if outcome.fault is not None:
             raise JudgeError(
@@ -388,7 +391,8 @@ class Judge:
     def _pay(self, one: str, outcome: _Outcome, what: str) -> None:
         """Write down a reply and what everything cost."""
         if outcome.expected_usd:
-            self._margin = max(self._margin, 1.1 * outcome.usd / outcome.expected_usd)
+            paid = outcome.usd + outcome.wasted_usd
+            self._margin = max(self._margin, 1.1 * paid / outcome.expected_usd)
         if outcome.wasted_usd:
             self.cache.charge(one, self.endpoint.identity, "unusable", outcome.wasted_usd)
         if outcome.reply is not None and what == "reply":
@@ -398,9 +402,8 @@ class Judge:
 
     def _ask_one(self, client: openai.OpenAI, body: Body, check: Check) -> _Outcome:
         """Runs in a thread: touches neither cache nor progress."""
-        outcome = _Outcome()
+        outcome = _Outcome(expected_usd=self._dearest(body))
         for _ in range(1 + _ASKED_AGAIN):
-            self.asked += 1
             try:
                 outcome.reply = self._send(client, body, check)
             except Unusable as fault:
@@ -411,7 +414,6 @@ class Judge:
                 return outcome
             else:
                 outcome.fault, outcome.usd = None, self.paid(outcome.reply, body)
-                outcome.expected_usd = self._dearest(body)
                 return outcome
         return outcome
 

@@ -416,7 +416,8 @@ class TestBatch:
         assert batch["metadata"] and len(server.files) == 2
         with ReplyCache(Path(".cache/judge.sqlite")) as cache:
             tokens = 400 * price["input"] + 8 * price["output"]
-            assert cache.spent() == pytest.approx((1 + len(some)) * tokens / 2e6)
+            # The canary is asked directly.
+            assert cache.spent() == pytest.approx((1 + len(some) / 2) * tokens / 1e6)
         # Direct requests find the batch's replies.
         asked = server.requests
         assert grade({"reasoning": some}, judging(price=price))["reasoning"] == found
