@@ -841,27 +841,42 @@ def _fixed(value: float, digits: int) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
-_PANELS_A_PAGE = 4
+_PAGE = 540
+_CAPTION_CHARACTERS, _CAPTION_LINE, _PANEL, _ROW = 75, 12, 28, 16
+"""Heights in points of what stands on a page of `article`: enough to share panels out."""
 
 
 def latex(table: Table) -> str:
-    r"""The table as LaTeX that needs only booktabs: a `table` for each block.
+    r"""The table as LaTeX that needs only booktabs: a `table` for each page of a block.
 
     Numbers stand above their interval. `\input` it in any document.
     """
     parts = [f"% {table.name}: written by stages/tables.py; needs \\usepackage{{booktabs}}"]
     for block in table.blocks:
-        for start in range(0, len(block.panels), _PANELS_A_PAGE):
-            text = f"{block.title}. {block.caption}" if start == 0 else f"{block.title}, continued."
-            panels = map(_latex_panel, block.panels[start : start + _PANELS_A_PAGE])
+        for number, (text, panels) in enumerate(_pages(block)):
             parts.append(
                 "\\begin{table}[p]\n\\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}\n"
-                + ("" if start == 0 else "\\addtocounter{table}{-1}")
+                + ("" if number == 0 else "\\addtocounter{table}{-1}")
                 + f"\\caption{{{_escape(text)}}}\\par\\medskip\n"
-                + "\n\\par\\medskip\n".join(panels)
+                + "\n\\par\\medskip\n".join(map(_latex_panel, panels))
                 + "\n\\end{table}"
             )
     return "\n".join(parts) + "\n"
+
+
+def _pages(block: Block) -> list[tuple[str, list[Panel]]]:
+    """The captions and panels of each page, as many as fit; the first has the whole caption."""
+    pages: list[tuple[str, list[Panel]]] = []
+    left = 0
+    for panel in block.panels:
+        height = _PANEL + _ROW * len(panel.rows)
+        if not pages or left < height:
+            text = f"{block.title}, continued." if pages else f"{block.title}. {block.caption}"
+            pages.append((text, []))
+            left = _PAGE - _CAPTION_LINE * (2 + len(text) // _CAPTION_CHARACTERS)
+        pages[-1][1].append(panel)
+        left -= height
+    return pages
 
 
 def _latex_panel(panel: Panel) -> str:
