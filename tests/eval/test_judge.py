@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -297,6 +298,20 @@ class TestCost:
         found = grade({"reasoning": some}, judging())["reasoning"]
         assert (found[2]["grade"], found[2]["failure"]) == (1, "empty reconstruction")
         assert server.requests == 1 + len(some) - 1
+
+    def test_an_image_goes_with_its_question_and_changes_what_is_known(self, server, judging):
+        some, shown = rows(3), []
+        server.plan = lambda body, attempt: shown.append(body)
+        without = grade({"reasoning": some}, judging())["reasoning"]
+        assert all(isinstance(body["messages"][1]["content"], str) for body in shown)
+        shown.clear()
+        with_image = grade({"reasoning": some}, judging(), read_image=str.encode)["reasoning"]
+        assert grades(with_image) == grades(without) and len(shown) == 1 + len(some)
+        for body in shown[1:]:
+            text, image = body["messages"][1]["content"]
+            number = json.loads(text["text"])["question"].removeprefix("what is at ")[:-1]
+            data = image["image_url"]["url"].removeprefix("data:image/png;base64,")
+            assert base64.b64decode(data).decode() == f"image-{number}.png"
 
     def test_controls_that_are_not_judged_are_not_asked(self, server, judging):
         found = grade({"reasoning": rows(4)}, judging(controls=["own"]))["reasoning"]
