@@ -71,6 +71,9 @@ def smaller(raw: dict) -> dict:
         if "matched" in checkpoint:
             checkpoint["steps"] = 3 * len(checkpoint["matched"])
     raw["interpret"]["steps"] = 3
+    # One reconstruction by the shared interpreter stands for three.
+    for name in ("shared-summary", "shared-caption"):
+        del raw["reconstructions"][name]
     raw["reconstruct"]["max_new_tokens"] = 24
     raw["predict"]["max_new_tokens"] = 24
     raw["similarity"]["draws"] = 200
