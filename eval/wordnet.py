@@ -110,10 +110,19 @@ def load(folder: Path) -> Synonyms:
     """NLTK's reader over the WordNet in `folder` (about 2 s and 150 MB), remembering each word.
 
     Raises `MissingResource` where NLTK refuses the files: it reads no links, and none that others
-    may write.
+    may write. Where they are damaged, it is raised now or by the word that meets the damage.
     """
     import nltk
-    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
+
+    # What NLTK's parser raises on damaged lines, beside errors of reading.
+    faults = (OSError, ValueError, LookupError, AssertionError, StopIteration, WordNetError)
+
+    def unreadable(fault: str) -> MissingResource:
+        return MissingResource(
+            f"NLTK cannot read the WordNet in {folder} ({fault}). It wants undamaged plain files "
+            f"that only their owner may write; get them again with {FETCH}"
+        )
 
     class Reader(WordNetCorpusReader):
         def open(self, file: str) -> Any:
@@ -125,17 +134,23 @@ def load(folder: Path) -> Synonyms:
         def map_wn(self, version: str = "wordnet") -> None:
             """No mapping between releases: only other languages need one."""
 
+        def synset_from_pos_and_offset(self, pos: str, offset: int) -> Any:
+            try:
+                synset = super().synset_from_pos_and_offset(pos, offset)
+            except faults as error:
+                raise unreadable(f"{type(error).__name__}: {error}") from error
+            if synset is None:
+                raise unreadable(f"no synset at byte {offset} of the part of speech {pos}")
+            return synset
+
     # NLTK reads below its data folders only.
     if str(folder) not in nltk.data.path:
         nltk.data.path.append(str(folder))
     try:
         reader = Reader(nltk.data.FileSystemPathPointer(str(folder)), None)
-        reader.synsets("word")
-    except (OSError, ValueError, LookupError) as error:
-        raise MissingResource(
-            f"NLTK cannot read the WordNet in {folder} ({type(error).__name__}: {error}). It wants "
-            f"plain files that only their owner may write; get them again with {FETCH}"
-        ) from error
+    except faults as error:
+        raise unreadable(f"{type(error).__name__}: {error}") from error
+    reader.synsets("word")
     return RememberedSynonyms(reader)
 
 

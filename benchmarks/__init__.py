@@ -1,0 +1,1 @@
+"""What the code costs beside a named baseline: one module a benchmark, run by hand."""
