@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,11 +17,10 @@ from typing import Any
 import openai
 from openai.types import Batch
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 
 from eval.judge import JudgeError
 from eval.judge.cache import Body
-from eval.judge.client import Check, Fault, Judge, Unusable, read_completion
+from eval.judge.client import Check, Fault, Judge, Unusable, progress_bar, read_completion
 from heima.results import atomic
 
 _ROUNDS = 3
@@ -151,12 +149,8 @@ class Batches:
             batch = self._client.batches.retrieve(identity)
             counts = batch.request_counts
             if bar is None:
-                bar = tqdm(
-                    total=counts.total if counts else None,
-                    desc=f"{self._judge.endpoint.model} {identity}",
-                    unit="reply",
-                    file=sys.stderr,
-                )
+                name = f"{self._judge.endpoint.model} {identity}"
+                bar = progress_bar(name, counts.total if counts else None)
             if counts:
                 bar.total = counts.total or bar.total
                 bar.update(counts.completed + counts.failed - bar.n)

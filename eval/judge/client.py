@@ -196,6 +196,12 @@ class _Progress:
     unreachable_in_a_row: int = 0
 
 
+def progress_bar(name: str, total: int | None) -> tqdm:
+    """A bar on standard error; in a log it is a line every now and then."""
+    seconds = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(total=total, desc=name, unit="reply", file=sys.stderr, mininterval=seconds)
+
+
 class Judge:
     """A judge behind a cache."""
 
@@ -314,9 +320,7 @@ class Judge:
     ) -> dict[str, str]:
         waiting = deque(todo)
         pending: dict[Future[_Outcome], tuple[str, float]] = {}
-        run = _Progress(
-            tqdm(total=len(todo), desc=self.endpoint.model, unit="reply", file=sys.stderr)
-        )
+        run = _Progress(progress_bar(self.endpoint.model, len(todo)))
         stopped: str | None = None
         with run.bar, ThreadPoolExecutor(self.endpoint.workers) as pool:
             try:
