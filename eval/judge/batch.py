@@ -154,7 +154,7 @@ class Batches:
             if counts:
                 bar.total = counts.total or bar.total
                 bar.update(counts.completed + counts.failed - bar.n)
-            bar.set_postfix_str(batch.status)
+            bar.set_postfix_str(batch.status, refresh=False)
             if batch.status in _ENDED:
                 bar.close()
                 return batch

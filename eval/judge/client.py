@@ -375,7 +375,7 @@ class Judge:
         self._pay(one, outcome, "reply")
         run.bar.update()
         if self.endpoint.price is not None:
-            run.bar.set_postfix_str(f"${self.cache.spent():.2f}")
+            run.bar.set_postfix_str(f"${self.cache.spent():.2f}", refresh=False)
         fault = outcome.fault
         if fault is None:
             run.unreachable_in_a_row = 0
