@@ -121,7 +121,7 @@ class Resources:
             return
         with warnings.catch_warnings(action="ignore"):
             # What remembers each word holds what does not.
-            self.synonyms = wordnet.load(folder)._source
+            self.synonyms = wordnet.load(folder).source
         self.meteor = "wordnet-no-punkt"
         try:
             self.words = _words(True)

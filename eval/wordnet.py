@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,18 +64,18 @@ class _Named:
 
 
 class RememberedSynonyms:
-    """Another WordNet's synonyms; each word is looked up there once.
+    """The synonyms of another WordNet, `source`; each word is looked up there once.
 
     METEOR looks at all single-word lemmas of all synsets of a word, in no order; so each becomes
     a synset of its own here.
     """
 
     def __init__(self, source: Synonyms) -> None:
-        self._source = source
+        self.source = source
         self.synsets = functools.lru_cache(maxsize=None)(self._synsets)
 
     def _synsets(self, word: str) -> Sequence[_Named]:
-        names = {lemma.name() for synset in self._source.synsets(word) for lemma in synset.lemmas()}
+        names = {lemma.name() for synset in self.source.synsets(word) for lemma in synset.lemmas()}
         # METEOR leaves out the names of more than one word, and knows the word itself.
         return tuple(_Named(name) for name in sorted(names) if "_" not in name and name != word)
 
@@ -147,7 +148,10 @@ def load(folder: Path) -> Synonyms:
     if str(folder) not in nltk.data.path:
         nltk.data.path.append(str(folder))
     try:
-        reader = Reader(nltk.data.FileSystemPathPointer(str(folder)), None)
+        with warnings.catch_warnings():
+            # It has no other languages, and METEOR needs none.
+            warnings.filterwarnings("ignore", message="The multilingual functions")
+            reader = Reader(nltk.data.FileSystemPathPointer(str(folder)), None)
     except faults as error:
         raise unreadable(f"{type(error).__name__}: {error}") from error
     reader.synsets("word")

@@ -15,7 +15,7 @@ from eval import lexical, wordnet
 from eval.resources import MissingResource
 from heima.config import Similarity
 
-pytestmark = pytest.mark.filterwarnings("ignore:The multilingual functions")
+pytestmark = pytest.mark.filterwarnings("error:The multilingual functions")
 
 SYNSETS = (
     ("noun", "n", ("disk", "disc", "saucer")),
@@ -146,7 +146,7 @@ def test_meteor_over_a_folder_is_nltks_with_its_reader(tmp_path, data_path):
         "sentences": "punkt, untrained",
         "synonyms": f"WordNet {wordnet.identity(folder)}",
     }
-    reader = meteor._synonyms._source
+    reader = meteor._synonyms.source
     reference = "the red disk and the ring draw a vivid round".split()
     hypotheses = [
         "the crimson disc and the hoop attract a bright circle".split(),
@@ -169,7 +169,7 @@ def test_the_real_wordnet_is_remembered_as_nltk_reads_it(data_path):
     for word in "car cars red ran better ox disk good New_York zzz 9 'hood".split():
         read = {
             lemma.name()
-            for synset in loaded._source.synsets(word)
+            for synset in loaded.source.synsets(word)
             for lemma in synset.lemmas()
             if "_" not in lemma.name()
         }
