@@ -245,12 +245,12 @@ def test_latex_escapes_values_and_both_indexes():
             ("a_b & c", "text"): tables.Label("{5 %} ~ #1 $", "f"),
         },
     )
-    block = tables.Block("here", "A_title", "p < 5 %, \\ and {braces}", (panel,))
+    block = tables.Block("here", "A_title", "p < 5 %, \\ and {braces} a|b", (panel,))
     found = tables.latex(tables.Table("t", (block,)))
     assert r"a\_b \& c" in found and r"x\_1 \%" in found
     assert r"\{5 \%\}" in found and r"\#1 \$" in found
     assert r"50 \% \& more\_" in found and r"A\_title. p \textless{} 5 \%" in found
-    assert r"\textbackslash{} and \{braces\}" in found
+    assert r"\textbackslash{} and \{braces\} a\textbar{}b" in found
     # What rounds to nothing has no sign.
     assert "$-$1.2" in found and "[$-$2.0, 0.0]" in found
 
