@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from heima.cot import COMPRESSIBLE, RENDERINGS
+from heima.cot import COMPRESSIBLE, RENDERINGS, is_constant
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Section = Literal["summary", "caption", "reasoning"]
@@ -32,9 +32,12 @@ QuestionKind = Literal[
 ]
 InterpreterInput = Literal["own", "question-only"]
 Benchmark = Literal["mmstar", "mmbench", "mmvet", "mathvista", "ai2d", "hallusionbench"]
+ProtocolName = Literal["lmms", "paper"]
 
 PRETRAINED = ("text-cot", "base", "interpreter")
 """The models that `teach` provides; checkpoints are adapters on `text-cot`."""
+
+_WITHOUT_VLLM = ("toy-mllama", "llava-cot-11b")
 
 
 class ConfigError(ValueError):
@@ -65,12 +68,36 @@ class ToySource(_Model):
         return self
 
 
+class DatasetSource(_Model):
+    """Where a benchmark's data comes from: `path`, or `id` on the hub.
+
+    `path` is a folder as `datasets.load_dataset` reads it, or a .tsv file of VLMEvalKit. `revision`
+    is a commit of the hub's repository; without one, `prepare` takes the newest and writes down
+    which it was.
+    """
+
+    path: str | None = Field(default=None, min_length=1)
+    id: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DatasetSource:
+        if (self.path is None) == (self.id is None):
+            raise ValueError("give exactly one of path and id")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("revision belongs to id: a path has none")
+        return self
+
+
 class FolderSource(_Model):
-    """A folder with LLaVA-CoT's `train.jsonl` and `images.zip`, and one folder a benchmark."""
+    """A folder with LLaVA-CoT's `train.jsonl` and `images.zip`, and the benchmarks' data by name.
+
+    A protocol reads the data named like the benchmark, or what its `data` names.
+    """
 
     kind: Literal["folder"]
     path: str = Field(min_length=1)
-    benchmarks: str = Field(min_length=1)
+    benchmarks: dict[Name, DatasetSource] = Field(min_length=1)
 
 
 class Rewrite(_Model):
@@ -272,16 +299,98 @@ class Similarity(_Model):
         return self
 
 
-class BenchmarkTask(_Model):
-    """An lmms-eval task and the metric that the table shows, multiplied by `scale` to percent."""
+class Protocol(_Model):
+    """How answers are decoded under a protocol; its prompts and rules are code (`eval.tasks`).
 
-    task: str = Field(min_length=1)
-    metric: str = Field(min_length=1)
-    scale: PositiveFloat
+    `temperature` 0 is greedy and has one seed; the paper samples at 0.6 with top-k 50. Each of
+    `seeds` is a run over all benchmarks. `data` names other data than a benchmark's own.
+    """
+
+    temperature: Annotated[float, Field(ge=0)]
+    top_k: PositiveInt
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
+    data: dict[Benchmark, Name] = {}
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Protocol:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must name no seed twice")
+        if self.temperature == 0 and len(self.seeds) > 1:
+            raise ValueError(
+                f"seeds = {list(self.seeds)} must be one: at temperature 0 all give the same"
+            )
+        return self
+
+
+class Predict(_Model):
+    """What is the same for every variant and protocol: the engine and its limits."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
 
 
 class Variant(_Model):
+    """A row of the benchmarks' table.
+
+    `forced_prefix` is a rendering whose sections are thinking tokens: that constant beginning of
+    every answer is put into the prompt and not decoded (recipe, section 6).
+    """
+
     model: Name
+    forced_prefix: str | None = None
+
+    @model_validator(mode="after")
+    def _constant_prefix(self) -> Variant:
+        constant = sorted(name for name in RENDERINGS if is_constant(name))
+        if self.forced_prefix is not None and self.forced_prefix not in constant:
+            raise ValueError(
+                f"forced_prefix = {self.forced_prefix!r} is not one of {constant}, the renderings "
+                "that begin every answer alike"
+            )
+        return self
+
+
+class LatencyCase(_Model):
+    """A line of the latency table: a variant, cut to the tokens of the case `budget` if named."""
+
+    variant: Name
+    budget: Name | None = None
+
+
+class Peaks(_Model):
+    """What a device can do at most, as its maker states it: 1e12 FLOP/s and 1e9 bytes/s."""
+
+    device: str = Field(min_length=1)
+    tflops: PositiveFloat
+    gb_per_s: PositiveFloat
+
+
+class Latency(_Model):
+    """What the latency stage measures, `rounds` times with the cases interleaved.
+
+    `peaks` are stated, or `measured`: a matrix product and a copy on the same device.
+    """
+
+    benchmark: Benchmark
+    protocol: ProtocolName
+    cases: dict[Name, LatencyCase] = Field(min_length=1)
+    batch_sizes: tuple[PositiveInt, ...] = Field(min_length=1)
+    rounds: PositiveInt
+    peaks: Literal["measured"] | Peaks
+
+    @model_validator(mode="after")
+    def _budgets_resolve(self) -> Latency:
+        whole = sorted(name for name, case in self.cases.items() if case.budget is None)
+        for name, case in self.cases.items():
+            if case.budget is not None and case.budget not in whole:
+                raise ValueError(
+                    f"cases.{name}.budget = {case.budget!r} is not one of {whole}, the cases "
+                    "without a budget of their own"
+                )
+        if len(set(self.batch_sizes)) != len(self.batch_sizes):
+            raise ValueError("batch_sizes must name no size twice")
+        return self
 
 
 class EmbeddedRules(_Model):
@@ -351,10 +460,12 @@ class Params(_Model):
     reconstruct: Reconstruct
     reconstructions: dict[Name, NamedReconstruction] = Field(min_length=1)
     similarity: Similarity
-    benchmarks: dict[Benchmark, BenchmarkTask] = Field(min_length=1)
-    predict: Decoding
+    benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
+    protocols: dict[ProtocolName, Protocol] = Field(min_length=1)
+    predict: Predict
     judge: Annotated[EmbeddedRules | OpenAIJudge, Field(discriminator="backend")]
     variants: dict[Name, Variant] = Field(min_length=1)
+    latency: Latency
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Params:
@@ -383,6 +494,7 @@ class Params(_Model):
             raise ValueError("variants must name `heima`: ablations are compared with it")
         self._check_source()
         self._check_reconstructions()
+        self._check_benchmarks()
         for name, variant in self.variants.items():
             allowed = known | {"base"}
             if variant.model not in allowed:
@@ -392,16 +504,51 @@ class Params(_Model):
         return self
 
     def _check_source(self) -> None:
+        named = {
+            self.data_name(protocol, benchmark)
+            for protocol in self.protocols
+            for benchmark in self.benchmarks
+        }
         if self.source.kind == "toy":
-            lacking = sorted(set(self.benchmarks) - set(self.source.benchmark_sizes))
-            if lacking:
-                raise ValueError(f"source.benchmark_sizes lacks {', '.join(lacking)}")
+            given: set[str] = set(self.source.benchmark_sizes)
+            key = "source.benchmark_sizes"
+        else:
+            given, key = set(self.source.benchmarks), "source.benchmarks"
+        lacking = sorted(named - given)
+        if lacking:
+            raise ValueError(f"{key} lacks {', '.join(lacking)}")
+        if self.source.kind == "toy":
             return
         for name, part in (("vlm", self.teach.vlm), ("llm", self.teach.llm)):
             if part.kind == "train":
                 raise ValueError(
                     f"teach.{name}.kind = 'train' needs source.kind = 'toy': only the toy world's "
                     "models are trained from scratch"
+                )
+
+    def _check_benchmarks(self) -> None:
+        if len(set(self.benchmarks)) != len(self.benchmarks):
+            raise ValueError("benchmarks must name no benchmark twice")
+        if self.predict.engine == "vllm" and self.family in _WITHOUT_VLLM:
+            raise ValueError(
+                f"predict.engine = 'vllm' does not serve the family {self.family} (vLLM dropped "
+                "mllama); it must be 'transformers'"
+            )
+        if self.latency.benchmark not in self.benchmarks:
+            raise ValueError(
+                f"latency.benchmark = {self.latency.benchmark!r} is not one of "
+                f"{list(self.benchmarks)}"
+            )
+        if self.latency.protocol not in self.protocols:
+            raise ValueError(
+                f"latency.protocol = {self.latency.protocol!r} is not one of "
+                f"{sorted(self.protocols)}"
+            )
+        for name, case in self.latency.cases.items():
+            if case.variant not in self.variants:
+                raise ValueError(
+                    f"latency.cases.{name}.variant = {case.variant!r} is not one of "
+                    f"{sorted(self.variants)}"
                 )
 
     def _check_reconstructions(self) -> None:
@@ -461,6 +608,20 @@ class Params(_Model):
                 )
             chain.insert(0, init)
         return chain
+
+    def data_name(self, protocol: str, benchmark: str) -> str:
+        """The name of the data that a protocol reads for a benchmark."""
+        return self.protocols[protocol].data.get(benchmark, benchmark)
+
+    def decoding(self, protocol: str) -> Decoding:
+        """How answers are decoded under a protocol."""
+        rules = self.protocols[protocol]
+        return Decoding(
+            temperature=rules.temperature,
+            top_k=rules.top_k,
+            max_new_tokens=self.predict.max_new_tokens,
+            batch_size=self.predict.batch_size,
+        )
 
     @property
     def sections(self) -> tuple[str, ...]:

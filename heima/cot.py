@@ -118,6 +118,27 @@ def render(sections: Mapping[str, str], rendering: str) -> str:
     return _SEPARATOR.join(blocks)
 
 
+def is_constant(rendering: str) -> bool:
+    """Whether answers of a rendering all begin alike: with thinking tokens and no text.
+
+    >>> is_constant("p3"), is_constant("p2"), is_constant("answer-only")
+    (True, False, False)
+    """
+    forms = set(RENDERINGS[rendering].values())
+    return "token" in forms and "text" not in forms
+
+
+def constant_prefix(rendering: str) -> str:
+    """What stands before the conclusion in every answer of a constant rendering.
+
+    Raises `ValueError` for a rendering that `is_constant` denies.
+    """
+    if not is_constant(rendering):
+        raise ValueError(f"answers rendered as {rendering!r} do not all begin alike")
+    answer = render(dict.fromkeys(SECTIONS, ""), rendering)
+    return answer[: answer.index("<CONCLUSION>")]
+
+
 def conclusion(text: str) -> str | None:
     """The text of the last `<CONCLUSION>` of a generated answer, or None where there is none.
 

@@ -25,6 +25,7 @@ from transformers.models.mllama.processing_mllama import (
 
 from heima.config import Decoding
 from heima.cot import SECTIONS
+from heima.sampling import sampling
 from heima.tokens import Vocabulary
 
 _TAG = re.compile(rf"</?(?:{'|'.join(section.upper() for section in SECTIONS)})>")
@@ -128,21 +129,6 @@ def generate(
 def _end_ids(model: PreTrainedModel) -> set[int]:
     ends = model.generation_config.eos_token_id
     return set(ends) if isinstance(ends, list) else {ends}
-
-
-def sampling(decoding: Decoding) -> dict[str, Any]:
-    """How `generate` of transformers draws tokens, greedily at temperature 0.
-
-    Every option is named: what a checkpoint's generation_config holds must not leak in.
-    """
-    if decoding.temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    return {
-        "do_sample": True,
-        "temperature": decoding.temperature,
-        "top_k": decoding.top_k,
-        "top_p": 1.0,
-    }
 
 
 def _order(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[int]:

@@ -19,7 +19,7 @@ from heima.batching import pad, pad_text
 from heima.config import Decoding, InterpreterInput
 from heima.corpus import Turn
 from heima.cot import tagged, thinking_token
-from heima.generation import sampling
+from heima.sampling import sampling
 from heima.tokens import Encoded, Vocabulary
 from heima.training import token_losses
 

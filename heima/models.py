@@ -7,12 +7,14 @@ On disk every model has a folder below `models/`: a full model (`text-cot`, `bas
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -36,16 +38,18 @@ _LLM_LINEARS = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 class Family:
     """A VLM and its interpreter LLM (recipe, sections 2 and 3).
 
-    `vlm_lora` and `llm_lora` are regular expressions over module names, matched whole: short
-    names would also hit the frozen vision tower.
+    `model_type` is the VLM's in transformers. `vlm_lora` and `llm_lora` are regular expressions
+    over module names, matched whole: short names would also hit the frozen vision tower.
     """
 
+    model_type: str
     vlm_lora: str
     llm_lora: str
     thinking_tokens: Mapping[str, str]
 
 
 _MLLAMA = Family(
+    model_type="mllama",
     vlm_lora=(
         r".*language_model\.layers\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)_proj"
         r"|.*language_model\.layers\.\d+\.mlp\.(gate|up|down)_proj"
@@ -66,7 +70,10 @@ FAMILIES = {"toy-mllama": _MLLAMA, "llava-cot-11b": _MLLAMA}
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A GPU where there is one; processes started by torchrun or accelerate have one each."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def dtype(params: Params) -> torch.dtype:
@@ -119,9 +126,45 @@ def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, 
     model = AutoModelForImageTextToText.from_pretrained(
         **_source(models / full), dtype=dtype(params), use_safetensors=True
     )
+    expected = FAMILIES[params.family].model_type
+    if model.config.model_type != expected:
+        raise ValueError(
+            f"{models / full} holds a model of type {model.config.model_type!r}, the family "
+            f"{params.family} needs {expected!r}"
+        )
     if full != name:
-        model = PeftModel.from_pretrained(model, _adapter(models, name)).merge_and_unload()
+        model = _adapted(model, models, name, params).merge_and_unload()
     return model.to(device()).eval(), load_processor(models)
+
+
+def _adapted(
+    model: PreTrainedModel, models: Path, name: str, params: Params, *, trainable: bool = False
+) -> PeftModel:
+    """`text-cot` with the adapter of a checkpoint.
+
+    Raises `ValueError` for an adapter of another family: peft alone would stop in the middle of
+    loading, or leave out what it finds no place for.
+    """
+    folder = _adapter(models, name)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+        for key in weights.keys():  # noqa: SIM118
+            module, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
+            found = weights.get_slice(key).get_shape()
+            # A is (rank, inputs), B is (outputs, rank).
+            axis = 1 if kind.startswith("A") else 0
+            try:
+                layer = model.get_submodule(module)
+            except AttributeError:
+                layer = None
+            width = getattr(layer, ("out_features", "in_features")[axis], None)
+            if width != found[axis]:
+                raise ValueError(
+                    f"{folder} does not belong to the family {params.family}: its {key} is "
+                    f"{tuple(found)}, and {module} there "
+                    + (f"has width {width}" if width else "does not exist")
+                    + f"; `dvc repro distill@{name}` trains it anew"
+                )
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 def load_llm(models: Path, params: Params) -> PreTrainedModel:
@@ -139,7 +182,7 @@ def trainable_vlm(models: Path, init: str, params: Params) -> PeftModel:
     model, _ = load_vlm(models, "text-cot", params)
     if init == "text-cot":
         return add_lora(model, FAMILIES[params.family].vlm_lora, params.distill.lora, params.seed)
-    return PeftModel.from_pretrained(model, _adapter(models, init), is_trainable=True)
+    return _adapted(model, models, init, params, trainable=True)
 
 
 def add_lora(model: PreTrainedModel, targets: str, lora: Lora, seed: int) -> PeftModel:
@@ -164,11 +207,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def _adapter(models: Path, name: str) -> str:
+def _adapter(models: Path, name: str) -> Path:
     folder = models / name
     if not (folder / "adapter_config.json").exists():
         raise FileNotFoundError(f"{folder} holds no adapter; `dvc repro distill@{name}` makes it")
-    return str(folder)
+    return folder
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

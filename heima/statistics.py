@@ -190,6 +190,42 @@ def paired_cell(
     )
 
 
+def clustered_stderr(
+    values: ArrayLike,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    weights: ArrayLike | None = None,
+) -> float:
+    """Standard error of a (weighted) mean whose samples come in clusters.
+
+    Equation 4 of Miller 2024 (arXiv 2411.00640), as lmms-eval has it (tested): the standard error
+    of independent samples, plus the products of different samples of one cluster. Parameters: see
+    `bootstrap_intervals`. Raises `ValueError` for fewer than two samples.
+    """
+    table = _table(np.asarray(values, dtype=np.float64).reshape(-1, 1))
+    n = len(table)
+    if n < 2:
+        raise ValueError("a standard error needs at least two samples")
+    mass = _weights(weights, n)[:, None]
+    mean = (mass * table).sum() / mass.sum()
+    deviations = mass * (table - mean) * (n / mass.sum())
+    squares = float((deviations**2).sum())
+    within = float((_sum_by(_codes(clusters, n), deviations) ** 2).sum())
+    # Rounding may leave a constant column a hair below nothing.
+    return math.sqrt(max(0.0, squares / (n * (n - 1)) + (within - squares) / n**2))
+
+
+def two_sided_p(difference: float, stderr: float) -> float:
+    """The probability of a difference at least as large by chance (normal approximation).
+
+    >>> round(two_sided_p(1.96, 1.0), 3), two_sided_p(0.0, 0.0), two_sided_p(1.0, 0.0)
+    (0.05, 1.0, 0.0)
+    """
+    if stderr == 0:
+        return 1.0 if difference == 0 else 0.0
+    return math.erfc(abs(difference) / stderr / math.sqrt(2))
+
+
 def mean_of(cells: Sequence[Cell]) -> Cell:
     """The mean of independent cells, each with the same weight (a mean over benchmarks).
 

@@ -59,6 +59,14 @@ class Vocabulary:
         """The chat text up to where the assistant's answer begins."""
         return "".join(self._chat(question, image))
 
+    def prompt_ids(self, question: str, image: ImagePlace, prefix: str = "") -> list[int]:
+        """Token ids of the chat text, and of a beginning of the answer that is not decoded.
+
+        The tokens are those that `encode` trains on: no token reaches over the edge between them.
+        """
+        user, header = self._chat(question, image)
+        return self._ids(user) + self._ids(header) + self._ids(self._to_reserved(prefix))
+
     def _chat(self, question: str, image: ImagePlace) -> tuple[str, str]:
         """The user's turn, and the header that opens the assistant's."""
         text = {"type": "text", "text": self._to_reserved(question)}
