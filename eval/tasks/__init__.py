@@ -1,13 +1,14 @@
-"""lmms-eval's own tasks on a local copy of their data.
+"""The benchmarks' tasks under both protocols, on a local copy of their data.
 
-Prompts, scoring and aggregation stay lmms-eval's. Four things change: where the data lies, how
-many tokens an answer may have (ai2d's own 16 and hallusion_bench's 128 would cut a staged answer
-before its conclusion), no stop strings, and that the conclusion is what is scored.
+`lmms` is lmms-eval's own six tasks: prompts, scoring and aggregation stay lmms-eval's. Four things
+change: where the data lies, how many tokens an answer may have (ai2d's own 16 and hallusion_bench's
+128 would cut a staged answer before its conclusion), no stop strings, and that the conclusion is
+what is scored. `paper` is our own six (`eval/tasks/paper/`), for which only the data's place, the
+limit and the conclusion are set here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
@@ -18,8 +19,29 @@ from lmms_eval.api.filter import Filter
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.utils import load_yaml_config
 
+from eval.benchmark_data import folder_of
 from heima import cot
 from heima.config import Params
+
+TASKS: dict[str, dict[str, str]] = {
+    "lmms": {
+        "mmstar": "mmstar",
+        "mmbench": "mmbench_en_dev",
+        "mmvet": "mmvet",
+        "mathvista": "mathvista_testmini_format",
+        "ai2d": "ai2d",
+        "hallusionbench": "hallusion_bench_image",
+    },
+    "paper": {
+        "mmstar": "heima_paper_mmstar",
+        "mmbench": "heima_paper_mmbench",
+        "mmvet": "heima_paper_mmvet",
+        "mathvista": "heima_paper_mathvista",
+        "ai2d": "heima_paper_ai2d",
+        "hallusionbench": "heima_paper_hallusionbench",
+    },
+}
+"""Protocol -> benchmark -> the name of its lmms-eval task."""
 
 
 def lmms_eval_version() -> str:
@@ -27,35 +49,13 @@ def lmms_eval_version() -> str:
     return importlib.metadata.version("lmms-eval")
 
 
-def data_folder(params: Params, benchmark: str) -> Path:
-    """Where a benchmark's parquet files lie: a toy edition, or the folder of params.source."""
-    if params.source.kind == "folder":
-        return Path(params.source.benchmarks) / benchmark
-    return Path("data/benchmarks") / benchmark
-
-
-def data_revision(folder: Path) -> str:
-    """A short SHA-256 over the names and bytes of a benchmark's parquet files.
-
-    Raises `FileNotFoundError` where there are none.
-    """
-    files = sorted(folder.rglob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no parquet file of this benchmark")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(folder)}\n".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def load(params: Params, benchmark: str, cache: Path) -> ConfigurableMessagesTask:
-    """The lmms-eval task of a benchmark on its local data.
+def load(params: Params, protocol: str, benchmark: str, cache: Path) -> ConfigurableMessagesTask:
+    """The lmms-eval task of a benchmark under a protocol, on its local data.
 
     `cache` is a folder for the arrow files that `datasets` makes. One task's configuration is
     read directly: lmms-eval's index of its 1,500 tasks takes 5 s.
     """
-    config = load_yaml_config(_configuration(params.benchmarks[benchmark].task), mode="full")
+    config = load_yaml_config(_configuration(protocol, TASKS[protocol][benchmark]), mode="full")
     generation = {
         **config.get("generation_kwargs", {}),
         "max_new_tokens": params.predict.max_new_tokens,
@@ -67,7 +67,7 @@ def load(params: Params, benchmark: str, cache: Path) -> ConfigurableMessagesTas
     return ConfigurableMessagesTask(
         config={
             **config,
-            "dataset_path": str(data_folder(params, benchmark).resolve()),
+            "dataset_path": str(folder_of(params, params.data_name(protocol, benchmark)).resolve()),
             "dataset_kwargs": {"cache_dir": str(cache)},
             "generation_kwargs": generation,
             "filter_list": [
@@ -78,12 +78,19 @@ def load(params: Params, benchmark: str, cache: Path) -> ConfigurableMessagesTas
     )
 
 
-def _configuration(task: str) -> Path:
-    """The yaml file of an lmms-eval task. Raises `ValueError` for a name without exactly one."""
-    package = importlib.util.find_spec("lmms_eval.tasks").submodule_search_locations[0]
-    found = sorted(Path(package).rglob(f"{task}.yaml"))
+def _configuration(protocol: str, task: str) -> Path:
+    """The yaml file of a task. Raises `ValueError` for a name without exactly one."""
+    root = (
+        Path(__file__).parent / "paper"
+        if protocol == "paper"
+        else Path(importlib.util.find_spec("lmms_eval.tasks").submodule_search_locations[0])
+    )
+    found = sorted(root.rglob(f"{task}.yaml"))
     if len(found) != 1:
-        raise ValueError(f"lmms-eval {lmms_eval_version()} has {len(found)} tasks named {task!r}")
+        raise ValueError(
+            f"the protocol {protocol} (lmms-eval {lmms_eval_version()}) has {len(found)} tasks "
+            f"named {task!r}"
+        )
     return found[0]
 
 
