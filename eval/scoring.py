@@ -1,7 +1,8 @@
-"""Score one variant's saved predictions with lmms-eval's own rules and a judge behind the gateway.
+"""Score one variant's saved predictions under every protocol, with a judge behind the gateway.
 
-lmms-eval gives each benchmark one number. This module runs it, refuses numbers that a fault made,
-and breaks the number down to samples: their weighted mean must give lmms-eval's number again.
+lmms-eval runs the tasks of both protocols and gives each benchmark one number. This module refuses
+numbers that a fault made, and breaks the number down to samples: their weighted mean must give the
+task's number again.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ import hashlib
 import math
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from datasets import Image
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
-from eval import prompts, tasks
+from eval import benchmark_data, prompts, tasks
+from eval.breakdown import RULES, Docs, Samples
 from eval.chat_models import HeimaReplay
 from eval.gateway import Gateway, JudgeError
 from heima import config
 from heima.config import Params
 from heima.results import Cell, provenance, read_json, read_jsonl, write_jsonl, write_metrics
+from heima.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
 from heima.statistics import cell, mean_of
 
-COUNTS = ("decoded", "thinking", "tag", "conclusion")
+Row = Mapping[str, Any]
 
 
 def score(
@@ -43,58 +44,51 @@ def score(
     gateway: Gateway,
     params_file: str = "params.yaml",
 ) -> None:
-    """Write the scores of each sample and the cells of each benchmark.
+    """Write the scores of each sample and the cells of each benchmark under each protocol.
 
-    A row of `rows_file` is {benchmark, doc_id, unit, image, score, failed, finish, decoded,
-    thinking, tag, conclusion}. `unit` is what the score belongs to: MMBench's rotations share one.
-    `failed` says that the answer has no conclusion; it is then scored on its whole text.
+    A row of `rows_file` is {protocol, seed, benchmark, doc_id, unit, image, score, failed, finish,
+    decoded, thinking, tag, conclusion}. `unit` is what the score belongs to: MMBench's rotations
+    share one. `failed` says that the answer has no conclusion; it is then scored on its whole text,
+    and its tokens count as they are.
 
-    `metrics_file` has a group for each benchmark with `accuracy` (percent), the tokens of `COUNTS`,
-    and `chance` (what guessing scores, percent), and a group `mean` over the benchmarks.
+    `metrics_file` has a group for each protocol and benchmark (`heima.measures.score_group`) with
+    `accuracy` (percent), the tokens of `COUNTS`, and `chance` (what guessing scores, percent), and
+    for each protocol a group of the means over benchmarks. Where a protocol decodes with several
+    seeds, n counts every seed's answer, questions stay together in resampling, and
+    `accuracy_seed_<seed>` is the accuracy of one run.
 
     Raises `JudgeError` where the judge left something unanswered, `ValueError` where a number is
     missing, differs from its samples, or belongs to other data than the predictions.
     """
     params = config.load(params_file)
     made = read_json(predictions / "provenance.json")
-    revisions = {b: tasks.data_revision(tasks.data_folder(params, b)) for b in params.benchmarks}
-    for benchmark, revision in revisions.items():
-        if made["data"].get(benchmark) != revision:
-            raise ValueError(
-                f"{predictions} was predicted on another edition of {benchmark}; "
-                f"run `dvc repro predict@{variant}`"
-            )
-    with tempfile.TemporaryDirectory() as scratch:
-        loaded = {b: tasks.load(params, b, Path(scratch)) for b in params.benchmarks}
-        replay = HeimaReplay(predictions=str(predictions), params=params_file)
-        # MMBench prints its categories; here they have no reader.
-        with contextlib.redirect_stdout(None):
-            results = simple_evaluate(
-                model=replay,
-                tasks=list(loaded.values()),
-                task_manager=TaskManager(include_defaults=False),
-                bootstrap_iters=0,
-                # HallusionBench keeps a judge's answers there and gives them to the next model.
-                cli_args=argparse.Namespace(
-                    output_path=scratch, process_with_media=False, reasoning_tags="none"
-                ),
-            )
-        answers = {b: read_jsonl(predictions / f"{b}.jsonl") for b in loaded}
-        _check_judge(gateway, loaded, answers)
-        rows = []
-        cells: dict[str, dict[str, Cell]] = {}
-        for benchmark, task in loaded.items():
-            known = params.benchmarks[benchmark]
-            samples = sorted(results["samples"][known.task], key=lambda one: one["doc_id"])
-            found = _rows(benchmark, task, samples, answers[benchmark])
-            official = _official(results["results"][known.task], known.metric, benchmark)
-            cells[benchmark] = _cells(params, benchmark, task, found, official * known.scale)
-            rows += found
-        _check_judge(gateway, loaded, answers)
-    cells["mean"] = {
-        metric: mean_of([cells[benchmark][metric] for benchmark in loaded])
-        for metric in ("accuracy", *(f"{count}_tokens" for count in COUNTS))
-    }
+    revisions = benchmark_data.revisions(params)
+    for protocol, editions in revisions.items():
+        for benchmark, revision in editions.items():
+            if made["data"].get(protocol, {}).get(benchmark) != revision:
+                raise ValueError(
+                    f"{predictions} was predicted on another edition of {benchmark} ({protocol}); "
+                    f"run `dvc repro predict@{variant}`"
+                )
+    rows: list[dict[str, Any]] = []
+    cells: dict[str, dict[str, Cell]] = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for protocol, rules in params.protocols.items():
+            runs = [
+                _Run(params, protocol, seed, predictions, gateway, Path(cache))
+                for seed in rules.seeds
+            ]
+            for benchmark in params.benchmarks:
+                found = [row for run in runs for row in run.rows[benchmark]]
+                docs = [doc for run in runs for doc in run.docs[benchmark]]
+                cells[score_group(protocol, benchmark)] = _cells(params, found, docs)
+                rows += found
+            groups = [cells[score_group(protocol, benchmark)] for benchmark in params.benchmarks]
+            cells[score_group(protocol, MEAN)] = {
+                metric: mean_of([group[metric] for group in groups])
+                for metric in groups[0]
+                if metric != CHANCE
+            }
     write_jsonl(rows_file, rows)
     write_metrics(
         metrics_file,
@@ -105,10 +99,54 @@ def score(
             model=made["model"],
             judge=gateway.identity,
             lmms_eval=tasks.lmms_eval_version(),
-            tasks={b: known.task for b, known in params.benchmarks.items()},
+            tasks={p: {b: tasks.TASKS[p][b] for b in params.benchmarks} for p in params.protocols},
+            seeds={p: list(rules.seeds) for p, rules in params.protocols.items()},
             data=revisions,
         ),
     )
+
+
+class _Run:
+    """One seed's answers of a protocol, scored: `rows` and `docs` of each benchmark, in order."""
+
+    def __init__(
+        self,
+        params: Params,
+        protocol: str,
+        seed: int,
+        predictions: Path,
+        gateway: Gateway,
+        cache: Path,
+    ) -> None:
+        folder = predictions / protocol / str(seed)
+        loaded = {b: tasks.load(params, protocol, b, cache) for b in params.benchmarks}
+        answers = {b: read_jsonl(folder / f"{b}.jsonl") for b in params.benchmarks}
+        # HallusionBench keeps a judge's answers there and gives them to the next model.
+        # MMBench prints its categories; here they have no reader.
+        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
+            results = simple_evaluate(
+                model=HeimaReplay(predictions=str(folder)),
+                tasks=list(loaded.values()),
+                task_manager=TaskManager(include_defaults=False),
+                bootstrap_iters=0,
+                cli_args=argparse.Namespace(
+                    output_path=scratch, process_with_media=False, reasoning_tags="none"
+                ),
+            )
+        _check_judge(gateway, loaded, answers)
+        self.docs: dict[str, Docs] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        for benchmark, task in loaded.items():
+            rules = RULES[protocol][benchmark]
+            name = tasks.TASKS[protocol][benchmark]
+            samples = sorted(results["samples"][name], key=lambda one: one["doc_id"])
+            self.docs[benchmark] = list(task.eval_docs_no_media)
+            found = _rows(protocol, benchmark, task, samples, answers[benchmark])
+            self.rows[benchmark] = [{"protocol": protocol, "seed": seed, **row} for row in found]
+            official = rules.scale * _official(results["results"][name], rules.metric, benchmark)
+            _check_official(protocol, benchmark, found, self.docs[benchmark], official)
+        # Breaking MMBench down asks its judge again; the gateway knows the replies.
+        _check_judge(gateway, loaded, answers)
 
 
 def _check_judge(
@@ -154,13 +192,14 @@ def _official(results: Mapping[str, Any], metric: str, benchmark: str) -> float:
 
 
 def _rows(
+    protocol: str,
     benchmark: str,
     task: ConfigurableMessagesTask,
     samples: Samples,
-    answers: Sequence[Mapping[str, Any]],
+    answers: Sequence[Row],
 ) -> list[dict[str, Any]]:
     """One row a sample; a prediction without its sample, or the reverse, raises `ValueError`."""
-    rules = RULES[benchmark]
+    rules = RULES[protocol][benchmark]
     docs = list(task.eval_docs_no_media)
     for name, found in {"predictions": answers, "lmms-eval's samples": samples}.items():
         if [one["doc_id"] for one in found] != list(range(len(docs))):
@@ -191,52 +230,81 @@ def _images(task: ConfigurableMessagesTask) -> list[str]:
     return [hashlib.sha256(doc[column]["bytes"]).hexdigest()[:12] for doc in raw]
 
 
-def _cells(
-    params: Params,
-    benchmark: str,
-    task: ConfigurableMessagesTask,
-    rows: Sequence[Mapping[str, Any]],
-    official: float,
-) -> dict[str, Cell]:
-    """The cells of one benchmark; `official` is lmms-eval's number in percent."""
-    rules = RULES[benchmark]
-    docs = list(task.eval_docs_no_media)
-    resampling = {"draws": params.similarity.draws, "seed": params.seed}
-    # Questions about one image are drawn together: their answers are not independent.
-    images = [row["image"] for row in rows]
-    failed = [row["failed"] for row in rows]
-    units: dict[int, list[int]] = defaultdict(list)
-    for position, row in enumerate(rows):
-        units[row["unit"]].append(position)
-    first = [positions[0] for positions in units.values()]
-    weights = None
-    if rules.stratum:
-        strata = [rules.stratum(docs[position]) for position in first]
-        sizes = Counter(strata)
-        weights = [len(first) / sizes[stratum] for stratum in strata]
-    accuracy = cell(
-        [rows[position]["score"] for position in first],
-        **resampling,
-        clusters=[images[position] for position in first],
-        weights=weights,
-        n_failed=sum(any(failed[i] for i in positions) for positions in units.values()),
-        scale=100,
-    )
-    # lmms-eval rounds some of its numbers to two digits.
-    if abs(accuracy.value - official) > 0.006:
-        raise ValueError(
-            f"{benchmark}: the samples give {accuracy.value:.3f} %, lmms-eval {official:.3f} %; "
-            "eval.scoring.RULES must follow this version of lmms-eval"
+class _Units:
+    """The rows of a benchmark by what a score belongs to, with the weights of the task's mean."""
+
+    def __init__(self, protocol: str, benchmark: str, rows: Sequence[Row], docs: Docs) -> None:
+        positions: dict[tuple[Any, Any], list[int]] = defaultdict(list)
+        for position, row in enumerate(rows):
+            positions[row.get("seed"), row["unit"]].append(position)
+        self.rows = [[rows[i] for i in unit] for unit in positions.values()]
+        self.weights: list[float] | None = None
+        stratum = RULES[protocol][benchmark].stratum
+        if stratum:
+            strata = [stratum(docs[unit[0]]) for unit in positions.values()]
+            sizes = Counter(strata)
+            self.weights = [len(strata) / sizes[one] for one in strata]
+
+    @property
+    def scores(self) -> list[float]:
+        return [unit[0]["score"] for unit in self.rows]
+
+    def accuracy(self, params: Params) -> Cell:
+        """The task's number in percent; questions about one image are drawn together."""
+        return cell(
+            self.scores,
+            draws=params.similarity.draws,
+            seed=params.seed,
+            clusters=[unit[0]["image"] for unit in self.rows],
+            weights=self.weights,
+            n_failed=sum(any(row["failed"] for row in unit) for unit in self.rows),
+            scale=100,
         )
-    guesses = rules.guess(docs)
+
+
+def _check_official(
+    protocol: str, benchmark: str, rows: Sequence[Row], docs: Docs, official: float
+) -> None:
+    """Raise `ValueError` where the samples do not give the task's number, in percent."""
+    units = _Units(protocol, benchmark, rows, docs)
+    weights = units.weights or [1.0] * len(units.rows)
+    total = sum(weight * one for weight, one in zip(weights, units.scores, strict=True))
+    value = 100 * total / sum(weights)
+    # lmms-eval rounds some of its numbers to two digits.
+    if abs(value - official) > 0.006:
+        raise ValueError(
+            f"{benchmark} ({protocol}): the samples give {value:.3f} %, lmms-eval {official:.3f} "
+            "%; eval.breakdown must follow this version of the task"
+        )
+
+
+def _cells(params: Params, rows: Sequence[Row], docs: Docs) -> dict[str, Cell]:
+    """The cells of one benchmark under one protocol, all seeds together."""
+    protocol, benchmark = rows[0]["protocol"], rows[0]["benchmark"]
+    units = _Units(protocol, benchmark, rows, docs)
+    seeds = params.protocols[protocol].seeds
+    one_run = len(docs) // len(seeds)
+    guesses = RULES[protocol][benchmark].guess(docs[:one_run])
     chance = 100 * sum(guesses) / len(guesses)
+    counts = {
+        f"{count}_tokens": cell(
+            [row[count] for row in rows],
+            draws=params.similarity.draws,
+            seed=params.seed,
+            clusters=[row["image"] for row in rows],
+            n_failed=sum(row["failed"] for row in rows),
+        )
+        for count in COUNTS
+    }
+    by_seed = {}
+    if len(seeds) > 1:
+        for number, seed in enumerate(seeds):
+            part = slice(number * one_run, (number + 1) * one_run)
+            run = _Units(protocol, benchmark, rows[part], docs[part])
+            by_seed[seed_metric(seed)] = run.accuracy(params)
     return {
-        "accuracy": accuracy,
-        "chance": Cell(chance, chance, chance, n=len(first)),
-        **{
-            f"{count}_tokens": cell(
-                [row[count] for row in rows], **resampling, clusters=images, n_failed=sum(failed)
-            )
-            for count in COUNTS
-        },
+        ACCURACY: units.accuracy(params),
+        CHANCE: Cell(chance, chance, chance, n=len(units.rows) // len(seeds)),
+        **counts,
+        **by_seed,
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from heima.config import Params
 from heima.measures import NLL_GAIN, difference, metrics_of
 from heima.results import Cell, read_metrics, write_json
+from heima.scores import ACCURACY, MEAN, score_group
 
 
 def _rounded(cell: Cell) -> float:
@@ -18,10 +19,14 @@ def _rounded(cell: Cell) -> float:
 
 
 def summarise_scores(metrics_file: Path, summary_file: Path, params: Params) -> None:
-    """Accuracy of each benchmark in percent, their mean, and mean decoded tokens of an answer."""
+    """For each protocol: accuracy of each benchmark in percent, their mean, and decoded tokens."""
     cells, _ = read_metrics(metrics_file)
-    row = {name: _rounded(cells[name]["accuracy"]) for name in (*params.benchmarks, "mean")}
-    write_json(summary_file, {**row, "decoded": _rounded(cells["mean"]["decoded_tokens"])})
+    summary = {}
+    for protocol in params.protocols:
+        groups = {b: cells[score_group(protocol, b)] for b in (*params.benchmarks, MEAN)}
+        summary[protocol] = {name: _rounded(group[ACCURACY]) for name, group in groups.items()}
+        summary[protocol]["decoded"] = _rounded(groups[MEAN]["decoded_tokens"])
+    write_json(summary_file, summary)
 
 
 def summarise_similarity(metrics_file: Path, summary_file: Path, params: Params) -> None:

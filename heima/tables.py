@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,22 +34,10 @@ from heima.measures import (
     paper_metrics,
 )
 from heima.results import Cell
+from heima.scores import ACCURACY, CHANCE, MEAN, expected_cells, score_group, seed_metric
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCORE_METRICS = (
-    "accuracy",
-    "decoded_tokens",
-    "thinking_tokens",
-    "tag_tokens",
-    "conclusion_tokens",
-)
-CHANCE = "chance"
-"""What guessing scores on a benchmark: the same for every variant, and not in its mean."""
-
-MEAN = "mean"
-"""The column of the unweighted mean over the benchmarks."""
 
 REFERENCE = "heima"
 """The variant that an ablation is compared with."""
@@ -67,8 +56,8 @@ _PUBLISHED_NAMES = {
 Scores = Mapping[str, tuple[dict[str, dict[str, Cell]], str]]
 """Name -> (group -> metric -> cell, source file)."""
 
-Samples = dict[tuple[str, int], dict[str, Any]]
-"""(benchmark, unit) -> a row of `scores/<variant>.jsonl`."""
+Samples = dict[tuple[str, str, int, int], dict[str, Any]]
+"""(protocol, benchmark, seed, unit) -> a row of `scores/<variant>.jsonl`."""
 
 
 class TableError(ValueError):
@@ -152,11 +141,20 @@ def build(root: Path, params: Params) -> dict[str, Table]:
     tables = (
         Table(
             "benchmarks",
-            (_benchmarks(params, scores), _published_benchmarks(published["benchmarks"])),
+            (
+                *(
+                    _benchmarks(params, protocol, scores, published["benchmarks"])
+                    for protocol in params.protocols
+                ),
+                _published_benchmarks(published["benchmarks"]),
+            ),
         ),
         Table(
             "ablation",
-            (_ablation(params, scores, samples), _published_ablation(published["benchmarks"])),
+            (
+                *(_ablation(params, protocol, scores, samples) for protocol in params.protocols),
+                _published_ablation(published["benchmarks"]),
+            ),
         ),
         Table(
             "interpreters",
@@ -174,21 +172,18 @@ def build(root: Path, params: Params) -> dict[str, Table]:
 
 def _read_scores(root: Path, params: Params, problems: list[str]) -> Scores:
     """Variant -> (cells by benchmark, source file)."""
-    expected = {benchmark: (*SCORE_METRICS, CHANCE) for benchmark in params.benchmarks}
-    expected[MEAN] = SCORE_METRICS
-    scores = _read_folder(root, "score", dict.fromkeys(params.variants, expected), params, problems)
-    chances = {
-        benchmark: {
-            cells[benchmark][CHANCE].value
+    expected = dict.fromkeys(params.variants, expected_cells(params))
+    scores = _read_folder(root, "score", expected, params, problems)
+    for protocol, benchmark in itertools.product(params.protocols, params.benchmarks):
+        group = score_group(protocol, benchmark)
+        values = {
+            cells[group][CHANCE].value
             for cells, _ in scores.values()
-            if CHANCE in cells.get(benchmark, {})
+            if CHANCE in cells.get(group, {})
         }
-        for benchmark in params.benchmarks
-    }
-    for benchmark, values in chances.items():
         if len(values) > 1:
             problems.append(
-                f"metrics/score: chance on {benchmark} differs between variants "
+                f"metrics/score: chance on {benchmark} ({protocol}) differs between variants "
                 f"({sorted(values)}): they were scored on different editions, run `dvc repro`"
             )
     return scores
@@ -281,16 +276,18 @@ def _read_samples(root: Path, params: Params, problems: list[str]) -> dict[str, 
         samples[variant] = {}
         for row in results.read_jsonl(root / source):
             # MMBench's rotations share a unit and with it a score.
-            first = samples[variant].setdefault((row["benchmark"], row["unit"]), row)
+            key = row["protocol"], row["benchmark"], row["seed"], row["unit"]
+            first = samples[variant].setdefault(key, row)
             first["failed"] |= row["failed"]
-        counted = {benchmark for benchmark, _ in samples[variant]}
-        for benchmark in sorted(counted ^ set(params.benchmarks)):
-            state = "left-over" if benchmark in counted else "no"
-            problems.append(f"{source} has {state} samples of {benchmark}")
+        counted = {(protocol, benchmark) for protocol, benchmark, _, _ in samples[variant]}
+        wanted = set(itertools.product(params.protocols, params.benchmarks))
+        for protocol, benchmark in sorted(counted ^ wanted):
+            state = "left-over" if (protocol, benchmark) in counted else "no"
+            problems.append(f"{source} has {state} samples of {benchmark} ({protocol})")
     reference = samples.get(REFERENCE, {})
     for variant, rows in samples.items():
         if reference and (unpaired := sorted(rows.keys() ^ reference.keys())):
-            shown = ", ".join(f"{benchmark}/{unit}" for benchmark, unit in unpaired[:3])
+            shown = ", ".join("/".join(map(str, key)) for key in unpaired[:3])
             problems.append(
                 f"scores/{variant}.jsonl and scores/{REFERENCE}.jsonl must have the same samples; "
                 f"{len(unpaired)} are in one of them only: {shown}"
@@ -321,8 +318,31 @@ _DECODED = (
 )
 
 
+_RULES = {
+    "lmms": "protocol lmms, lmms-eval's own prompts and rules",
+    "paper": "protocol paper, VLMEvalKit's prompts and rules",
+}
+
+
+def _decoding(params: Params, protocol: str) -> str:
+    """How the answers of a protocol were decoded, for a caption."""
+    rules = params.protocols[protocol]
+    if rules.temperature == 0:
+        return "greedy decoding"
+    seeds = ", ".join(map(str, rules.seeds))
+    return (
+        f"sampled decoding (temperature {rules.temperature:g}, top-k {rules.top_k}, seeds {seeds}; "
+        "n counts every seed's answer, answers to one question are resampled together)"
+    )
+
+
 def _score_panel(
-    title: str, metric: str, params: Params, variants: tuple[str, ...], scores: Scores
+    title: str,
+    metric: str,
+    protocol: str,
+    params: Params,
+    variants: tuple[str, ...],
+    scores: Scores,
 ) -> Panel:
     columns = (*params.benchmarks, MEAN)
     return Panel(
@@ -331,18 +351,25 @@ def _score_panel(
         variants,
         dict.fromkeys(columns, 1),
         {
-            (variant, column): Entry.of(scores[variant][0][column][metric], scores[variant][1])
+            (variant, column): Entry.of(
+                scores[variant][0][score_group(protocol, column)][metric], scores[variant][1]
+            )
             for variant in variants
             for column in columns
         },
     )
 
 
-def _benchmarks(params: Params, scores: Scores) -> Block:
+def _benchmarks(
+    params: Params, protocol: str, scores: Scores, published: Sequence[Mapping[str, str]]
+) -> Block:
     variants = tuple(params.variants)
-    accuracy = _score_panel("Accuracy (%)", "accuracy", params, variants, scores)
+    accuracy = _score_panel("Accuracy (%)", ACCURACY, protocol, params, variants, scores)
     first, source = scores[variants[0]]
-    guesses = {benchmark: first[benchmark][CHANCE] for benchmark in params.benchmarks}
+    guesses = {
+        benchmark: first[score_group(protocol, benchmark)][CHANCE]
+        for benchmark in params.benchmarks
+    }
     guesses[MEAN] = statistics.mean_of(list(guesses.values()))
     chance = {
         (CHANCE, column): Entry(cell.value, source, n=cell.n) for column, cell in guesses.items()
@@ -353,13 +380,14 @@ def _benchmarks(params: Params, scores: Scores) -> Block:
         "tags": "tag_tokens",
         "conclusion": "conclusion_tokens",
     }
+    mean = score_group(protocol, MEAN)
     split = Panel(
         "Tokens per answer by kind, mean of the benchmarks",
         "variant",
         variants,
         dict.fromkeys(tokens, 1),
         {
-            (variant, column): Entry.of(cells[MEAN][metric], source)
+            (variant, column): Entry.of(cells[mean][metric], source)
             for variant, (cells, source) in scores.items()
             for column, metric in tokens.items()
         },
@@ -375,22 +403,74 @@ def _benchmarks(params: Params, scores: Scores) -> Block:
         },
     )
     return Block(
-        origin=f"{params.profile} profile",
-        title=f"Benchmarks ({_about(params)})",
+        origin=f"{params.profile} profile, protocol {protocol}",
+        title=f"Benchmarks, protocol {protocol} ({_about(params)})",
         caption=(
-            "Accuracy in percent by lmms-eval's own rules, judged tasks by "
-            f"{judge_name(params.judge)}, and decoded tokens per answer; {_INTERVAL}. {_DECODED}. "
-            "A failed answer has no conclusion; it stays in n, scored on its whole text and with "
-            "its real length. Chance "
-            "is what guessing scores."
+            f"Accuracy in percent ({_RULES[protocol]}; judged by {judge_name(params.judge)}), and "
+            f"decoded tokens per answer; {_decoding(params, protocol)}; {_INTERVAL}, questions on "
+            f"one image resampled together. {_DECODED}; a forced prefix stands in the prompt and "
+            "is not decoded. A failed answer has no conclusion; it stays in n, scored on its whole "
+            "text and with its real length. Chance is what guessing scores."
         ),
         panels=(
             replace(accuracy, rows=(*variants, CHANCE), entries={**accuracy.entries, **chance}),
-            _score_panel("Decoded tokens per answer", "decoded_tokens", params, variants, scores),
+            *_minus_published(params, protocol, accuracy, published),
+            *_by_seed(params, protocol, variants, scores),
+            _score_panel(
+                "Decoded tokens per answer", "decoded_tokens", protocol, params, variants, scores
+            ),
             split,
             failed,
         ),
     )
+
+
+def _by_seed(
+    params: Params, protocol: str, variants: tuple[str, ...], scores: Scores
+) -> tuple[Panel, ...]:
+    """What a run of one decoding seed alone would have said; nothing where there is one."""
+    seeds = params.protocols[protocol].seeds
+    if len(seeds) == 1:
+        return ()
+    mean = score_group(protocol, MEAN)
+    entries: dict[tuple[str, str], Entry | Label] = {
+        (variant, f"seed {seed}"): Entry.of(
+            scores[variant][0][mean][seed_metric(seed)], scores[variant][1]
+        )
+        for variant in variants
+        for seed in seeds
+    }
+    columns = dict.fromkeys((f"seed {seed}" for seed in seeds), 1)
+    title = "Accuracy (%) by decoding seed, mean of the benchmarks"
+    return (Panel(title, "variant", variants, columns, entries),)
+
+
+def _minus_published(
+    params: Params, protocol: str, accuracy: Panel, published: Sequence[Mapping[str, str]]
+) -> tuple[Panel, ...]:
+    """Whether the paper's accuracies came out: ours minus theirs, by their rules and models.
+
+    Only where both are the paper's: no toy number stands beside one of the paper.
+    """
+    if params.profile != "paper" or protocol != "paper":
+        return ()
+    found = {
+        (row["model"], row["benchmark"]): float(row["accuracy"])
+        for row in published
+        if row["family"] == params.family
+    }
+    rows = tuple(row for row in accuracy.rows if (row, "MMStar") in found)
+    entries: dict[tuple[str, str], Entry | Label] = {}
+    for row, column in itertools.product(rows, params.benchmarks):
+        ours = accuracy.entries[row, column]
+        theirs = found[row, _PUBLISHED_NAMES[column]]
+        if isinstance(ours, Entry) and ours.low is not None and ours.high is not None:
+            entries[row, column] = replace(
+                ours, value=ours.value - theirs, low=ours.low - theirs, high=ours.high - theirs
+            )
+    columns = dict.fromkeys(params.benchmarks, 1)
+    title = "Accuracy minus the published one (points; intervals are ours alone)"
+    return (Panel(title, "variant", rows, columns, entries),)
 
 
 def _ablated(params: Params) -> tuple[str, ...]:
@@ -424,7 +504,9 @@ def _updates(chain: Sequence[Checkpoint]) -> str:
     )
 
 
-def _ablation(params: Params, scores: Scores, samples: Mapping[str, Samples]) -> Block:
+def _ablation(
+    params: Params, protocol: str, scores: Scores, samples: Mapping[str, Samples]
+) -> Block:
     variants = _ablated(params)
     others = tuple(variant for variant in variants if variant != REFERENCE)
     training = {}
@@ -437,15 +519,19 @@ def _ablation(params: Params, scores: Scores, samples: Mapping[str, Samples]) ->
             ("learning rates", ", ".join(f"{c.learning_rate:g}" for _, c in chain) or "none"),
         ):
             training[variant, column] = Label(text, "params.yaml")
+    paired = {variant: _paired(params, protocol, samples, variant) for variant in others}
+    columns = (*params.benchmarks, MEAN)
     return Block(
-        origin=f"{params.profile} profile",
-        title=f"Ablation ({_about(params)})",
+        origin=f"{params.profile} profile, protocol {protocol}",
+        title=f"Ablation, protocol {protocol} ({_about(params)})",
         caption=(
             "All variants start from the same text-CoT model; updates and learning rates are "
             f"those of the checkpoints on the way, in their order. Differences to {REFERENCE} are "
             f"paired on the same questions, in points of their mean score; {_INTERVAL}, questions "
-            f"on one image resampled together. {_DECODED}. Judged tasks by "
-            f"{judge_name(params.judge)}."
+            "on one image resampled together; p is two-sided, from the clustered standard error of "
+            "the paired differences (Miller 2024, as in lmms-eval), not corrected for the number "
+            f"of comparisons. {_RULES[protocol].capitalize()}; {_decoding(params, protocol)}. "
+            f"{_DECODED}. Judged by {judge_name(params.judge)}."
         ),
         panels=(
             Panel(
@@ -455,45 +541,76 @@ def _ablation(params: Params, scores: Scores, samples: Mapping[str, Samples]) ->
                 dict.fromkeys(("checkpoints", "updates", "learning rates"), 0),
                 training,
             ),
-            _score_panel("Accuracy (%)", "accuracy", params, variants, scores),
+            _score_panel("Accuracy (%)", ACCURACY, protocol, params, variants, scores),
             Panel(
                 f"Mean score minus {REFERENCE} (points, each question counts once)",
                 "variant",
                 others,
-                dict.fromkeys((*params.benchmarks, MEAN), 1),
-                {
-                    (variant, column): entry
-                    for variant in others
-                    for column, entry in _paired(params, samples, variant).items()
-                },
+                dict.fromkeys(columns, 1),
+                {(v, column): paired[v][column].difference for v in others for column in columns},
             ),
-            _score_panel("Decoded tokens per answer", "decoded_tokens", params, variants, scores),
+            Panel(
+                f"p of the paired difference to {REFERENCE}",
+                "variant",
+                others,
+                dict.fromkeys(columns, 3),
+                {(v, column): paired[v][column].p for v in others for column in columns},
+            ),
+            _score_panel(
+                "Decoded tokens per answer", "decoded_tokens", protocol, params, variants, scores
+            ),
         ),
     )
 
 
+@dataclass(frozen=True)
+class _Paired:
+    """A paired difference, and the probability of one as large by chance."""
+
+    difference: Entry
+    p: Entry
+
+
 def _paired(
     params: Params,
+    protocol: str,
     samples: Mapping[str, Samples],
     variant: str,
-) -> dict[str, Entry]:
+) -> dict[str, _Paired]:
     """Benchmark -> mean score of the variant minus that of the reference, in points; and `mean`."""
-    cells = {}
+    cells, stderrs = {}, {}
     for benchmark in params.benchmarks:
-        keys = [key for key in samples[REFERENCE] if key[0] == benchmark]
+        keys = [key for key in samples[REFERENCE] if key[:2] == (protocol, benchmark)]
         theirs, ours = ([samples[name][key] for key in keys] for name in (REFERENCE, variant))
+        left, right = ([row["score"] for row in rows] for rows in (ours, theirs))
+        clusters = [row["image"] for row in theirs]
         cells[benchmark] = statistics.paired_cell(
-            [row["score"] for row in ours],
-            [row["score"] for row in theirs],
+            left,
+            right,
             draws=params.similarity.draws,
             seed=params.seed,
-            clusters=[row["image"] for row in theirs],
+            clusters=clusters,
             n_failed=sum(a["failed"] or b["failed"] for a, b in zip(ours, theirs, strict=True)),
             scale=100,
         )
+        stderrs[benchmark] = 100 * statistics.clustered_stderr(
+            np.subtract(left, right), clusters=clusters
+        )
     cells[MEAN] = statistics.mean_of(list(cells.values()))
+    stderrs[MEAN] = math.hypot(*stderrs.values()) / len(stderrs)
     source = f"scores/{variant}.jsonl - scores/{REFERENCE}.jsonl"
-    return {column: Entry.of(cell, source) for column, cell in cells.items()}
+    return {
+        column: _Paired(
+            Entry.of(cell, source),
+            Entry(
+                statistics.two_sided_p(cell.value, stderrs[column]),
+                source,
+                n=cell.n,
+                n_failed=cell.n_failed,
+            ),
+        )
+        for column, cell in cells.items()
+    }
 
 
 def _interpreters(

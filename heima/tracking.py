@@ -395,7 +395,7 @@ class _Mirror:
             for stage in stages
             for path in stage.metrics_files
             for key, value in metrics_of(results.read_json(path)).items()
-            if (stage.stage == "score" and key.startswith("mean/"))
+            if (stage.stage == "score" and "/mean/" in key)
             or (stage.stage == "similarity" and key.endswith("/nll_gain"))
         }
         self._log(

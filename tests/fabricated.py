@@ -12,9 +12,9 @@ import yaml
 
 from heima import config, results, statistics
 from heima.measures import NLL, NLL_GAIN, difference, judge_column, metrics_of
+from heima.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNTS = ("decoded", "thinking", "tag", "conclusion")
 
 
 def write(root: Path, *, questions: int = 20, params_text: str | None = None) -> config.Params:
@@ -37,41 +37,64 @@ def _write_score(
     random = np.random.default_rng(seed)
     rows, cells = [], {}
     tokens = 140 if variant in ("base", "text-cot") else 42
-    for benchmark in params.benchmarks:
-        found = [
-            {
-                "benchmark": benchmark,
-                "doc_id": number,
-                "unit": number,
-                "image": f"image-{number // 2}",
-                "score": float(random.random() < 0.7),
-                "failed": number == 3 and variant == "heima",
-                "finish": "stop",
-                **{count: int(tokens + random.integers(5)) for count in COUNTS},
-            }
-            for number in range(questions)
-        ]
-        failed = sum(row["failed"] for row in found)
-        resampling = {"draws": 100, "seed": 1, "n_failed": failed}
-        cells[benchmark] = {
-            "accuracy": statistics.cell([row["score"] for row in found], **resampling, scale=100),
-            "chance": results.Cell(25.0, 25.0, 25.0, n=questions),
-            **{
-                f"{count}_tokens": statistics.cell([row[count] for row in found], **resampling)
-                for count in COUNTS
-            },
+    for protocol, rules in params.protocols.items():
+        for benchmark in params.benchmarks:
+            found = [
+                {
+                    "protocol": protocol,
+                    "seed": run,
+                    "benchmark": benchmark,
+                    "doc_id": number,
+                    "unit": number,
+                    "image": f"image-{number // 2}",
+                    "score": float(random.random() < 0.7),
+                    "failed": number == 3 and variant == "heima",
+                    "finish": "stop",
+                    **{count: int(tokens + random.integers(5)) for count in COUNTS},
+                }
+                for run in rules.seeds
+                for number in range(questions)
+            ]
+            cells[score_group(protocol, benchmark)] = _cells(params, protocol, found, questions)
+            rows += found
+        groups = [cells[score_group(protocol, benchmark)] for benchmark in params.benchmarks]
+        cells[score_group(protocol, MEAN)] = {
+            metric: statistics.mean_of([group[metric] for group in groups])
+            for metric in groups[0]
+            if metric != CHANCE
         }
-        rows += found
-    cells["mean"] = {
-        metric: statistics.mean_of([cells[benchmark][metric] for benchmark in params.benchmarks])
-        for metric in ("accuracy", *(f"{count}_tokens" for count in COUNTS))
-    }
     results.write_jsonl(root / "scores" / f"{variant}.jsonl", rows)
     results.write_metrics(
         root / "metrics" / "score" / f"{variant}.json",
         cells,
         results.provenance(f"score@{variant}", params, judge={"model": "embedded-rules"}),
     )
+
+
+def _cells(
+    params: config.Params, protocol: str, rows: list[dict], questions: int
+) -> dict[str, results.Cell]:
+    def cell(found: list[dict], column: str, scale: float) -> results.Cell:
+        return statistics.cell(
+            [row[column] for row in found],
+            draws=100,
+            seed=1,
+            clusters=[row["image"] for row in found],
+            n_failed=sum(row["failed"] for row in found),
+            scale=scale,
+        )
+
+    seeds = params.protocols[protocol].seeds
+    by_seed = {
+        seed_metric(seed): cell([row for row in rows if row["seed"] == seed], "score", 100)
+        for seed in (seeds if len(seeds) > 1 else ())
+    }
+    return {
+        ACCURACY: cell(rows, "score", 100),
+        CHANCE: results.Cell(25.0, 25.0, 25.0, n=questions),
+        **{f"{count}_tokens": cell(rows, count, 1) for count in COUNTS},
+        **by_seed,
+    }
 
 
 def _write_similarity(root: Path, params: config.Params, name: str, seed: int) -> None:

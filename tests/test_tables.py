@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -54,17 +55,18 @@ def test_every_cell_is_traceable(root, built):
     metric_of = {"Accuracy (%)": "accuracy", "Decoded tokens per answer": "decoded_tokens"}
     seen = 0
     for line in lines_of(built["benchmarks"]):
-        if line["origin"] != "toy profile" or line["panel"] not in metric_of:
+        origin, _, protocol = line["origin"].partition(", protocol ")
+        if origin != "toy profile" or line["panel"] not in metric_of:
             continue
         if line["row"] == "chance":
             continue
         cells, _ = results.read_metrics(root / line["source"])
-        cell = cells[line["column"]][metric_of[line["panel"]]]
+        cell = cells[f"{protocol}/{line['column']}"][metric_of[line["panel"]]]
         assert [line[k] for k in ("value", "low", "high", "n", "n_failed")] == [
             repr(value) for value in (cell.value, cell.low, cell.high, cell.n, cell.n_failed)
         ]
         seen += 1
-    assert seen == 6 * 7 * 2
+    assert seen == 2 * 7 * 7 * 2, "protocols, variants, benchmarks and their mean, measures"
 
 
 def test_the_paper_s_values_stand_beside_ours_in_its_profile_only(tmp_path, built):
@@ -130,8 +132,9 @@ def test_reconstructions_of_other_turns_are_refused(copy, params):
 
 def test_published_numbers_are_labelled_and_alone(built):
     for name, table in built.items():
-        ours, theirs = table.blocks
-        assert ours.origin == "toy profile" and "toy profile" in ours.title
+        *ours, theirs = table.blocks
+        for block in ours:
+            assert block.origin.startswith("toy profile") and "toy profile" in block.title
         assert theirs.title.endswith("paper (llava-cot-11b, VLMEvalKit protocol, not comparable)")
         for line in lines_of(table):
             published = line["source"].startswith("reports/published")
@@ -147,7 +150,9 @@ def test_captions_say_what_is_counted(built):
 
 def test_ablation_pairs_samples_and_counts_updates(root, params, built):
     lines = {
-        (line["panel"], line["row"], line["column"]): line for line in lines_of(built["ablation"])
+        (line["panel"], line["row"], line["column"]): line
+        for line in lines_of(built["ablation"])
+        if not line["origin"].endswith("lmms")
     }
     steps = [params.checkpoints[name].steps for name in ("p1", "p2", "p3", "recover")]
     updates = f"{sum(steps)} ({' + '.join(map(str, steps))})"
@@ -160,7 +165,7 @@ def test_ablation_pairs_samples_and_counts_updates(root, params, built):
 
     def scores(variant):
         rows = results.read_jsonl(root / "scores" / f"{variant}.jsonl")
-        return [row for row in rows if row["benchmark"] == "ai2d"]
+        return [row for row in rows if (row["protocol"], row["benchmark"]) == ("paper", "ai2d")]
 
     ours, theirs = scores("answer-only"), scores("heima")
     cell = statistics.paired_cell(
@@ -169,14 +174,58 @@ def test_ablation_pairs_samples_and_counts_updates(root, params, built):
         clusters=[row["image"] for row in theirs],
         draws=params.similarity.draws,
         seed=params.seed,
-        n_failed=1,
+        n_failed=2,
         scale=100,
     )
     line = lines[
         "Mean score minus heima (points, each question counts once)", "answer-only", "ai2d"
     ]
     assert [float(line[k]) for k in ("value", "low", "high")] == [cell.value, cell.low, cell.high]
-    assert line["n_failed"] == "1"
+    assert (line["n"], line["n_failed"]) == ("40", "2"), "two seeds of twenty questions"
+    differences = np.subtract([row["score"] for row in ours], [row["score"] for row in theirs])
+    stderr = statistics.clustered_stderr(differences, clusters=[row["image"] for row in theirs])
+    line = lines["p of the paired difference to heima", "answer-only", "ai2d"]
+    assert float(line["value"]) == pytest.approx(statistics.two_sided_p(differences.mean(), stderr))
+
+
+def test_a_run_of_each_decoding_seed_is_shown(built):
+    """And nothing where a protocol has one seed."""
+    panels = {
+        (block.origin, panel.title): panel
+        for block in built["benchmarks"].blocks
+        for panel in block.panels
+    }
+    title = "Accuracy (%) by decoding seed, mean of the benchmarks"
+    assert ("toy profile, protocol lmms", title) not in panels
+    panel = panels["toy profile, protocol paper", title]
+    assert list(panel.digits) == ["seed 42", "seed 43"]
+    accuracy = panels["toy profile, protocol paper", "Accuracy (%)"]
+    for row in panel.rows:
+        mean = np.mean([panel.entries[row, column].value for column in panel.digits])
+        assert mean == pytest.approx(accuracy.entries[row, "mean"].value)
+
+
+def test_ours_minus_the_published_accuracy_under_its_own_protocol_and_models_only(tmp_path, built):
+    title = "Accuracy minus the published one (points; intervals are ours alone)"
+    assert not any(line["panel"] == title for line in lines_of(built["benchmarks"]))
+    text = (fabricated.ROOT / "profiles" / "paper.yaml").read_text(encoding="utf-8")
+    fabricated.write(tmp_path, params_text=text)
+    lines = lines_of(tables.build(tmp_path, config.load(tmp_path / "params.yaml"))["benchmarks"])
+    found = {
+        (line["panel"], line["row"], line["column"]): line
+        for line in lines
+        if line["origin"] == "paper profile, protocol paper"
+    }
+    ours, gap = (
+        [float(found[panel, "heima", "mmstar"][key]) for key in ("value", "low", "high")]
+        for panel in ("Accuracy (%)", title)
+    )
+    assert np.subtract(ours, gap) == pytest.approx([49.9] * 3)
+    rows = {line["row"] for line in lines if line["panel"] == title}
+    assert rows == {"base", "text-cot", "heima", "heima-no-recover", "heima-no-progressive"}
+    assert {line["origin"] for line in lines if line["panel"] == title} == {
+        "paper profile, protocol paper"
+    }
 
 
 def test_mmbench_rotations_count_once(copy, params):
@@ -188,9 +237,15 @@ def test_mmbench_rotations_count_once(copy, params):
             if row["benchmark"] == "mmbench":
                 row["unit"] = row["doc_id"] // 4
         results.write_jsonl(path, rows)
+    seen = []
     for line in lines_of(tables.build(copy, params)["ablation"]):
-        if line["panel"].startswith("Accuracy minus") and line["column"] == "mmbench":
-            assert (line["n"], line["n_failed"]) == ("5", "1")
+        if line["panel"].startswith("Mean score minus") and line["column"] == "mmbench":
+            seen.append((line["origin"], line["n"], line["n_failed"]))
+    others = len(params.variants) - 2
+    assert seen == [
+        *[("toy profile, protocol lmms", "5", "1")] * others,
+        *[("toy profile, protocol paper", "10", "2")] * others,
+    ]
 
 
 def test_missing_and_left_over_cells_are_all_named(copy, params):
@@ -221,9 +276,9 @@ def test_results_of_another_profile_are_refused(copy, params):
 def test_other_editions_are_refused(copy, params):
     path = copy / "metrics/score/base.json"
     content = results.read_json(path)
-    content["cells"]["ai2d"]["chance"] |= {"value": 20.0, "low": 20.0, "high": 20.0}
+    content["cells"]["lmms/ai2d"]["chance"] |= {"value": 20.0, "low": 20.0, "high": 20.0}
     results.write_json(path, content)
-    assert "chance on ai2d differs between variants ([20.0, 25.0])" in problems(copy, params)
+    assert "chance on ai2d (lmms) differs between variants ([20.0, 25.0])" in problems(copy, params)
 
 
 def test_unpaired_samples_are_named(copy, params):
@@ -231,7 +286,7 @@ def test_unpaired_samples_are_named(copy, params):
     results.write_jsonl(path, results.read_jsonl(path)[1:])
     found = problems(copy, params)
     assert "scores/answer-only.jsonl and scores/heima.jsonl must have the same samples" in found
-    assert "mmstar/0" in found
+    assert "lmms/mmstar/42/0" in found
 
 
 def test_latex_escapes_values_and_both_indexes():

@@ -71,7 +71,7 @@ def test_every_stage_is_a_finished_run_under_one_parent(mirrored):
     root, summary = mirrored
     found = named(root)
     (parent,) = parents(root)
-    assert summary["runs"] == len(summary["stages"]) == 1 + 6 + 6 + 6 + 6
+    assert summary["runs"] == len(summary["stages"]) == 1 + 6 + 7 + 7 + 6
     assert set(found) == {*summary["stages"], parent.info.run_name}
     assert summary["unfinished"] == []
     for name, dvc_hash in summary["stages"].items():
@@ -87,7 +87,10 @@ def test_metrics_curves_and_artifacts_are_those_of_the_files(mirrored):
     root, _ = mirrored
     api, found = client(root), named(root)
     cells, _ = results.read_metrics(root / "metrics/score/heima.json")
-    assert found["score@heima"].data.metrics["mean/accuracy"] == cells["mean"]["accuracy"].value
+    assert (
+        found["score@heima"].data.metrics["lmms/mean/accuracy"]
+        == cells["lmms/mean"]["accuracy"].value
+    )
     assert found["rewrite"].data.metrics == {"turns/train": 90.0, "turns/heldout": 10.0}
     recover = found["distill@recover"].info.run_id
     curve = api.get_metric_history(recover, "loss")
