@@ -113,3 +113,36 @@ def test_mean_of_independent_cells_is_narrower():
 def test_unusable_values_say_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_clustered_stderr_is_that_of_lmms_eval(values):
+    from lmms_eval.api.metrics import clustered_stderr
+
+    labels = np.random.default_rng(1).integers(40, size=len(values)).tolist()
+    expected = clustered_stderr(values.tolist(), labels)
+    assert statistics.clustered_stderr(values, clusters=labels) == pytest.approx(expected)
+    alone = statistics.clustered_stderr(values)
+    assert alone == pytest.approx(scipy.stats.sem(values))
+    assert statistics.clustered_stderr(values, weights=[3.0] * len(values)) == pytest.approx(alone)
+
+
+def test_clustered_stderr_agrees_with_the_bootstrap_under_weights(values):
+    labels = (np.arange(len(values)) // 3).tolist()
+    weights = np.random.default_rng(2).uniform(0.5, 2, size=len(values))
+    low, high = statistics.bootstrap_interval(values, clusters=labels, weights=weights, **DRAWS)
+    expected = (high - low) / (2 * 1.96)
+    found = statistics.clustered_stderr(values, clusters=labels, weights=weights)
+    assert found == pytest.approx(expected, rel=0.1)
+
+
+def test_clustered_stderr_needs_two_samples():
+    with pytest.raises(ValueError, match="at least two samples"):
+        statistics.clustered_stderr([1.0])
+    constant = statistics.clustered_stderr([0.1] * 7, clusters=[0, 0, 0, 1, 1, 2, 3])
+    assert constant == pytest.approx(0, abs=1e-15)
+
+
+def test_two_sided_p_is_that_of_the_normal_distribution():
+    for z in (0.0, 0.3, 1.96, -2.5, 8.0):
+        expected = 2 * scipy.stats.norm.sf(abs(z))
+        assert statistics.two_sided_p(3 * z, 3.0) == pytest.approx(expected, rel=1e-9)

@@ -63,3 +63,27 @@ def test_a_tokenizer_without_the_reserved_token_is_an_error(toy_processor):
 def test_a_turn_that_is_too_long_is_named(toy_vocabulary, toy_turns):
     with pytest.raises(ValueError, match=rf"turn {toy_turns[0].id} has \d+ tokens.*max_length = 9"):
         encode_turns(toy_turns, "text-cot", toy_vocabulary, max_length=9)
+
+
+@pytest.mark.parametrize("prefix", ["", cot.constant_prefix("p3")])
+def test_a_prompt_with_a_prefix_is_the_beginning_of_what_is_trained_on(
+    toy_vocabulary, toy_turns, prefix
+):
+    """So that an answer goes on from the forced prefix as from its own."""
+    turn = toy_turns[0]
+    encoded = toy_vocabulary.encode(turn.question, "first", cot.render(turn.sections, "p3"))
+    ids = toy_vocabulary.prompt_ids(turn.question, "first", prefix)
+    assert encoded.input_ids[: len(ids)] == ids
+    assert (len(ids) > encoded.body) == bool(prefix)
+
+
+@pytest.mark.parametrize("rendering", sorted(cot.RENDERINGS))
+def test_only_constant_renderings_have_a_prefix(toy_turns, rendering):
+    answers = [cot.render(turn.sections, rendering) for turn in toy_turns]
+    beginnings = {answer.partition("<CONCLUSION>")[0] for answer in answers}
+    if cot.is_constant(rendering):
+        assert beginnings == {cot.constant_prefix(rendering)}
+    else:
+        assert len(beginnings) > 1 or beginnings == {""}
+        with pytest.raises(ValueError, match="do not all begin alike"):
+            cot.constant_prefix(rendering)

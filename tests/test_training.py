@@ -5,12 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
 
 from heima import models, training
 from heima.batching import MllamaCollator, encode_turns
 from heima.config import Schedule
 from heima.corpus import ImageZip
 from heima.tokens import IGNORED
+from heima.toy.models import build_vlm
 
 SCHEDULE = Schedule(
     steps=3,
@@ -97,6 +105,41 @@ def test_phases_chain_exactly_through_the_saved_adapter(root, params, samples, c
 def test_a_model_that_is_missing_names_the_stage_that_makes_it(tmp_path, params):
     with pytest.raises(FileNotFoundError, match="dvc repro teach@text-cot"):
         models.load_vlm(tmp_path, "text-cot", params)
+
+
+def test_a_checkpoint_of_another_family_is_refused_by_name(root, toy_processor, params):
+    """A wider model, and a model of another architecture: named before peft loads anything."""
+    narrow = build_vlm(toy_processor, hidden_size=32, seed=1)
+    models.save_adapter(
+        models.add_lora(
+            narrow, models.FAMILIES[params.family].vlm_lora, params.distill.lora, seed=1
+        ),
+        root / "p1",
+    )
+    for load in (models.load_vlm, lambda *one: models.trainable_vlm(one[0], one[1], one[2])):
+        with pytest.raises(ValueError, match=r"p1 does not belong to the family toy-mllama: .*64"):
+            load(root, "p1", params)
+    path = root / "p1" / "adapter_model.safetensors"
+    found = {key: tensor for key, tensor in load_file(path).items() if "cross_attn" in key}
+    save_file({key.replace("cross_attn", "x_attn"): one for key, one in found.items()}, path)
+    with pytest.raises(ValueError, match=r"x_attn.* there does not exist; `dvc repro distill@p1`"):
+        models.load_vlm(root, "p1", params)
+
+
+def test_a_model_of_another_architecture_is_refused(root, params):
+    config = LlavaNextConfig(
+        text_config=LlamaConfig(
+            vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16,
+        ),
+        vision_config=CLIPVisionConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            image_size=28, patch_size=14,
+        ),
+    )  # fmt: skip
+    LlavaNextForConditionalGeneration(config).save_pretrained(root / "base")
+    with pytest.raises(ValueError, match=r"'llava_next', the family toy-mllama needs 'mllama'"):
+        models.load_vlm(root, "base", params)
 
 
 def test_heldout_losses_equal_a_naive_sum_and_do_not_depend_on_the_batch(toy_vlm, samples, collate):
