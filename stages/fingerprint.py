@@ -33,6 +33,7 @@ STAGES = (
     "similarity",
     "predict",
     "score",
+    "latency",
     "tables",
     "track",
 )

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from heima import cot
+from eval import benchmark_data
+from heima import config, cot
 from heima.config import EmbeddedRules
 from heima.results import read_jsonl, read_metrics, write_json, write_jsonl
+from heima.scores import expected_cells
 
 RULES = EmbeddedRules(backend="embedded-rules")
 ROOT = Path(__file__).parents[2]
@@ -54,21 +56,40 @@ FORMS = {
 
 
 def write_predictions(folder, form_of):
-    """Predictions whose form is `form_of(benchmark, doc_id, doc)`."""
-    from eval import tasks
+    """Predictions of every protocol and seed, of the form `form_of(protocol, seed, b, id, doc)`."""
+    params = config.load()
+    for protocol, rules in params.protocols.items():
+        for benchmark in RIGHT:
+            source = Path("data/benchmarks") / benchmark
+            docs = pd.read_parquet(next(source.glob("*.parquet"))).to_dict("records")
+            for seed in rules.seeds:
+                rows = []
+                for doc_id, doc in enumerate(docs):
+                    form = form_of(protocol, seed, benchmark, doc_id, doc)
+                    text = FORMS[form](benchmark, doc)
+                    answer = {"text": text, "conclusion": cot.conclusion(text), "counts": COUNTS}
+                    rows.append(
+                        {"doc_id": doc_id, **answer, "finish": "stop" if text else "length"}
+                    )
+                write_jsonl(folder / protocol / str(seed) / f"{benchmark}.jsonl", rows)
+    write_json(
+        folder / "provenance.json",
+        {"model": "recover", "data": benchmark_data.revisions(params)},
+    )
 
-    data = {}
-    for benchmark in RIGHT:
-        source = Path("data/benchmarks") / benchmark
-        data[benchmark] = tasks.data_revision(source)
-        docs = pd.read_parquet(next(source.glob("*.parquet"))).to_dict("records")
-        rows = []
-        for doc_id, doc in enumerate(docs):
-            text = FORMS[form_of(benchmark, doc_id, doc)](benchmark, doc)
-            answer = {"text": text, "conclusion": cot.conclusion(text), "counts": COUNTS}
-            rows.append({"doc_id": doc_id, **answer, "finish": "stop" if text else "length"})
-        write_jsonl(folder / f"{benchmark}.jsonl", rows)
-    write_json(folder / "provenance.json", {"model": "recover", "data": data})
+
+def change_params(change):
+    """Edit the workspace's parameters in place."""
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    change(raw)
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+
+
+@pytest.fixture
+def lmms_only(workspace):
+    """A workspace with one protocol."""
+    change_params(lambda raw: raw["protocols"].pop("paper"))
+    return workspace
 
 
 def score(gateway, predictions=Path("predictions/heima")):
@@ -78,65 +99,106 @@ def score(gateway, predictions=Path("predictions/heima")):
     return read_jsonl("rows"), read_metrics("cells")
 
 
-def test_six_tasks(workspace, open_gateway):
-    def form_of(benchmark, doc_id, doc):
+def rotation(doc, wrong, bare):
+    """MMBench's question 0: all right. 1: one rotation wrong. 2: one without a conclusion."""
+    place = doc["index"] % 1_000_000, doc["index"] // 1_000_000
+    return {wrong: "wrong", bare: "bare"}.get(place, "right")
+
+
+def test_six_tasks_of_lmms_eval(lmms_only, open_gateway):
+    def form_of(protocol, seed, benchmark, doc_id, doc):
         if benchmark == "mmbench":
-            # Question 0: all right. 1: one rotation wrong. 2: right, one without a conclusion.
-            return {(1, 2): "wrong", (2, 0): "bare"}.get(
-                (doc["index"] % 1_000_000, doc["index"] // 1_000_000), "right"
-            )
+            return rotation(doc, wrong=(1, 2), bare=(2, 0))
         return ("right", "wrong", "bare", "empty")[doc_id % 4]
 
     write_predictions(Path("predictions/heima"), form_of)
     rows, (cells, provenance) = score(open_gateway(RULES))
+    assert set(cells) == set(expected_cells(config.load()))
 
     for benchmark in ("mmvet", "mathvista", "ai2d", "hallusionbench"):
-        accuracy = cells[benchmark]["accuracy"]
+        accuracy = cells[f"lmms/{benchmark}"]["accuracy"]
         assert (accuracy.value, accuracy.n, accuracy.n_failed) == (50.0, 12, 6), benchmark
         assert accuracy.low < 50 < accuracy.high
     # 13 rows in six categories: three categories all right, three all wrong.
-    assert cells["mmstar"]["accuracy"].value == pytest.approx(50)
-    assert cells["mmstar"]["accuracy"].n == 13
-    assert cells["mmbench"]["accuracy"].value == pytest.approx(200 / 3)
-    assert (cells["mmbench"]["accuracy"].n, cells["mmbench"]["accuracy"].n_failed) == (3, 1)
-    assert cells["mean"]["accuracy"].value == pytest.approx((5 * 50 + 200 / 3) / 6)
+    assert cells["lmms/mmstar"]["accuracy"].value == pytest.approx(50)
+    assert cells["lmms/mmstar"]["accuracy"].n == 13
+    mmbench = cells["lmms/mmbench"]
+    assert mmbench["accuracy"].value == pytest.approx(200 / 3)
+    assert (mmbench["accuracy"].n, mmbench["accuracy"].n_failed) == (3, 1)
+    assert cells["lmms/mean"]["accuracy"].value == pytest.approx((5 * 50 + 200 / 3) / 6)
 
-    assert cells["mmstar"]["chance"].value == cells["ai2d"]["chance"].value == 25
-    assert cells["mmbench"]["chance"].value == pytest.approx(100 / 4**4)
-    assert cells["hallusionbench"]["chance"].value == 50
+    assert cells["lmms/mmstar"]["chance"].value == cells["lmms/ai2d"]["chance"].value == 25
+    assert mmbench["chance"].value == pytest.approx(100 / 4**4)
+    assert cells["lmms/hallusionbench"]["chance"].value == 50
     for count in ("decoded", "thinking", "tag", "conclusion"):
-        assert cells["mmbench"][f"{count}_tokens"].value == COUNTS[count]
-        assert cells["mmbench"][f"{count}_tokens"].n == 12
+        assert mmbench[f"{count}_tokens"].value == COUNTS[count]
+        assert mmbench[f"{count}_tokens"].n == 12
 
     found = {(row["benchmark"], row["doc_id"]): row for row in rows}
-    assert len(found) == 13 + 5 * 12
+    assert len(found) == len(rows) == 13 + 5 * 12
     for benchmark in ("mmstar", "mmvet", "mathvista", "ai2d", "hallusionbench"):
         # right, wrong, bare (right by luck, but failed), empty
         scores = [found[benchmark, doc_id]["score"] for doc_id in range(4)]
         failed = [found[benchmark, doc_id]["failed"] for doc_id in range(4)]
         assert (scores, failed) == ([1, 0, 1, 0], [False, False, True, True]), benchmark
-    assert provenance["judge"] == {"backend": "embedded-rules", "model": "embedded-rules"}
+    assert provenance["judge"]["model"] == "embedded-rules"
     assert provenance["model"] == "recover"
+
+
+def test_six_tasks_of_the_paper_over_two_seeds(workspace, open_gateway):
+    """One seed gets half right, the other nothing; a question's two answers stay together."""
+    change_params(lambda raw: raw["protocols"].pop("lmms"))
+    change_params(lambda raw: raw["latency"].update(protocol="paper"))
+
+    def form_of(protocol, seed, benchmark, doc_id, doc):
+        if seed == 43:
+            return "wrong"
+        if benchmark == "mmbench":
+            return rotation(doc, wrong=(1, 2), bare=(2, 0))
+        return ("right", "wrong", "bare", "empty")[doc_id % 4]
+
+    write_predictions(Path("predictions/heima"), form_of)
+    rows, (cells, provenance) = score(open_gateway(RULES))
+    assert set(cells) == set(expected_cells(config.load()))
+    assert provenance["seeds"] == {"paper": [42, 43]}
+    for benchmark in ("mmstar", "mmvet", "mathvista", "ai2d", "hallusionbench"):
+        group = cells[f"paper/{benchmark}"]
+        n = 13 if benchmark == "mmstar" else 12
+        right = 7 if benchmark == "mmstar" else 6
+        assert group["accuracy_seed_42"].value == pytest.approx(100 * right / n), benchmark
+        assert group["accuracy_seed_43"].value == 0, benchmark
+        assert group["accuracy"].value == pytest.approx(50 * right / n), benchmark
+        assert (group["accuracy"].n, group["accuracy"].n_failed) == (2 * n, 6)
+        # Resampling single answers as if each were a question would be too sure of itself.
+        alone, both = group["accuracy_seed_42"], group["accuracy"]
+        assert both.high - both.low == pytest.approx((alone.high - alone.low) / 2)
+    mmbench = cells["paper/mmbench"]
+    assert mmbench["accuracy_seed_42"].value == pytest.approx(200 / 3)
+    assert mmbench["accuracy"].value == pytest.approx(100 / 3)
+    assert (mmbench["accuracy"].n, mmbench["accuracy"].n_failed) == (6, 1)
+    assert len(rows) == 2 * (13 + 5 * 12)
 
 
 def test_nothing_right(workspace, open_gateway):
     """MathVista's own aggregate of this is None; no answer at all is 0, too, and all failed."""
     write_predictions(
         Path("predictions/heima"),
-        lambda benchmark, doc_id, doc: ("wrong", "empty", "empty conclusion")[doc_id % 3],
+        lambda protocol, seed, b, doc_id, doc: ("wrong", "empty", "empty conclusion")[doc_id % 3],
     )
     _, (cells, _) = score(open_gateway(RULES))
-    for benchmark in RIGHT:
-        assert cells[benchmark]["accuracy"].value == 0, benchmark
-    assert (cells["mathvista"]["accuracy"].n, cells["mathvista"]["accuracy"].n_failed) == (12, 8)
+    for protocol in ("lmms", "paper"):
+        for benchmark in RIGHT:
+            assert cells[f"{protocol}/{benchmark}"]["accuracy"].value == 0, (protocol, benchmark)
+    mathvista = cells["lmms/mathvista"]["accuracy"]
+    assert (mathvista.n, mathvista.n_failed) == (12, 8)
 
 
-def test_unusable_replies_name_their_samples(workspace, open_gateway, monkeypatch):
+def test_unusable_replies_name_their_samples(lmms_only, open_gateway, monkeypatch):
     """Not one score is written, and lmms-eval's own retries do not slow the failure down."""
     from eval import rules
 
     monkeypatch.setitem(rules._RULES, "mmvet", lambda asked: "a fine answer")
-    write_predictions(Path("predictions/heima"), lambda benchmark, doc_id, doc: "cut off")
+    write_predictions(Path("predictions/heima"), lambda *_: "cut off")
     from eval.gateway import JudgeError
 
     with pytest.raises(JudgeError, match="left 12 requests without") as caught:
@@ -146,33 +208,36 @@ def test_unusable_replies_name_their_samples(workspace, open_gateway, monkeypatc
     assert not Path("cells").exists()
 
 
-def test_another_edition_is_refused(workspace, open_gateway):
-    write_predictions(Path("predictions/heima"), lambda benchmark, doc_id, doc: "right")
+def test_another_edition_is_refused(lmms_only, open_gateway):
+    write_predictions(Path("predictions/heima"), lambda *_: "right")
     made = json.loads(Path("predictions/heima/provenance.json").read_text(encoding="utf-8"))
-    made["data"]["ai2d"] = "other"
+    made["data"]["lmms"]["ai2d"] = "other"
     write_json("predictions/heima/provenance.json", made)
-    with pytest.raises(ValueError, match=r"another edition of ai2d; run `dvc repro predict@heima"):
+    with pytest.raises(ValueError, match=r"another edition of ai2d \(lmms\); run `dvc repro pred"):
         score(open_gateway(RULES))
 
 
-def test_missing_prediction_is_refused(workspace, open_gateway):
-    write_predictions(Path("predictions/heima"), lambda benchmark, doc_id, doc: "right")
-    rows = read_jsonl("predictions/heima/mmvet.jsonl")
-    write_jsonl("predictions/heima/mmvet.jsonl", rows[:-1])
-    with pytest.raises(KeyError, match="no prediction of mmvet, sample 11"):
+def test_missing_prediction_is_refused(lmms_only, open_gateway):
+    write_predictions(Path("predictions/heima"), lambda *_: "right")
+    file = Path("predictions/heima/lmms/42/mmvet.jsonl")
+    write_jsonl(file, read_jsonl(file)[:-1])
+    with pytest.raises(KeyError, match="no prediction of .*mmvet, sample 11"):
         score(open_gateway(RULES))
 
 
 def test_stage_with_the_judge_down(workspace):
     """The stage ends at once, before anything is scored, and says what to do."""
-    changed = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    changed["judge"] = {
-        "backend": "openai",
-        "base_url": "http://127.0.0.1:9/v1",
-        "model": "my-judge",
-        "api_key_env": "TEST_JUDGE_KEY",
-    }
-    Path("params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+    change_params(
+        lambda raw: raw.update(
+            judge={
+                "backend": "openai",
+                "base_url": "http://127.0.0.1:9/v1",
+                "model": "my-judge",
+                "api_key_env": "TEST_JUDGE_KEY",
+                "max_retries": 0,
+            }
+        )
+    )
     ended = subprocess.run(
         [sys.executable, "-m", "stages.score", "heima"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_JUDGE_KEY": "secret"},
@@ -181,7 +246,6 @@ def test_stage_with_the_judge_down(workspace):
         check=False,
     )
     assert ended.returncode == 1
-    assert "the judge my-judge at http://127.0.0.1:9/v1 does not answer" in ended.stderr
-    assert "predictions are kept" in ended.stderr
+    assert "my-judge" in ended.stderr and "http://127.0.0.1:9/v1" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not Path("metrics").exists()
