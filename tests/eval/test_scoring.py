@@ -221,7 +221,7 @@ def test_missing_prediction_is_refused(lmms_only, open_gateway):
     write_predictions(Path("predictions/heima"), lambda *_: "right")
     file = Path("predictions/heima/lmms/42/mmvet.jsonl")
     write_jsonl(file, read_jsonl(file)[:-1])
-    with pytest.raises(KeyError, match="no prediction of .*mmvet, sample 11"):
+    with pytest.raises(KeyError, match=r"no prediction of .*mmvet, sample 11"):
         score(open_gateway(RULES))
 
 

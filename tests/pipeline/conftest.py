@@ -76,6 +76,7 @@ def smaller(raw: dict) -> dict:
         del raw["reconstructions"][name]
     raw["reconstruct"]["max_new_tokens"] = 24
     raw["predict"]["max_new_tokens"] = 24
+    raw["latency"].update(batch_sizes=[1, 4], rounds=2)
     raw["similarity"]["draws"] = 200
     return raw
 

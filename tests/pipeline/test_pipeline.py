@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from sacrebleu.metrics.bleu import BLEU
 
-from heima import config, measures
+from heima import config, cot, measures
 from heima.results import read_jsonl, read_metrics
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ran
@@ -38,6 +39,7 @@ def expected_stages(params: config.Params) -> set[str]:
         *(f"similarity@{name}" for name in params.reconstructions),
         *(f"predict@{name}" for name in params.variants),
         *(f"score@{name}" for name in params.variants),
+        "latency",
         "tables",
         "track",
     }
@@ -62,7 +64,8 @@ def test_a_second_repro_runs_nothing_and_is_quick(reproduction):
 def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small):
     for stage in expected_stages(small) - {"fingerprint", "prepare", "rewrite", "tables", "track"}:
         name, _, part = stage.partition("@")
-        path = reproduction.root / "metrics" / name / f"{part}.json"
+        folder = reproduction.root / "metrics"
+        path = folder / name / f"{part}.json" if part else folder / f"{name}.json"
         if name in ("reconstruct", "states", "judge"):
             assert not path.exists()
             continue
@@ -208,17 +211,57 @@ def answered(log: Path) -> list[str]:
 
 def test_token_counts_of_every_prediction_add_up(reproduction, small):
     for variant in small.variants:
-        for benchmark in small.benchmarks:
-            rows = read_jsonl(reproduction.root / "predictions" / variant / f"{benchmark}.jsonl")
+        folder = reproduction.root / "predictions" / variant
+        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.jsonl")}
+        assert files == {
+            f"{protocol}/{seed}/{benchmark}.jsonl"
+            for protocol, rules in small.protocols.items()
+            for seed in rules.seeds
+            for benchmark in small.benchmarks
+        }
+        for file in files:
+            rows = read_jsonl(folder / file)
             assert rows
             for row in rows:
                 counts = row["counts"]
-                assert (
-                    counts["thinking"] + counts["tag"] + counts["conclusion"] <= counts["decoded"]
-                )
+                parts = counts["thinking"] + counts["tag"] + counts["conclusion"]
+                assert parts <= counts["decoded"]
                 assert (row["finish"] == "length") == (
                     counts["decoded"] == small.predict.max_new_tokens and row["finish"] != "stop"
                 )
+
+
+def test_a_forced_prefix_is_read_and_not_decoded(reproduction, small, toy_vocabulary):
+    """Its tokens stand in the prompt: as many more there as the prefix has."""
+    folder = reproduction.root / "predictions"
+    for benchmark in small.benchmarks:
+        plain, forced = (
+            read_jsonl(folder / variant / "lmms" / "42" / f"{benchmark}.jsonl")
+            for variant in ("heima", "heima-forced-prefix")
+        )
+        pairs = zip(plain, forced, strict=True)
+        longer = {b["counts"]["prompt"] - a["counts"]["prompt"] for a, b in pairs}
+        prefix = toy_vocabulary.tokenizer(
+            toy_vocabulary._to_reserved(cot.constant_prefix("p3")), add_special_tokens=False
+        )
+        assert longer == {len(prefix["input_ids"])}
+
+
+def test_a_changed_judge_decodes_nothing(reproduction):
+    path = reproduction.root / "params.yaml"
+    before = path.read_text(encoding="utf-8")
+    raw = yaml.safe_load(before)
+    raw["judge"] = {"backend": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "other"}
+    edit(path, yaml.safe_dump(raw, sort_keys=False))
+    try:
+        reproduction.checkout.repro("fingerprint")
+        pending = set(json.loads(reproduction.checkout.run("dvc", "status", "--json").stdout))
+        variants = config.load(path).variants
+        assert {f"score@{name}" for name in variants} <= pending
+        assert not {f"predict@{name}" for name in variants} & pending
+    finally:
+        edit(path, before)
+        reproduction.checkout.repro("fingerprint")
 
 
 def test_dvc_lists_the_cells(reproduction, small):
@@ -231,14 +274,16 @@ def test_dvc_lists_the_cells(reproduction, small):
         rows
     )
     cells, _ = read_metrics(reproduction.root / "metrics" / "score" / "heima.json")
-    for benchmark in (*small.benchmarks, "mean"):
-        value = rows["reports/summary/heima.json"][header.index(benchmark)]
-        assert float(value) == pytest.approx(cells[benchmark]["accuracy"].value, abs=1e-3)
+    for protocol in small.protocols:
+        for benchmark in (*small.benchmarks, "mean"):
+            value = rows["reports/summary/heima.json"][header.index(f"{protocol}.{benchmark}")]
+            expected = cells[f"{protocol}/{benchmark}"]["accuracy"].value
+            assert float(value) == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_tables_are_labelled(reproduction):
     tables = reproduction.root / "reports" / "tables"
-    for name in ("benchmarks", "ablation", "interpreters"):
+    for name in ("benchmarks", "ablation", "interpreters", "latency"):
         for suffix in ("tex", "md", "csv"):
             assert (tables / f"{name}.{suffix}").stat().st_size > 0
         for suffix in ("tex", "md"):
@@ -318,6 +363,8 @@ def digest(folder: Path) -> dict[str, str]:
 def test_the_same_inputs_give_the_same_bytes(reproduction, stage, out):
     folder = reproduction.root / out
     before = digest(folder)
+    # Answers that are known would not be decoded again.
+    shutil.rmtree(reproduction.root / ".cache" / "predictions", ignore_errors=True)
     reproduction.checkout.run("dvc", "repro", "--force", "--single-item", stage)
     assert digest(folder) == before
 
