@@ -1,0 +1,618 @@
+"""How long answers take: phases of a batch, variants in turn, and the share of the device used.
+
+A batch runs through transformers' own `generate`, as prediction does, and a clock is read where its
+phases meet: hooks around the image's encoder, and transformers' streamer, which is called with each
+new token. The phases of a batch, in order:
+
+- preprocess: images in memory to pixel tensors, and all tensors to the device;
+- vision: the vision tower and the projector;
+- prefill: the prompt, up to its first token; time to first token (`ttft`) is all up to there;
+- decode: the other tokens; time per output token (`tpot`) is decode over their number, counted in
+  the longest row, for a batch ends with it;
+- end to end (`e2e`): all of it, with what `generate` prepares before the vision tower.
+
+Texts are tokenized and images read from disk before the clock starts. Every sample's image is
+encoded, also where two samples share one. Decoding is greedy under every protocol, so that each
+round decodes the same tokens.
+
+The clock waits for a GPU before it is read. FLOPs are counted by running a batch once more,
+untimed, with a counter in place of the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import Cache, PreTrainedModel, ProcessorMixin
+from transformers.generation import BaseStreamer
+
+from eval import tasks
+from eval.benchmark_data import folder_of, revision_of
+from heima import config, cot
+from heima.config import Params, Peaks
+from heima.generation import _inputs
+from heima.models import load_vlm, vocabulary
+from heima.results import Cell, provenance, write_jsonl, write_metrics
+from heima.statistics import DRAWS, drawn_cell
+from heima.tokens import Vocabulary
+
+BASELINE = "text-cot"
+"""The case that speed-ups are relative to."""
+
+BATCHES = 4
+"""Batches of one size in a round, at most: at batch 1 a few samples tell enough."""
+
+Shape = tuple[int, ...]
+
+_GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image, which stands before it; the image is in memory."""
+
+    text: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: a model, the beginning of the answer that stands in the prompt, a limit.
+
+    `exact` decodes `max_new_tokens` for every sample, as a model without training needs, which
+    does not know where an answer ends.
+    """
+
+    model: PreTrainedModel
+    max_new_tokens: int
+    prefix: str = ""
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One batch of one case: samples batch * batch_size and following, in milliseconds.
+
+    `decoded` has each sample's tokens, the end of turn included. `tpot_ms` is None where no answer
+    has a second token.
+    """
+
+    case: str
+    batch_size: int
+    round: int
+    batch: int
+    decoded: list[int]
+    preprocess_ms: float
+    vision_ms: float
+    prefill_ms: float
+    ttft_ms: float
+    decode_ms: float
+    tpot_ms: float | None
+    e2e_ms: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a device has to do for one batch: FLOPs of each phase, and the bytes of decoding.
+
+    FLOPs are those that are carried out, padded tiles and finished rows included. Each step of
+    decoding reads the language model's weights and the cache of keys and values at least once
+    (`decode_bytes` for all steps together).
+    """
+
+    vision_flops: int
+    prefill_flops: int
+    decode_flops: int
+    decode_bytes: int
+
+    @property
+    def flops(self) -> int:
+        return self.vision_flops + self.prefill_flops + self.decode_flops
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Timings in the order in which they were taken; the work of each case's first batch by case
+    and batch size; and why a batch size was left out."""
+
+    timings: list[Timing]
+    work: dict[tuple[str, int], Work]
+    skipped: dict[int, str] = field(default_factory=dict)
+
+
+def measure(
+    cases: Mapping[str, Case],
+    processor: ProcessorMixin,
+    vocabulary: Vocabulary,
+    questions: Sequence[Question],
+    *,
+    batch_sizes: Sequence[int],
+    rounds: int,
+) -> Measured:
+    """Time every case on the same batches, one case after the other on each batch.
+
+    The case that goes first changes from batch to batch, so that a device that slows down favours
+    none. A batch size has as many full batches as there are questions, `BATCHES` at most. Before
+    its first round every case runs once: to warm up, and to count its work.
+
+    A size that is larger than the number of questions, or for which a case has too little memory
+    (`torch.OutOfMemoryError`), is left out for all cases, and `skipped` says why.
+    """
+    names = list(cases)
+    prompts = {name: _prompt_ids(case, vocabulary, questions) for name, case in cases.items()}
+    measured = Measured([], {})
+    for size in batch_sizes:
+        batches = min(BATCHES, len(questions) // size)
+        if not batches:
+            measured.skipped[size] = f"there are only {len(questions)} questions"
+            continue
+        timings, work = [], {}
+        name = ""
+        try:
+            for name in names:
+                work[name, size] = _work(
+                    cases[name], processor, prompts[name][:size], questions[:size]
+                )
+            for number in range(rounds * batches):
+                turn, batch = divmod(number, batches)
+                rows = slice(batch * size, (batch + 1) * size)
+                first = number % len(names)
+                for name in (*names[first:], *names[:first]):
+                    marks, answers, _ = _run(
+                        cases[name],
+                        processor,
+                        prompts[name][rows],
+                        questions[rows],
+                        _clock(cases[name].model.device),
+                    )
+                    timings.append(_timing(name, size, turn, batch, marks, answers))
+        except torch.OutOfMemoryError as error:
+            measured.skipped[size] = f"{name}: {str(error).splitlines()[0]}"
+        if size in measured.skipped:
+            # Beyond the handler, where the failed batch's tensors are no longer held.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        measured.timings.extend(timings)
+        measured.work.update(work)
+    return measured
+
+
+def median_decoded(
+    case: Case,
+    processor: ProcessorMixin,
+    vocabulary: Vocabulary,
+    questions: Sequence[Question],
+    *,
+    batch_size: int,
+) -> int:
+    """The median number of decoded tokens of a case's answers (the upper one of two)."""
+    ids = _prompt_ids(case, vocabulary, questions)
+    decoded: list[int] = []
+    for first in range(0, len(questions), batch_size):
+        rows = slice(first, first + batch_size)
+        _, answers, _ = _run(case, processor, ids[rows], questions[rows], lambda: 0)
+        decoded += map(len, answers)
+    return statistics.median_high(decoded)
+
+
+def _prompt_ids(
+    case: Case, vocabulary: Vocabulary, questions: Sequence[Question]
+) -> list[list[int]]:
+    return [vocabulary.prompt_ids(one.text, "first", case.prefix) for one in questions]
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """What a gauge (a clock, or a counter of FLOPs) read where the phases of a batch meet."""
+
+    start: float
+    prepared: float
+    vision: float
+    seen: float
+    first: float
+    last: float
+    end: float
+
+
+class _TokenMarks(BaseStreamer):
+    """Reads the gauge when `generate` has the next token of every row on the CPU."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read = read
+        self._prompt = True
+        self.readings: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        # The first call brings the prompt.
+        if not self._prompt:
+            self.readings.append(self._read())
+        self._prompt = False
+
+    def end(self) -> None:
+        """The last token was read."""
+
+
+@contextlib.contextmanager
+def _around_vision(model: PreTrainedModel, read: Callable[[], float]) -> Iterator[list[float]]:
+    """Readings before the vision tower and behind the projector."""
+    readings: list[float] = []
+    hooks = (
+        model.model.vision_model.register_forward_pre_hook(lambda *_: readings.append(read())),
+        model.model.multi_modal_projector.register_forward_hook(lambda *_: readings.append(read())),
+    )
+    try:
+        yield readings
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def _run(
+    case: Case,
+    processor: ProcessorMixin,
+    ids: Sequence[Sequence[int]],
+    questions: Sequence[Question],
+    read: Callable[[], float],
+) -> tuple[_Marks, list[list[int]], Cache]:
+    """Answer one batch: the gauge's readings, each row's tokens up to its end, and the cache."""
+    model = case.model
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    start = read()
+    images = [processor.image_processor([[one.image]], return_tensors="np") for one in questions]
+    inputs = _inputs(ids, images, processor)
+    inputs = {key: value.to(model.device) for key, value in inputs.items()}
+    prepared = read()
+    tokens = _TokenMarks(read)
+    with _around_vision(model, read) as vision:
+        output = model.generate(
+            **inputs,
+            **_GREEDY,
+            max_new_tokens=case.max_new_tokens,
+            min_new_tokens=case.max_new_tokens if case.exact else None,
+            eos_token_id=ends,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            streamer=tokens,
+            return_dict_in_generate=True,
+        )
+    rows = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    end = read()
+    marks = _Marks(start, prepared, *vision, tokens.readings[0], tokens.readings[-1], end)
+    return marks, [_up_to_end(row, ends) for row in rows], output.past_key_values
+
+
+def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
+    """An answer's tokens with its end of turn, without the padding behind it."""
+    end = next((at for at, token in enumerate(row) if token in ends), len(row))
+    return row[: end + 1]
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Seconds, once the device has done all that it was given."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
+def _timing(
+    case: str, size: int, turn: int, batch: int, marks: _Marks, answers: Sequence[Sequence[int]]
+) -> Timing:
+    decoded = [len(answer) for answer in answers]
+    later = max(decoded) - 1
+    decode = 1e3 * (marks.last - marks.first)
+    return Timing(
+        case=case,
+        batch_size=size,
+        round=turn,
+        batch=batch,
+        decoded=decoded,
+        preprocess_ms=1e3 * (marks.prepared - marks.start),
+        vision_ms=1e3 * (marks.seen - marks.vision),
+        prefill_ms=1e3 * (marks.first - marks.seen),
+        ttft_ms=1e3 * (marks.first - marks.start),
+        decode_ms=decode,
+        tpot_ms=decode / later if later else None,
+        e2e_ms=1e3 * (marks.end - marks.start),
+    )
+
+
+# Work and peaks
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""What PyTorch's table of formulas lacks: the CPU's kernel of attention."""
+
+
+def _work(
+    case: Case,
+    processor: ProcessorMixin,
+    ids: Sequence[Sequence[int]],
+    questions: Sequence[Question],
+) -> Work:
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
+        marks, answers, cache = _run(case, processor, ids, questions, counter.get_total_flops)
+    return Work(
+        vision_flops=int(marks.seen - marks.vision),
+        prefill_flops=int(marks.first - marks.seen),
+        decode_flops=int(marks.last - marks.first),
+        decode_bytes=_decode_bytes(case.model, cache, steps=max(map(len, answers)) - 1),
+    )
+
+
+def _decode_bytes(model: PreTrainedModel, cache: Cache, *, steps: int) -> int:
+    """Bytes that `steps` steps of decoding read at least, by the cache that they left behind."""
+    language = model.model.language_model
+    weights = sum(
+        weight.nbytes
+        for module in (language, model.lm_head)
+        for weight in module.parameters()
+        # Of the embeddings a step reads a row for each sample.
+        if weight is not language.embed_tokens.weight
+    )
+    crossing = set(model.config.text_config.cross_attention_layers)
+    total = steps * weights
+    for index, layer in enumerate(cache.layers):
+        held, length = layer.keys.nbytes + layer.values.nbytes, layer.keys.shape[2]
+        # Each step has added a token to self-attention; what cross-attention reads is constant.
+        mean = length if index in crossing else length - (steps - 1) / 2
+        total += round(steps * held * mean / length)
+    return total
+
+
+def measured_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+    """What a large matrix product and a large copy reach on a device, each the best of five.
+
+    A copy counts twice: each byte is read and written.
+    """
+    side, size = (8192, 2**31) if device.type == "cuda" else (1536, 2**28)
+    a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return Peaks(
+        device=device_name(device),
+        tflops=2 * side**3 / _fastest(lambda: a @ b, device) / 1e12,
+        gb_per_s=2 * size / _fastest(lambda: target.copy_(source), device) / 1e9,
+    )
+
+
+def _fastest(call: Callable[[], Any], device: torch.device) -> float:
+    read, seconds = _clock(device), []
+    # The first call warms up.
+    for _ in range(6):
+        start = read()
+        call()
+        seconds.append(read() - start)
+    return min(seconds[1:])
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def environment(model: PreTrainedModel) -> dict[str, Any]:
+    """What timings depend on besides the model: device, threads, precision, versions."""
+    return {
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+# Cells
+
+
+def cells(measured: Measured, peaks: Peaks, *, seed: int) -> dict[str, dict[str, Cell]]:
+    """`{case}/batch-{size}` and `{case}-vs-text-cot/batch-{size}`: medians with 95 % intervals.
+
+    A value is the median over all timed batches (`n`), or their 90th percentile where its name says
+    so; its interval is a percentile bootstrap of that statistic over the batches. What the device
+    reaches is held against `peaks`, on the batches whose work was counted: the first of each round.
+    `speedup` is the baseline's end-to-end time over the case's, on the same batch and round; there
+    is none where no case is named `text-cot`.
+    """
+    found: dict[str, dict[str, Cell]] = {}
+    taken = {
+        key: [t for t in measured.timings if (t.case, t.batch_size) == key] for key in measured.work
+    }
+    for (case, size), timings in taken.items():
+        work = measured.work[case, size]
+        counted = [timing for timing in timings if timing.batch == 0]
+        columns = {
+            "decoded_tokens": [n for t in timings if t.round == 0 for n in t.decoded],
+            "longest_tokens": [max(timing.decoded) for timing in timings],
+            **{
+                name: [getattr(timing, name) for timing in timings]
+                for name in (
+                    *("preprocess_ms", "vision_ms", "prefill_ms"),
+                    *("ttft_ms", "decode_ms", "tpot_ms", "e2e_ms"),
+                )
+            },
+            "samples_per_s": [1e3 * size / timing.e2e_ms for timing in timings],
+            "gflop_per_sample": [work.flops / size / 1e9],
+            "flop_utilisation": [
+                work.flops / (1e9 * peaks.tflops * timing.e2e_ms) for timing in counted
+            ],
+            "bandwidth_utilisation": [
+                work.decode_bytes / (1e6 * peaks.gb_per_s * timing.decode_ms)
+                for timing in counted
+                if timing.tpot_ms is not None
+            ],
+        }
+        # Answers of one token have neither a time per later token nor a rate of reading.
+        present = {
+            name: [value for value in values if value is not None]
+            for name, values in columns.items()
+        }
+        row = {name: _median(values, seed) for name, values in present.items() if values}
+        for name in ("ttft_ms", "tpot_ms", "e2e_ms"):
+            if present[name]:
+                row[f"{name.removesuffix('_ms')}_p90_ms"] = _percentile(90, present[name], seed)
+        found[f"{case}/batch-{size}"] = row
+        base = taken.get((BASELINE, size))
+        if base is not None and case != BASELINE:
+            found[f"{case}-vs-{BASELINE}/batch-{size}"] = {
+                "speedup": _median(_ratios(base, timings), seed)
+            }
+    return found
+
+
+def _ratios(base: Sequence[Timing], timings: Sequence[Timing]) -> list[float]:
+    theirs = {(timing.round, timing.batch): timing.e2e_ms for timing in base}
+    return [theirs[timing.round, timing.batch] / timing.e2e_ms for timing in timings]
+
+
+def _median(values: ArrayLike, seed: int) -> Cell:
+    return _percentile(50, values, seed)
+
+
+def _percentile(percent: float, values: ArrayLike, seed: int) -> Cell:
+    """A percentile of values, shape (n,), with the interval of its bootstrap."""
+    column = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(seed).choice(column, (DRAWS, len(column)))
+    return drawn_cell(
+        np.percentile(column, percent), np.percentile(drawn, percent, axis=1), n=len(column)
+    )
+
+
+# The stage
+
+
+def latency(
+    samples_file: Path, metrics_file: Path, *, models: Path, params_file: str = "params.yaml"
+) -> None:
+    """Measure the cases of params.latency; write every timing, and the table's cells.
+
+    Rows of `samples_file` are `Timing`s. The questions are the benchmark's first ones under the
+    protocol, as many as the largest batch holds. All models are in memory at once, each once, for
+    the cases to take turns.
+    """
+    params = config.load(params_file)
+    asked = params.latency
+    questions = load_questions(params, max(asked.batch_sizes))
+    cases, processor = load_cases(params, models)
+    words = vocabulary(processor.tokenizer, params)
+    budgets = {
+        name: median_decoded(
+            cases[name], processor, words, questions, batch_size=params.predict.batch_size
+        )
+        for name in sorted({case.budget for case in asked.cases.values()} - {None})
+    }
+    for name, case in asked.cases.items():
+        if case.budget is not None:
+            cases[name] = replace(cases[name], max_new_tokens=budgets[case.budget])
+    measured = measure(
+        cases,
+        processor,
+        words,
+        questions,
+        batch_sizes=asked.batch_sizes,
+        rounds=asked.rounds,
+    )
+    model = next(iter(cases.values())).model
+    stated = isinstance(asked.peaks, Peaks)
+    peaks = asked.peaks if stated else measured_peaks(model.device, model.dtype)
+    write_jsonl(samples_file, map(asdict, measured.timings))
+    write_metrics(
+        metrics_file,
+        cells(measured, peaks, seed=params.seed),
+        provenance(
+            "latency",
+            params,
+            **environment(model),
+            peaks={**peaks.model_dump(), "source": "stated" if stated else "measured"},
+            task=tasks.TASKS[asked.protocol][asked.benchmark],
+            data=revision_of(_folder(params)),
+            questions=len(questions),
+            limits={name: case.max_new_tokens for name, case in cases.items()},
+            skipped={str(size): reason for size, reason in measured.skipped.items()},
+        ),
+    )
+
+
+def load_questions(params: Params, count: int) -> list[Question]:
+    """The first `count` questions, or all, of params.latency.benchmark under its protocol.
+
+    Raises `ValueError` for a sample that is not one image and one text.
+    """
+    asked = params.latency
+    # Judged tasks want a key as soon as they are imported; no judge is asked here.
+    os.environ.setdefault("OPENAI_API_KEY", "none")
+    questions = []
+    with tempfile.TemporaryDirectory() as cache:
+        task = tasks.load(params, asked.protocol, asked.benchmark, Path(cache))
+        for number, doc in enumerate(islice(task.eval_docs, count)):
+            parts = [part for message in task.doc_to_messages(doc) for part in message["content"]]
+            if [part["type"] for part in parts] != ["image", "text"]:
+                raise ValueError(
+                    f"{task.config.task}, sample {number}: expected an image and a text, got "
+                    f"{[part['type'] for part in parts]}"
+                )
+            image = parts[0]["url"]
+            # Reading the file is no part of preprocessing.
+            image.load()
+            questions.append(Question(parts[1]["text"], image))
+    return questions
+
+
+def load_cases(params: Params, models: Path) -> tuple[dict[str, Case], ProcessorMixin]:
+    """The cases of params.latency without their budgets, and the processor.
+
+    Cases of one model share it.
+    """
+    variants = {name: params.variants[case.variant] for name, case in params.latency.cases.items()}
+    loaded = {}
+    for name in dict.fromkeys(variant.model for variant in variants.values()):
+        loaded[name], processor = load_vlm(models, name, params)
+    limit = params.decoding(params.latency.protocol).max_new_tokens
+    cases = {
+        name: Case(
+            loaded[variant.model],
+            max_new_tokens=limit,
+            prefix=(cot.constant_prefix(variant.forced_prefix) if variant.forced_prefix else ""),
+        )
+        for name, variant in variants.items()
+    }
+    return cases, processor
+
+
+def _folder(params: Params) -> Path:
+    asked = params.latency
+    return folder_of(params, params.data_name(asked.protocol, asked.benchmark))

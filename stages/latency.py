@@ -1,0 +1,25 @@
+"""Time the cases of params.latency on a benchmark's first questions.
+
+    python -m stages.latency
+
+Reads params.yaml, models/ and data/benchmarks/ (or params source.benchmarks); writes
+latency/samples.jsonl (every batch that was timed) and metrics/latency.json (the table's cells, the
+device and its peaks, and which batch sizes were left out). Times belong to the machine: a run on
+another one gives other numbers.
+"""
+
+from pathlib import Path
+
+from eval import start
+
+
+def main() -> None:
+    start.quiet()
+    from eval.latency import latency
+    from heima import models
+
+    latency(Path("latency/samples.jsonl"), Path("metrics/latency.json"), models=models.ROOT)
+
+
+if __name__ == "__main__":
+    main()
