@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from eval.paper import cases
+
 _ROTATIONS = 1_000_000
 """MMBench numbers the rotations of question i as i, i + 1e6, …; all must be right."""
 
@@ -115,5 +117,30 @@ LMMS: dict[str, Rules] = {
     ),
 }
 
-RULES: dict[str, dict[str, Rules]] = {"lmms": LMMS}
+
+def _guess_paper(benchmark: str, docs: Docs) -> list[float]:
+    """One of the options (of every rotation), or the commonest of the answers without options."""
+    read = [cases.read(benchmark, doc) for doc in docs]
+    free = [case.answer for case in read if not case.options]
+    chance: dict[str, float] = defaultdict(lambda: 1.0)
+    for case in read:
+        chance[case.unit] *= 1 / len(case.options) if case.options else _commonest(free)
+    return list(chance.values())
+
+
+def _paper(benchmark: str) -> Rules:
+    """The aggregation writes each score into its sample."""
+    return Rules(
+        metric="accuracy",
+        scale=100,
+        scores=lambda samples: [one["accuracy"]["score"] for one in samples],
+        guess=lambda docs: _guess_paper(benchmark, docs),
+        unit=(lambda doc: doc["index"] % _ROTATIONS) if benchmark == "mmbench" else None,
+    )
+
+
+RULES: dict[str, dict[str, Rules]] = {
+    "lmms": LMMS,
+    "paper": {benchmark: _paper(benchmark) for benchmark in LMMS},
+}
 """Protocol -> benchmark -> its rules."""

@@ -1,7 +1,8 @@
 """Judge prompts, of lmms-eval 0.7.3's tasks and our own: recognised, taken apart, replies checked.
 
-Four of the six tasks ask a judge, and so does the similarity of reconstructions. Each has one fixed
-wording, so a prompt tells by itself what is asked and what a usable reply looks like:
+Four of lmms-eval's six tasks ask a judge, and so do the protocol `paper` (MM-Vet and MathVista with
+the same prompts) and the similarity of reconstructions. Each has one fixed wording, so a prompt
+tells by itself what is asked and what a usable reply looks like:
 
 ==============  ===================================  ======================================
 kind            asks for                             usable reply
@@ -10,6 +11,8 @@ mmvet           a grade of a prediction              starts with a number from 0
 mathvista       the final answer within a response   any text
 hallusionbench  whether two answers agree            names correct, incorrect or unclear
 mmbench         the option that an answer means      a single letter A to E
+choice          the option that an answer means      a single letter, Z for none
+yes_no          whether an answer means yes or no    Yes, No or Unknown
 similarity      how similar two texts' meaning is    {"grade": 1} to {"grade": 5}
 ==============  ===================================  ======================================
 
@@ -24,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eval.judge import similarity
+from eval.paper import questions
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,16 @@ def _similarity(prompt: str) -> Question | None:
     return Question("similarity", texts["question"], texts["original"], texts["reconstruction"])
 
 
+def _choice(prompt: str) -> Question:
+    fields = questions.parts(prompt)
+    return Question("choice", fields["question"], fields["options"], fields["answer"])
+
+
+def _yes_no(prompt: str) -> Question:
+    fields = questions.parts(prompt)
+    return Question("yes_no", fields["question"], "", fields["answer"])
+
+
 def _is_similarity(reply: str) -> bool:
     try:
         similarity.parse(reply)
@@ -119,10 +133,14 @@ _KINDS: dict[str, Callable[[str], Question | None]] = {
     "Imagine you are an intelligent teacher. Thoroughly read the question, ref": _hallusionbench,
     "You are an AI assistant who will help me to match an answer": _mmbench,
     similarity.INSTRUCTIONS: _similarity,
+    questions.CHOICE: _choice,
+    questions.YES_NO: _yes_no,
 }
 
 _USABLE: dict[str, Callable[[str], bool]] = {
     "similarity": _is_similarity,
+    "choice": lambda reply: questions.chosen(reply) is not None,
+    "yes_no": lambda reply: questions.said(reply) is not None,
     "mmvet": _is_grade,
     "mathvista": bool,
     "hallusionbench": lambda reply: re.search("correct|unclear", reply.lower()) is not None,
@@ -132,10 +150,20 @@ _USABLE: dict[str, Callable[[str], bool]] = {
     ),
 }
 
+MAX_TOKENS = {
+    "similarity": 32,
+    "mmvet": 128,
+    "mathvista": 256,
+    # lmms-eval allows 16: a judge that adds a reason is cut off there, and its verdict lost.
+    "hallusionbench": 128,
+    "mmbench": 256,
+}
+"""How long a judge's reply to each kind may be; a longer one is no reply."""
+
 CANARY = (
     "Imagine you are an intelligent teacher. Thoroughly read the question, reference answer and "
     "the prediction answer to ensure a clear understanding of the information provided. Assess the "
     "correctness of the predictions. \n\n Question:Is two more than one?\nReference answer: Yes."
     "\nPrediction answer:Yes.\nOutput:"
 )
-"""A short question of a known kind, asked before anything is scored."""
+"""A short question of a known kind and answer (correct), asked before anything is scored."""

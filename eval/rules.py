@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 from eval.prompts import Question
 from heima.measures import EMBEDDED_RULES
@@ -84,12 +85,22 @@ def _yes_no(text: str) -> str | None:
 def _match(asked: Question) -> str:
     """The option that the answer equals, else the only one that it contains, else E."""
     options = dict(re.findall(r"^([A-D])\. (.*)$", asked.reference, flags=re.MULTILINE))
-    equal = [k for k, option in options.items() if _words(option) == _words(asked.answer)]
-    held = [k for k, option in options.items() if _contains(asked.answer, option)]
+    return _meant(options, asked.answer) or "E"
+
+
+def _meant(options: Mapping[str, str], answer: str) -> str | None:
+    equal = [k for k, option in options.items() if _words(option) == _words(answer)]
+    held = [k for k, option in options.items() if _contains(answer, option)]
     for found in (equal, held):
         if len(found) == 1:
             return found[0]
-    return "E"
+    return None
+
+
+def _choose(asked: Question) -> str:
+    """As `_match` for any letters, with Z for none."""
+    options = dict(re.findall(r"^([A-Z])\. (.*)$", asked.reference, flags=re.MULTILINE))
+    return _meant(options, asked.answer) or "Z"
 
 
 _SIMILAR = (0.9, 0.7, 0.4)
@@ -110,5 +121,7 @@ _RULES = {
     "mathvista": _extract,
     "hallusionbench": _agree,
     "mmbench": _match,
+    "choice": _choose,
+    "yes_no": lambda asked: (_yes_no(asked.answer) or "unknown").capitalize(),
     "similarity": _compare,
 }
