@@ -3,8 +3,10 @@
     python -m stages.prepare
 
 Writes `data/source/` (`train.jsonl` and `images.zip`, or `source.json` that names the folder which
-holds them) and `data/benchmarks/` (one folder a benchmark, or `source.json` that lists the files
-of the folder given). DVC does not watch a given folder: after changing it, `dvc repro -f prepare`.
+holds them) and `data/benchmarks/` (one folder a benchmark; for given data `source.json`, which
+lists what was found where, and a folder for what had to be converted). Data sets of the hub go into
+the hub's cache. Given benchmarks are checked row by row: what cannot be scored is listed, and the
+stage fails. DVC does not watch given folders: after changing one, `dvc repro -f prepare`.
 """
 
 from __future__ import annotations
@@ -60,18 +62,14 @@ def main() -> None:
                     "images.zip": {"bytes": (folder / "images.zip").stat().st_size},
                 },
             )
-            # Predictions and scores depend on this file, so other data re-run them.
-            given = Path(params.source.benchmarks)
-            write_json(
-                benchmarks / "source.json",
-                {
-                    "folder": str(given),
-                    "files": {
-                        file.relative_to(given).as_posix(): file.stat().st_size
-                        for file in sorted(given.rglob("*.parquet"))
-                    },
-                },
-            )
+            # Imported here, so that the toy needs no more than it did.
+            from eval.benchmark_data import BenchmarkDataError
+            from eval.benchmark_sources import provide
+
+            try:
+                provide(params, benchmarks)
+            except BenchmarkDataError as error:
+                sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,313 @@
+"""Rows of a benchmark that no model could answer and no rule could score.
+
+`check` looks at rows, `check_folder` at the split of a data set folder that the benchmark's tasks
+read, row by row: its memory does not grow with the data. Both protocols read the same columns.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from eval.benchmark_data import BenchmarkDataError
+
+Row = Mapping[str, Any]
+Fault = tuple[int, str]
+"""A row's place in its split (lmms-eval's doc_id), and what is wrong with it: "kind: detail"."""
+
+MISSING_IMAGE = "missing image"
+_LETTERS = "ABCDEFGH"
+_PIL_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise on damaged files."""
+
+
+def check(benchmark: str, rows: Iterable[Row]) -> list[Fault]:
+    """The faults of a benchmark's rows, in their order; a row may have several.
+
+    Looked for: a missing or broken image, an empty question, an empty option, fewer than two
+    options, an answer outside the options, no answer, an identity that an earlier row has (MMBench
+    numbers a question's rotations apart, so they do not count).
+
+    Args:
+        benchmark: a name of `Params.benchmarks`.
+        rows: documents with the columns of `columns(benchmark)`; images as `datasets` stores
+            them, {"bytes": …, "path": …} or the bytes alone.
+    """
+    rules = _RULES[benchmark]
+    faults: list[Fault] = []
+    seen: dict[tuple[Any, ...], int] = {}
+    for place, row in enumerate(rows):
+        faults += [(place, reason) for reason in _image_faults(row[rules.image])]
+        if _empty(row["question"]):
+            faults.append((place, "empty question"))
+        faults += [(place, reason) for reason in rules.faults(row)]
+        if rules.identity:
+            identity = tuple(row[column] for column in rules.identity)
+            first = seen.setdefault(identity, place)
+            if first != place:
+                shown = ", ".join(
+                    f"{column} {value}"
+                    for column, value in zip(rules.identity, identity, strict=True)
+                )
+                faults.append((place, f"duplicate index: {shown} is row {first} too"))
+    return faults
+
+
+def columns(benchmark: str) -> tuple[str, ...]:
+    """The columns that a benchmark's tasks read, under either protocol."""
+    return _RULES[benchmark].columns
+
+
+def check_folder(benchmark: str, folder: Path) -> list[Fault]:
+    """The faults of the split that a benchmark's tasks read.
+
+    Raises `BenchmarkDataError` if the folder has no such configuration, split or column, or a file
+    that is not parquet.
+    """
+    rules = _RULES[benchmark]
+    return check(benchmark, _rows(rules, _split_files(benchmark, rules, folder)))
+
+
+def _split_files(benchmark: str, rules: _Rules, folder: Path) -> list[Path]:
+    """The files of the split, in their order, as `datasets` resolves them from the README."""
+    from datasets import Features, load_dataset_builder
+    from datasets import Image as ImageFeature
+
+    place = f"{folder}, as the data of {benchmark},"
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            builder = load_dataset_builder(
+                str(folder.resolve()), name=rules.config, cache_dir=cache
+            )
+    except (ValueError, FileNotFoundError) as error:
+        raise BenchmarkDataError(f"{place} cannot be read: {error}") from error
+    splits = builder.config.data_files or {}
+    if rules.split not in splits:
+        raise BenchmarkDataError(
+            f"{place} has no split {rules.split!r}; it has {sorted(map(str, splits))}"
+        )
+    files = [Path(file) for file in splits[rules.split]]
+    for file in files:
+        try:
+            schema = pq.read_schema(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BenchmarkDataError(f"{file} is not a readable parquet file: {error}") from error
+        lacking = [column for column in rules.columns if column not in schema.names]
+        if lacking:
+            raise BenchmarkDataError(
+                f"{place} lacks the columns {', '.join(lacking)}: {file.name} has "
+                f"{', '.join(schema.names)}"
+            )
+        features = builder.info.features or Features.from_arrow_schema(schema)
+        if not isinstance(features.get(rules.image), ImageFeature):
+            raise BenchmarkDataError(
+                f"{place} does not type its column {rules.image} as an image, neither in the "
+                f"README nor in {file.name}: `datasets` would not decode it"
+            )
+    return files
+
+
+def _rows(rules: _Rules, files: Iterable[Path]) -> Iterator[Row]:
+    for file in files:
+        # With a buffer and without pre-buffering, pages are read as they are needed.
+        with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
+            try:
+                for batch in parquet.iter_batches(batch_size=16, columns=list(rules.columns)):
+                    yield from batch.to_pylist()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise BenchmarkDataError(f"{file} cannot be read: {error}") from error
+
+
+def _empty(value: Any) -> bool:
+    """Nothing there: None, not-a-number, blanks, or the text that pandas makes of nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    return isinstance(value, str) and value.strip().lower() in ("", "nan")
+
+
+def _image_faults(value: Any) -> list[str]:
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    if not content:
+        return [MISSING_IMAGE]
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except _PIL_FAULTS as error:
+        return [f"broken image: {str(error).replace(repr(content), 'the file')[:120]}"]
+    return []
+
+
+def _choice_faults(options: Mapping[str, Any], answer: Any) -> list[str]:
+    """Faults of a question with options by letter; empty ones at the end are none."""
+    filled = [letter for letter, option in options.items() if not _empty(option)]
+    last = max(filled, default="")
+    faults = [
+        f"empty option: {letter}" for letter in options if letter < last and letter not in filled
+    ]
+    if len(filled) < 2:
+        faults.append(f"too few options: {len(filled)}")
+    if answer not in filled:
+        allowed = ", ".join(filled) or "none"
+        faults.append(f"answer outside the options: {answer!r}, the options are {allowed}")
+    return faults
+
+
+def _mmstar_faults(row: Row) -> list[str]:
+    options = mmstar_options(row["question"] or "")
+    if len(options) < 2:
+        return ["unreadable options: the question has no list A: …, B: … or (A) …, (B) …"]
+    answer = row["answer"]
+    faults = [f"empty option: {letter}" for letter, text in options.items() if _empty(text)]
+    if not isinstance(answer, str) or answer.strip().upper() not in options:
+        faults.append(
+            f"answer outside the options: {answer!r}, the options are {', '.join(options)}"
+        )
+    return faults
+
+
+def mmstar_options(question: str) -> dict[str, str]:
+    """The options by letter, which MMStar writes into the question.
+
+    >>> mmstar_options("What is it?\\nOptions: A: a cat, B: a dog")
+    {'A': 'a cat', 'B': 'a dog'}
+    >>> mmstar_options("How wide?\\nChoices:\\n(A) 3\\n(B) 4")
+    {'A': '3', 'B': '4'}
+    """
+    body = re.split(r"\b(?:Options|Choices)\s*:", question, flags=re.IGNORECASE)[-1]
+    marks: list[tuple[str, int, int]] = []
+    for letter in _LETTERS:
+        mark = re.compile(rf"(?:^|(?<=[\s,;]))(?:\({letter}\)|{letter}\s?[:.)])")
+        found = mark.search(body, marks[-1][2] if marks else 0)
+        if found is None:
+            break
+        marks.append((letter, found.start(), found.end()))
+    ends = [start for _, start, _ in marks[1:]] + [len(body)]
+    return {
+        letter: body[start:end].strip(" ,;\n\t")
+        for (letter, _, start), end in zip(marks, ends, strict=True)
+    }
+
+
+def _mmbench_faults(row: Row) -> list[str]:
+    return _choice_faults({letter: row[letter] for letter in "ABCDE"}, row["answer"])
+
+
+def _ai2d_faults(row: Row) -> list[str]:
+    options = row["options"] or []
+    faults = [f"empty option: {at}" for at, option in enumerate(options) if _empty(option)]
+    if len(options) < 2:
+        faults.append(f"too few options: {len(options)}")
+    answer = str(row["answer"]).strip()
+    if not answer.isdecimal() or int(answer) >= len(options):
+        faults.append(
+            f"answer outside the options: {row['answer']!r}, the options are 0 to "
+            f"{len(options) - 1}"
+        )
+    return faults
+
+
+def _answer_faults(row: Row) -> list[str]:
+    return ["no answer"] if _empty(row["answer"]) else []
+
+
+def _mathvista_faults(row: Row) -> list[str]:
+    choices = row["choices"] or []
+    if row["question_type"] != "multi_choice":
+        return _answer_faults(row)
+    faults = [f"empty option: {at}" for at, choice in enumerate(choices) if _empty(choice)]
+    if len(choices) < 2:
+        faults.append(f"too few options: {len(choices)}")
+    if row["answer"] not in choices:
+        faults.append(f"answer outside the options: {row['answer']!r} is not one of {choices}")
+    return faults
+
+
+def _hallusionbench_faults(row: Row) -> list[str]:
+    answer = str(row["gt_answer"])
+    return [] if answer in ("0", "1") else [f"answer is neither 0 nor 1: {row['gt_answer']!r}"]
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Where a benchmark's rows stand, and what must hold for one of them.
+
+    `identity` are the columns that no two rows share; AI2D has none.
+    """
+
+    split: str
+    columns: tuple[str, ...]
+    faults: Callable[[Row], list[str]]
+    identity: tuple[str, ...] = ()
+    image: str = "image"
+    config: str | None = None
+
+
+_RULES: dict[str, _Rules] = {
+    "mmstar": _Rules(
+        split="val",
+        columns=("index", "question", "image", "answer", "category", "l2_category"),
+        faults=_mmstar_faults,
+        identity=("index",),
+    ),
+    "mmbench": _Rules(
+        config="en",
+        split="dev",
+        columns=(
+            *("index", "question", "hint", "answer", "A", "B", "C", "D", "E"),
+            *("category", "L2-category", "source", "split", "image"),
+        ),
+        faults=_mmbench_faults,
+        identity=("index",),
+    ),
+    "mmvet": _Rules(
+        split="test",
+        columns=("question_id", "question", "answer", "capability", "image"),
+        faults=_answer_faults,
+        identity=("question_id",),
+    ),
+    "mathvista": _Rules(
+        split="testmini",
+        columns=(
+            *("pid", "question", "decoded_image", "choices", "unit", "precision", "answer"),
+            *("question_type", "answer_type", "metadata", "query"),
+        ),
+        faults=_mathvista_faults,
+        identity=("pid",),
+        image="decoded_image",
+    ),
+    "ai2d": _Rules(
+        split="test",
+        columns=("question", "options", "answer", "image"),
+        faults=_ai2d_faults,
+    ),
+    "hallusionbench": _Rules(
+        split="image",
+        columns=(
+            *("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id"),
+            *("question", "gt_answer_details", "gt_answer", "filename", "image"),
+        ),
+        faults=_hallusionbench_faults,
+        identity=("category", "subcategory", "set_id", "figure_id", "question_id"),
+    ),
+}
