@@ -47,16 +47,17 @@ NUMBER_WORDS = (
 MAX_POINTS = len(NUMBER_WORDS) - 1
 
 KINDS = ("look-option", "sum-option", "look-free", "sum-number", "look-yes-no", "sum-yes-no")
-OPTION_STYLES = ("mmstar", "mmbench", "ai2d")
+OPTION_STYLES = ("mmstar", "mmbench", "ai2d", "paper-choice")
 STYLES = {
     "look-option": OPTION_STYLES,
     "sum-option": OPTION_STYLES,
-    "look-free": ("mmvet",),
+    "look-free": ("mmvet", "paper-plain"),
     "sum-number": ("mathvista",),
     "look-yes-no": ("hallusionbench",),
     "sum-yes-no": ("hallusionbench",),
 }
-"""The benchmarks whose prompt format each kind of question may wear."""
+"""The prompt formats that each kind of question may wear: a benchmark's in lmms-eval, or one of the
+protocol `paper` (choice: MMStar, MMBench and AI2D; plain: MM-Vet; the others ask as lmms-eval)."""
 
 # What lmms-eval 0.7.3 puts around a question; tests/toy holds them against its doc_to_text.
 DIRECTLY = "Answer with the option's letter from the given choices directly"
@@ -66,7 +67,19 @@ STEP_BY_STEP = (
 )
 INTEGER = "Answer the question using a single integer number."
 SEVERAL_OPTIONS = "There are several options:"
-PHRASES = (f"{DIRECTLY}.", DIRECTLY, STEP_BY_STEP, INTEGER, SEVERAL_OPTIONS, "Options:")
+# What the protocol `paper` puts around it; tests/toy holds them against its tasks, too.
+QUESTION = "Question:"
+SELECT = "Please select the correct answer from the options above."
+PHRASES = (
+    f"{DIRECTLY}.",
+    DIRECTLY,
+    STEP_BY_STEP,
+    INTEGER,
+    SEVERAL_OPTIONS,
+    "Options:",
+    QUESTION,
+    SELECT,
+)
 """Constant wordings of the prompts; the toy tokenizer gives each a token of its own."""
 
 _INK = {
@@ -194,7 +207,7 @@ def question_text(kind: str, cells: Sequence[str], claim: str | None) -> str:
 
 
 def prompt_text(style: str, text: str, options: Sequence[str]) -> str:
-    """The user's text for a bare question, exactly as lmms-eval builds it from a benchmark's row.
+    """The user's text for a bare question, exactly as a task builds it from a benchmark's row.
 
     Raises:
         ValueError: if the style is unknown.
@@ -212,8 +225,10 @@ def prompt_text(style: str, text: str, options: Sequence[str]) -> str:
         return f"{STEP_BY_STEP} \n\n{text}"
     if style == "mathvista":
         return f"{text}\n{INTEGER}"
-    if style == "hallusionbench":
+    if style in ("hallusionbench", "paper-plain"):
         return text
+    if style == "paper-choice":
+        return f"{QUESTION} {text}\nOptions:\n{dotted}\n{SELECT} \n"
     allowed = sorted({style for styles in STYLES.values() for style in styles})
     raise ValueError(f"style={style!r} is unknown; allowed: {', '.join(allowed)}")
 
