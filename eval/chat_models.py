@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from heima import config
-from heima.generation import Generation, Prompt, generate
+from eval.tasks import TASKS
+from heima import config, cot
+from heima.generation import Prompt, generate
 from heima.models import load_vlm, vocabulary
 from heima.results import read_jsonl
 
@@ -36,12 +40,13 @@ class _ChatModel(lmms):
 class Heima(_ChatModel):
     """`--model heima --model_args name=recover --batch_size 64`: a model of the pipeline.
 
-    `name` is a folder below `models`; decoding follows `predict` of the parameter file, with the
-    batch size of the command line where there is one. All requests of all tasks are batched
-    together, and a task's own generation limits do not count.
+    `name` is a folder below `models`; decoding follows `predict` and a `protocol` of the parameter
+    file, with the protocol's first seed, and with the batch size of the command line where there is
+    one. `forced_prefix` is that of `variants`. All requests of all tasks are batched together, and
+    a task's own generation limits do not count.
 
     On lmms-eval's command line a task scores the whole text; `eval.tasks` lets it score the
-    conclusion.
+    conclusion. Raises `KeyError` for a protocol that the parameter file does not have.
     """
 
     def __init__(
@@ -49,59 +54,96 @@ class Heima(_ChatModel):
         name: str,
         models: str = "models",
         params: str = "params.yaml",
+        protocol: str = "lmms",
+        forced_prefix: str | None = None,
         batch_size: int | str | None = None,
     ) -> None:
         super().__init__()
         self._params = config.load(params)
-        self._decoding = self._params.predict
+        if protocol not in self._params.protocols:
+            raise KeyError(f"protocol {protocol!r} is not one of {sorted(self._params.protocols)}")
+        self._seed = self._params.protocols[protocol].seeds[0]
+        self._decoding = self._params.decoding(protocol)
         if batch_size is not None:
             self._decoding = self._decoding.model_copy(update={"batch_size": int(batch_size)})
+        self._prefix = "" if forced_prefix is None else cot.constant_prefix(forced_prefix)
         self._model, self._processor = load_vlm(Path(models), name, self._params)
         self.device = self._model.device
 
-    def generate(self, requests: Sequence[Instance]) -> list[Generation]:
-        """Text, counts, finish reason and seconds of every request, in their order.
-
-        Raises `ValueError` for a request that is not one image and one text.
-        """
-        return generate(
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """Raises `ValueError` naming every sample that is not one whole image and one text."""
+        answers = generate(
             self._model,
             self._processor,
             vocabulary(self._processor.tokenizer, self._params),
-            [self._prompt(request) for request in requests],
+            prompts_of([(one.args[4], one) for one in requests], self.task_dict),
             decoding=self._decoding,
-            seed=self._params.seed,
+            seed=self._seed,
+            prefix=self._prefix,
         )
-
-    def _prompt(self, request: Instance) -> Prompt:
-        question, image = self._content(request)
-        content = hashlib.sha256(image.tobytes())
-        content.update(f"{image.mode}{image.size}".encode())
-        # Loaded again for its batch: the images of six real benchmarks do not fit into memory.
-        return Prompt(question, content.hexdigest(), lambda: self._content(request)[1])
-
-    def _content(self, request: Instance) -> tuple[str, Image.Image]:
-        _, doc_to_messages, _, doc_id, task, split = request.args
-        messages = doc_to_messages(self.task_dict[task][split][doc_id])
-        parts = [part for message in messages for part in message["content"]]
-        if len(messages) != 1 or [part["type"] for part in parts] != ["image", "text"]:
-            raise ValueError(
-                f"{task}, sample {doc_id}: expected an image and a text, got "
-                f"{[part['type'] for part in parts]}"
-            )
-        return parts[1]["text"], parts[0]["url"]
-
-    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         return [
             _result(one.text, one.counts.prompt, one.counts.decoded, one.counts.thinking)
-            for one in self.generate(requests)
+            for one in answers
         ]
 
 
-class HeimaReplay(_ChatModel):
-    """`--model heima-replay --model_args predictions=predictions/heima`: saved answers.
+def prompts_of(
+    requests: Sequence[tuple[str, Instance]], datasets: Mapping[str, Mapping[str, Dataset]]
+) -> list[Prompt]:
+    """What lmms-eval's requests ask, in their order; `datasets` is task -> split -> rows.
 
-    lmms-eval scores them as if they had just been decoded. Its command line always names a batch
+    Each request stands behind the name that errors call its benchmark. Every image is decoded once,
+    for its key and to know that it is whole, and again for its batch: the images of six real
+    benchmarks do not fit into memory.
+
+    Raises `ValueError` naming every sample that is not one whole image and one text.
+    """
+    prompts, faults = [], []
+    for name, request in requests:
+        try:
+            question, image = _content(request, datasets)
+        # What Pillow says of files that are no images, cut short, damaged, or too large; and
+        # what `_content` says.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow puts the address of the stream into its message.
+            reason = re.sub(r"<_io\.\w+ object at \w+>", "its bytes", str(error))
+            faults.append(f"  {name}, sample {request.doc_id}: {type(error).__name__}: {reason}")
+            continue
+        content = hashlib.sha256(image.tobytes())
+        content.update(f"{image.mode}{image.size}".encode())
+        prompts.append(Prompt(question, content.hexdigest(), _loader(request, datasets)))
+    if faults:
+        raise ValueError("\n".join([f"{len(faults)} samples cannot be asked:", *faults]))
+    return prompts
+
+
+def _loader(
+    request: Instance, datasets: Mapping[str, Mapping[str, Dataset]]
+) -> Callable[[], Image.Image]:
+    return lambda: _content(request, datasets)[1]
+
+
+def _content(
+    request: Instance, datasets: Mapping[str, Mapping[str, Dataset]]
+) -> tuple[str, Image.Image]:
+    _, doc_to_messages, _, doc_id, task, split = request.args
+    dataset = datasets[task][split]
+    row = dataset[doc_id]
+    for column, feature in dataset.features.items():
+        if isinstance(feature, ImageFeature) and row[column] is None:
+            raise ValueError(f"its {column} is empty")
+    messages = doc_to_messages(row)
+    parts = [part for message in messages for part in message["content"]]
+    if len(messages) != 1 or [part["type"] for part in parts] != ["image", "text"]:
+        raise ValueError(f"expected an image and a text, got {[part['type'] for part in parts]}")
+    return parts[1]["text"], parts[0]["url"]
+
+
+class HeimaReplay(_ChatModel):
+    """`--model heima-replay --model_args predictions=predictions/heima/lmms/42`: saved answers.
+
+    `predictions` is the folder of one run. lmms-eval scores its answers as if they had just been
+    decoded, whichever protocol's task asks for a benchmark. Its command line always names a batch
     size, which changes nothing here. Raises `KeyError` for a sample that was not predicted.
     """
 
@@ -113,9 +155,10 @@ class HeimaReplay(_ChatModel):
     ) -> None:
         super().__init__()
         self._rows = {
-            (known.task, row["doc_id"]): row
-            for benchmark, known in config.load(params).benchmarks.items()
+            (names[benchmark], row["doc_id"]): row
+            for benchmark in config.load(params).benchmarks
             for row in read_jsonl(Path(predictions) / f"{benchmark}.jsonl")
+            for names in TASKS.values()
         }
         self._folder = predictions
 

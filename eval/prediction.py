@@ -1,17 +1,50 @@
-"""Decode all benchmarks of one variant, once; scoring replays the files."""
+"""Decode all benchmarks under every protocol with one variant's model, each batch once.
+
+Finished batches are kept in a journal (`heima.journal`), and a run continues at the batch it had
+reached. Where torchrun or `accelerate launch` starts several processes, they share the batches.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import itertools
 import os
 import tempfile
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
-from eval import tasks
-from eval.chat_models import Heima
+import torch.distributed
+from datasets import Dataset
+from lmms_eval.api.instance import Instance
+
+from eval import benchmark_data, tasks
+from eval.chat_models import prompts_of
 from heima import config, cot
+from heima.config import Params
+from heima.generation import Decoder, Engine, Generation, Mllama, Plan, plan
+from heima.journal import ROOT as JOURNALS
+from heima.journal import Journal, key, weights_digest
+from heima.models import load_processor, load_vlm, vocabulary
 from heima.results import atomic, provenance, write_json, write_jsonl, write_metrics
+from heima.scores import score_group
 from heima.statistics import DRAWS, cell
+
+_START = timedelta(minutes=30)
+_PATIENCE = timedelta(days=30)
+"""How long a process waits for others that live; one that dies is noticed at once."""
+
+Run = tuple[str, int]
+"""A protocol and one of its seeds."""
+
+Requests = dict[str, list[tuple[str, Instance]]]
+"""Protocol -> what it asks, each request behind its benchmark."""
+
+Datasets = dict[str, Mapping[str, Dataset]]
+"""Task -> split -> rows."""
 
 
 def predict(
@@ -21,60 +54,222 @@ def predict(
     *,
     models: Path,
     params_file: str = "params.yaml",
+    journals: Path = JOURNALS,
+    fresh: bool = False,
 ) -> None:
-    """Write `folder` (`<benchmark>.jsonl`, `provenance.json`), and seconds a sample as metrics.
+    """Write `folder` (`<protocol>/<seed>/<benchmark>.jsonl`, `provenance.json`), and seconds a
+    sample as metrics.
 
     A row is {doc_id, text, conclusion (null without one), counts, finish}, sorted by doc_id. The
     rows depend on the weights and parameters alone; what the clock said stands in `metrics_file`,
-    where a sample's seconds are its share of its batch.
-    All benchmarks are decoded as one list of requests, so that batches stay full.
+    where a sample's seconds are its share of its batch when that was decoded.
+    All benchmarks of a run are decoded as one list of requests, so that batches stay full. `fresh`
+    forgets what `journals` holds of this variant's answers.
 
-    Raises `KeyError` for an unknown variant.
+    Of several processes (RANK, WORLD_SIZE) each decodes its share, and the first writes the files.
+
+    Raises `KeyError` for an unknown variant, `ValueError` naming every sample of every benchmark
+    that cannot be asked, `RuntimeError` where another process has died.
     """
     params = config.load(params_file)
     if variant not in params.variants:
         raise KeyError(f"variant {variant!r} is not one of {sorted(params.variants)}")
-    name = params.variants[variant].model
+    name, forced = params.variants[variant].model, params.variants[variant].forced_prefix
+    prefix = "" if forced is None else cot.constant_prefix(forced)
+    with _ranks() as (rank, world), tempfile.TemporaryDirectory() as cache:
+        requests, datasets = _requests(params, Path(cache))
+        plans = _plans(params, requests, datasets, models, prefix)
+        weights = weights_digest(models, name)
+        kept = {
+            run: Journal(
+                journals,
+                key(planned, params, weights=weights, prefix=prefix),
+                rank=rank,
+                world=world,
+            )
+            for run, planned in plans.items()
+        }
+        if fresh:
+            if rank == 0:
+                for journal in kept.values():
+                    journal.clear()
+            _meet()
+        _decode(
+            plans,
+            kept,
+            functools.partial(_decoder, models, name, params),
+            rank=rank,
+            world=world,
+            title=f"predict@{variant}",
+        )
+        _meet()
+        if rank == 0:
+            answers = {run: _answers(planned, kept[run]) for run, planned in plans.items()}
+            _write(variant, params, requests, answers, folder, metrics_file)
+
+
+@contextlib.contextmanager
+def _ranks() -> Iterator[tuple[int, int]]:
+    """This process among those that torchrun or accelerate started: its rank, and how many.
+
+    They meet through gloo, on the CPU: a GPU may be busy for hours until then.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield rank, world
+        return
+    torch.distributed.init_process_group("gloo", timeout=_START)
+    try:
+        yield rank, world
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _meet() -> None:
+    """Wait for all processes. Raises `RuntimeError` where one of them has died."""
+    if torch.distributed.is_initialized():
+        torch.distributed.monitored_barrier(timeout=_PATIENCE)
+
+
+def _requests(params: Params, cache: Path) -> tuple[Requests, Datasets]:
+    """What every protocol asks, with the benchmark of each request, and the rows it is about."""
     # Judged tasks want a key as soon as they are imported; predicting asks no judge.
     os.environ.setdefault("OPENAI_API_KEY", "none")
-    data = {b: tasks.data_revision(tasks.data_folder(params, b)) for b in params.benchmarks}
-    with tempfile.TemporaryDirectory() as cache:
-        loaded = {b: tasks.load(params, b, Path(cache)) for b in params.benchmarks}
-        model = Heima(name=name, models=str(models), params=params_file)
-        for task in loaded.values():
+    requests: Requests = {}
+    datasets: Datasets = {}
+    for protocol in params.protocols:
+        requests[protocol] = []
+        for benchmark in params.benchmarks:
+            task = tasks.load(params, protocol, benchmark, cache)
             task.build_all_requests()
-            model.task_dict[task.config.task] = task.dataset
-        requests = [(b, request) for b, task in loaded.items() for request in task.instances]
-        answers = model.generate([request for _, request in requests])
-    rows: dict[str, dict[int, dict]] = {benchmark: {} for benchmark in loaded}
-    seconds: dict[str, list[float]] = {benchmark: [] for benchmark in loaded}
-    for (benchmark, request), answer in zip(requests, answers, strict=True):
-        seconds[benchmark].append(answer.seconds)
-        rows[benchmark][request.doc_id] = {
-            "doc_id": request.doc_id,
-            "text": answer.text,
-            "conclusion": cot.conclusion(answer.text),
-            "counts": asdict(answer.counts),
-            "finish": answer.finish,
-        }
+            datasets[task.config.task] = task.dataset
+            requests[protocol] += [(benchmark, request) for request in task.instances]
+    return requests, datasets
+
+
+def _plans(
+    params: Params, requests: Requests, datasets: Datasets, models: Path, prefix: str
+) -> dict[Run, Plan]:
+    """The plan of every run. All faults of all samples are found before anything is decoded."""
+    asked = iter(
+        prompts_of(
+            [
+                (score_group(protocol, benchmark), request)
+                for protocol, those in requests.items()
+                for benchmark, request in those
+            ],
+            datasets,
+        )
+    )
+    words = vocabulary(load_processor(models).tokenizer, params)
+    plans = {}
+    for protocol, those in requests.items():
+        seeds = params.protocols[protocol].seeds
+        first = plan(
+            words,
+            list(itertools.islice(asked, len(those))),
+            decoding=params.decoding(protocol),
+            seed=seeds[0],
+            prefix=prefix,
+        )
+        plans |= {(protocol, seed): dataclasses.replace(first, seed=seed) for seed in seeds}
+    return plans
+
+
+def _decode(
+    plans: Mapping[Run, Plan],
+    kept: Mapping[Run, Journal],
+    load: Callable[[], Decoder],
+    *,
+    rank: int,
+    world: int,
+    title: str,
+) -> None:
+    """Decode what the journals lack: batch i is for process i % world."""
+    finished = {run: journal.read() for run, journal in kept.items()}
+    _meet()  # Or one would read what another has just added, and count it as known.
+    if rank == 0:
+        total = sum(len(planned.prompts) for planned in plans.values())
+        known = sum(len(answers) for found in finished.values() for answers in found.values())
+        print(f"{title}: {known} of {total} answers known, {total - known} to decode", flush=True)
+    decoder = None
+    for run, planned in plans.items():
+        own = [i for i in range(rank, len(planned.batches), world) if i not in finished[run]]
+        if not own:
+            continue
+        # Weights are loaded where there is something to decode, once.
+        decoder = decoder or load()
+        with kept[run] as journal:
+            for batch in own:
+                journal.append(batch, decoder(planned, batch))
+
+
+def _decoder(models: Path, name: str, params: Params) -> Decoder:
+    if params.predict.engine == "vllm":
+        from heima.vllm_engine import Vllm
+
+        engine: Engine = Vllm(models, name, params)
+    else:
+        engine = Mllama(*load_vlm(models, name, params))
+    return Decoder(engine, vocabulary(load_processor(models).tokenizer, params))
+
+
+def _answers(planned: Plan, journal: Journal) -> list[Generation]:
+    """Every answer of a run. Raises `RuntimeError` where a batch was not decoded."""
+    found = journal.read()
+    lacking = sorted(set(range(len(planned.batches))) - set(found))
+    if lacking:
+        raise RuntimeError(
+            f"{journal.folder} lacks the batches {lacking}; do all processes share this folder?"
+        )
+    return planned.in_order(found[batch] for batch in range(len(planned.batches)))
+
+
+def _write(
+    variant: str,
+    params: Params,
+    requests: Requests,
+    answers: Mapping[Run, Sequence[Generation]],
+    folder: Path,
+    metrics_file: Path,
+) -> None:
     # What scoring depends on: nothing that could change while the answers stay the same.
     origin = {
-        "model": name,
-        "decoding": params.predict.model_dump(mode="json"),
+        "model": params.variants[variant].model,
+        "forced_prefix": params.variants[variant].forced_prefix,
+        "engine": params.predict.engine,
+        "decoding": {p: params.decoding(p).model_dump(mode="json") for p in params.protocols},
+        "seeds": {p: list(rules.seeds) for p, rules in params.protocols.items()},
         "lmms_eval": tasks.lmms_eval_version(),
-        "tasks": {b: known.task for b, known in params.benchmarks.items()},
-        "data": data,
+        "tasks": {p: {b: tasks.TASKS[p][b] for b in params.benchmarks} for p in params.protocols},
+        "data": benchmark_data.revisions(params),
     }
+    seconds: dict[str, list[float]] = defaultdict(list)
     with atomic(folder) as temporary:
-        temporary.mkdir()
-        for benchmark, found in rows.items():
-            write_jsonl(temporary / f"{benchmark}.jsonl", (found[key] for key in sorted(found)))
+        for (protocol, seed), generations in answers.items():
+            rows: dict[str, list[dict]] = defaultdict(list)
+            for (benchmark, request), one in zip(requests[protocol], generations, strict=True):
+                seconds[score_group(protocol, benchmark)].append(one.seconds)
+                rows[benchmark].append(
+                    {
+                        "doc_id": request.doc_id,
+                        "text": one.text,
+                        "conclusion": cot.conclusion(one.text),
+                        "counts": dataclasses.asdict(one.counts),
+                        "finish": one.finish,
+                    }
+                )
+            for benchmark, those in rows.items():
+                write_jsonl(
+                    temporary / protocol / str(seed) / f"{benchmark}.jsonl",
+                    sorted(those, key=lambda row: row["doc_id"]),
+                )
         write_json(temporary / "provenance.json", origin)
     write_metrics(
         metrics_file,
         {
-            benchmark: {"seconds_per_sample": cell(values, draws=DRAWS, seed=params.seed)}
-            for benchmark, values in seconds.items()
+            group: {"seconds_per_sample": cell(values, draws=DRAWS, seed=params.seed)}
+            for group, values in seconds.items()
         },
         provenance(f"predict@{variant}", params, **origin),
     )

@@ -1,18 +1,24 @@
 """Batched decoding of a VLM, with every token accounted for.
 
 Left padding, longest prompt first. Prompts that share an image stand together, so that the image
-is processed once. Greedy decoding gives the same text for any batch size (tested).
+is processed once, and encoded once in a batch. Greedy decoding gives the same text for any batch
+size (tested).
+
+The batches of a `Plan` are fixed before the first is decoded, and each has its own random numbers.
+So a batch has one outcome, whichever process decodes it and whatever it decoded before: runs can be
+shared out and resumed.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -69,7 +75,109 @@ class Generation:
     seconds: float
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Plan:
+    """Prompts, as token ids and in batches, and how they are to be decoded.
+
+    `ids[i]` belongs to `prompts[i]`; `batches` are indices of prompts, each in exactly one batch.
+    """
+
+    prompts: Sequence[Prompt]
+    ids: Sequence[Sequence[int]]
+    batches: Sequence[Sequence[int]]
+    decoding: Decoding
+    seed: int
+
+    def seed_of(self, batch: int) -> int:
+        """The seed of a batch; those of other batches and of other runs are unrelated to it."""
+        return int(np.random.SeedSequence((self.seed, batch)).generate_state(1, np.uint64)[0])
+
+    def in_order(self, batches: Iterable[Sequence[Generation]]) -> list[Generation]:
+        """The generations of all batches, given in the order of the batches, by prompt."""
+        generations: dict[int, Generation] = {}
+        for batch, answers in zip(self.batches, batches, strict=True):
+            generations.update(zip(batch, answers, strict=True))
+        return [generations[i] for i in range(len(self.prompts))]
+
+
+def plan(
+    vocabulary: Vocabulary,
+    prompts: Sequence[Prompt],
+    *,
+    decoding: Decoding,
+    seed: int,
+    prefix: str = "",
+) -> Plan:
+    """Put prompts into batches of `decoding.batch_size`, longest first.
+
+    `prefix` begins every answer (`cot.constant_prefix`): it is read, not decoded.
+    """
+    ids = [vocabulary.prompt_ids(prompt.question, "first", prefix) for prompt in prompts]
+    order = _order(prompts, ids)
+    size = decoding.batch_size
+    batches = [order[first : first + size] for first in range(0, len(order), size)]
+    return Plan(prompts, ids, batches, decoding, seed)
+
+
+class Engine(Protocol):
+    """What decodes a batch.
+
+    Given prompts and their token ids, it returns the ids of each answer: up to the first of
+    `ends` and including it, or as many as `decoding.max_new_tokens`. Padding may follow an end.
+    """
+
+    ends: frozenset[int]
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        ids: Sequence[Sequence[int]],
+        *,
+        decoding: Decoding,
+        seed: int,
+    ) -> list[list[int]]: ...
+
+
+class Decoder:
+    """Decodes the batches of plans with an engine, and accounts for every token."""
+
+    def __init__(self, engine: Engine, vocabulary: Vocabulary) -> None:
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._count = _Tally(vocabulary)
+
+    def __call__(self, planned: Plan, batch: int) -> list[Generation]:
+        """Answer the prompts of one batch, in its order."""
+        members = planned.batches[batch]
+        ids = [planned.ids[i] for i in members]
+        start = time.perf_counter()
+        rows = self._engine(
+            [planned.prompts[i] for i in members],
+            ids,
+            decoding=planned.decoding,
+            seed=planned.seed_of(batch),
+        )
+        seconds = (time.perf_counter() - start) / len(members)
+        return [
+            self._generation(len(prompt), row, seconds)
+            for prompt, row in zip(ids, rows, strict=True)
+        ]
+
+    def _generation(self, prompt: int, row: Sequence[int], seconds: float) -> Generation:
+        end = next((at for at, token in enumerate(row) if token in self._engine.ends), None)
+        answer = row[:end]
+        return Generation(
+            text=self._vocabulary.decode(answer),
+            counts=Counts(
+                prompt=prompt,
+                decoded=len(answer) + (end is not None),
+                **self._count(answer),
+            ),
+            finish="length" if end is None else "stop",
+            seconds=seconds,
+        )
+
+
 def generate(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -78,57 +186,67 @@ def generate(
     *,
     decoding: Decoding,
     seed: int,
+    prefix: str = "",
 ) -> list[Generation]:
     """Answer every prompt; the generations stand in the order of the prompts.
 
     `decoding.temperature` 0 is greedy; otherwise tokens are drawn from the `top_k` likeliest, and
-    the draws depend on `seed` and `batch_size`.
+    the draws depend on `seed` and `batch_size`. `prefix` is forced upon every answer: it counts to
+    the prompt, and the generations are what follows it.
     """
-    tokenizer = vocabulary.tokenizer
-    ids = [
-        tokenizer(vocabulary.prompt(prompt.question, "first"), add_special_tokens=False)[
-            "input_ids"
-        ]
-        for prompt in prompts
-    ]
-    ends = _end_ids(model)
-    options = {
-        "max_new_tokens": decoding.max_new_tokens,
-        "eos_token_id": sorted(ends),
-        "pad_token_id": tokenizer.pad_token_id,
-        **sampling(decoding),
-    }
-    count = _Tally(vocabulary)
-    images = _Images(processor.image_processor)
-    torch.manual_seed(seed)
-    generations: dict[int, Generation] = {}
-    order = _order(prompts, ids)
-    for first in range(0, len(order), decoding.batch_size):
-        batch = order[first : first + decoding.batch_size]
-        start = time.perf_counter()
-        inputs = _inputs([ids[i] for i in batch], images([prompts[i] for i in batch]), processor)
-        output = model.generate(**{k: v.to(model.device) for k, v in inputs.items()}, **options)
-        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-        seconds = (time.perf_counter() - start) / len(batch)
-        for i, row in zip(batch, rows, strict=True):
-            end = next((at for at, token in enumerate(row) if token in ends), None)
-            answer = row[:end]
-            generations[i] = Generation(
-                text=vocabulary.decode(answer),
-                counts=Counts(
-                    prompt=len(ids[i]),
-                    decoded=len(answer) + (end is not None),
-                    **count(answer),
-                ),
-                finish="length" if end is None else "stop",
-                seconds=seconds,
+    planned = plan(vocabulary, prompts, decoding=decoding, seed=seed, prefix=prefix)
+    decode = Decoder(Mllama(model, processor), vocabulary)
+    return planned.in_order(decode(planned, batch) for batch in range(len(planned.batches)))
+
+
+class Mllama:
+    """Decodes batches through `generate` of transformers."""
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        self._model = model
+        self._processor = processor
+        self._images = _Images(processor.image_processor)
+        ends = model.generation_config.eos_token_id
+        self.ends = frozenset(ends if isinstance(ends, list) else [ends])
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        ids: Sequence[Sequence[int]],
+        *,
+        decoding: Decoding,
+        seed: int,
+    ) -> list[list[int]]:
+        images, rows = self._images(prompts)
+        inputs = _inputs(ids, images, self._processor, rows)
+        torch.manual_seed(seed)
+        with _spread(self._model, rows):
+            output = self._model.generate(
+                **{key: value.to(self._model.device) for key, value in inputs.items()},
+                max_new_tokens=decoding.max_new_tokens,
+                eos_token_id=sorted(self.ends),
+                pad_token_id=self._processor.tokenizer.pad_token_id,
+                **sampling(decoding),
             )
-    return [generations[i] for i in range(len(prompts))]
+        return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def _end_ids(model: PreTrainedModel) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends}
+@contextlib.contextmanager
+def _spread(model: PreTrainedModel, rows: Sequence[int]) -> Iterator[None]:
+    """Let row i of the text look at the encoded image `rows[i]`.
+
+    Mllama wants an image a row. So what its projector makes of the distinct images, (images, 1,
+    tiles, patches, hidden), is repeated before the cross attention sees it.
+    """
+    index = torch.tensor(rows, device=model.device)
+    hook = model.model.multi_modal_projector.register_forward_hook(
+        lambda module, args, encoded: encoded[index]
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _order(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[int]:
@@ -149,7 +267,8 @@ class _Images:
         self._process = process
         self._kept: dict[str, Mapping[str, Any]] = {}
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Any]]:
+    def __call__(self, prompts: Sequence[Prompt]) -> tuple[list[Mapping[str, Any]], list[int]]:
+        """The distinct images, and each prompt's place among them."""
         kept = {}
         for prompt in prompts:
             key = prompt.image_key
@@ -158,20 +277,28 @@ class _Images:
                     [[prompt.load_image()]], return_tensors="np"
                 )
         self._kept = kept
-        return [kept[prompt.image_key] for prompt in prompts]
+        places = {key: place for place, key in enumerate(kept)}
+        return list(kept.values()), [places[prompt.image_key] for prompt in prompts]
 
 
 def _inputs(
-    ids: Sequence[Sequence[int]], images: Sequence[Mapping[str, Any]], processor: ProcessorMixin
+    ids: Sequence[Sequence[int]],
+    images: Sequence[Mapping[str, Any]],
+    processor: ProcessorMixin,
+    rows: Sequence[int] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Mllama's tensors: text (batch, longest) padded on the left, one image a row."""
+    """Mllama's tensors: text (batch, longest) padded on the left, and the images as given.
+
+    Row i of the text is about the image `rows[i]`, by default the i-th.
+    """
+    rows = range(len(ids)) if rows is None else rows
     width = max(len(row) for row in ids)
     pad_id = processor.tokenizer.pad_token_id
     padded = [[pad_id] * (width - len(row)) + list(row) for row in ids]
     pixels = np.concatenate([image["pixel_values"] for image in images])
     mask = convert_sparse_cross_attention_mask_to_dense(
         [get_cross_attention_token_mask(row, processor.image_token_id) for row in padded],
-        num_tiles=[image["num_tiles"][0] for image in images],
+        num_tiles=[images[row]["num_tiles"][0] for row in rows],
         max_num_tiles=pixels.shape[2],
         length=width,
     )

@@ -1,19 +1,25 @@
-"""Decode the six benchmarks with one variant's model, once.
+"""Decode the benchmarks with one variant's model under every protocol, once.
 
     python -m stages.predict heima
+    torchrun --nproc-per-node 8 -m stages.predict heima   # batches shared by 8 processes
+    python -m stages.predict heima --fresh                # decode again what is known
 
 Reads params.yaml, models/ and data/benchmarks/ (or params source.benchmarks); writes
 predictions/heima/ and metrics/predict/heima.json (seconds a sample). What scores the answers is
 `stages.score`, which never decodes again.
+
+Finished batches stay in .cache/predictions/, by all that they depend on (weights, prompts, images,
+decoding, code, libraries): a killed run continues at the batch it had reached, and a run with one
+more seed decodes that seed. The code counts by fingerprints/predict.json, as in `dvc repro`.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from eval import start
 
 
-def main(variant: str) -> None:
+def main(variant: str, *, fresh: bool) -> None:
     start.quiet()
     from eval.prediction import predict
     from heima import models
@@ -23,8 +29,13 @@ def main(variant: str) -> None:
         Path("predictions") / variant,
         Path("metrics/predict") / f"{variant}.json",
         models=models.ROOT,
+        fresh=fresh,
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("variant")
+    parser.add_argument("--fresh", action="store_true", help="forget the answers that are kept")
+    arguments = parser.parse_args()
+    main(arguments.variant, fresh=arguments.fresh)
