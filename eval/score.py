@@ -1,0 +1,481 @@
+"""Score anybody's predictions of one benchmark, without the pipeline.
+
+    python -m eval.score predictions.jsonl --benchmark mmstar --protocol paper
+    python -m eval.score LLaVA-CoT_MMStar.xlsx --benchmark mmstar --protocol paper
+
+FILE is either of
+
+- a .jsonl of rows {doc_id or index, text or prediction}, such as our own predictions. `doc_id`
+  counts the benchmark's rows from 0, `index` is the row's own name. The questions come from the
+  data of params, or from `--data FOLDER`;
+- an .xlsx as VLMEvalKit writes it (or a .jsonl with its columns), which holds the questions.
+  Protocol `paper` needs no data then; protocol `lmms` always does.
+
+An answer with `<CONCLUSION>` is scored by that part. The judge is that of params. Printed are the
+accuracy with its 95 % interval (questions about one image are resampled together where the images
+are known), the same for each category, who read how many answers, and as last line all of it as
+JSON. The exit code is 1 where predictions are missing (they count as wrong) unless --allow-missing
+is given, and where the input or the judge is at fault: then nothing is scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from eval import start
+from eval.judge import JudgeError
+from eval.paper import cases
+from eval.paper.cases import Row, shortened
+from heima import config, cot
+from heima.config import Benchmark, DatasetSource, FolderSource, Params, ProtocolName
+from heima.results import Cell, write_jsonl
+from heima.statistics import cell
+
+_API_FAILED = "Failed to obtain answer via API"
+"""What VLMEvalKit writes in place of a prediction that it did not get."""
+
+_TOLERANCE = 0.006
+"""Percent: lmms-eval rounds some of its numbers to two digits."""
+
+
+class InputError(ValueError):
+    """A file that cannot be scored; the message says what to correct."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question with its prediction, "" for a missing one.
+
+    `image` labels what is resampled together; `concluded` is False where the file says that the
+    answer has no conclusion.
+    """
+
+    row: Row
+    text: str
+    image: str
+    concluded: bool
+
+    @property
+    def scored(self) -> str:
+        found = cot.conclusion(self.text)
+        return self.text if found is None else found
+
+
+@dataclass(frozen=True)
+class Score:
+    """One unit's score from 0 to 1, with its weight in the benchmark's mean."""
+
+    value: float
+    image: str
+    failed: bool
+    weight: float = 1.0
+    groups: tuple[str, ...] = ()
+
+
+@dataclass
+class Scores:
+    """A benchmark's scores: `by` counts the answers by who read them, `more` are other metrics."""
+
+    units: list[Score]
+    by: dict[str, int] = field(default_factory=dict)
+    more: dict[str, float] = field(default_factory=dict)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl or .xlsx file; raises `InputError` for anything else."""
+    if not file.is_file():
+        raise InputError(f"{file} does not exist")
+    if file.suffix == ".xlsx":
+        import pandas as pd
+
+        # As they stand: "NA" and "None" are options like any other.
+        table = pd.read_excel(file, dtype=object, na_filter=False, engine="openpyxl")
+        return table.to_dict("records")
+    if file.suffix != ".jsonl":
+        raise InputError(f"{file} must be a .jsonl or an .xlsx file")
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{file}, line {number} is not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def whole(benchmark: str, rows: Sequence[Row]) -> list[Answer]:
+    """Rows that hold their question; raises `InputError` for unusable ones."""
+    try:
+        cases.check(benchmark, rows)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    read_cases = [cases.read(benchmark, row) for row in rows]
+    if benchmark == "mmbench":
+        turns = Counter(case.unit for case in read_cases)
+        cut = sorted(
+            {one.unit for one in read_cases if turns[one.unit] != len(one.options)}, key=int
+        )
+        if cut:
+            raise InputError(
+                f"{len(cut)} questions do not stand there once for each of their options (index "
+                f"i, i + {cases.ROTATION}, …): {_shown(cut)}"
+            )
+    return [
+        Answer(row, _text(row), case.figure or case.unit, _concluded(row))
+        for row, case in zip(rows, read_cases, strict=True)
+    ]
+
+
+def joined(benchmark: str, rows: Sequence[Row], docs: Sequence[Row]) -> list[Answer]:
+    """One answer for each of the benchmark's `docs` (their `image` a label), in their order.
+
+    Raises `InputError` for a row without, or with an unknown key, and for two rows of one key.
+    """
+    key = "doc_id" if all("doc_id" in row for row in rows) else "index"
+    without = [str(place) for place, row in enumerate(rows, start=1) if key not in row]
+    if without:
+        raise InputError(f"rows without doc_id or index: {_shown(without)}")
+    places: dict[str, int] = {}
+    for place, doc in enumerate(docs):
+        places[str(place) if key == "doc_id" or benchmark == "ai2d" else cases.name(doc)] = place
+    names = [str(row[key]) for row in rows]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{key} stands there more than once: {_shown(twice)}")
+    unknown = [name for name in names if name not in places]
+    if unknown:
+        raise InputError(
+            f"{key} that {benchmark} with its {len(docs)} rows does not have: {_shown(unknown)}"
+        )
+    found = {places[name]: row for name, row in zip(names, rows, strict=True)}
+    return [
+        Answer(doc, _text(found.get(place, {})), doc["image"], _concluded(found.get(place, {})))
+        for place, doc in enumerate(docs)
+    ]
+
+
+def _text(row: Row) -> str:
+    value = row.get("text", row.get("prediction"))
+    if value is None or value != value or _API_FAILED in str(value):
+        return ""
+    return str(value)
+
+
+def _concluded(row: Row) -> bool:
+    """Our own rows say `conclusion: null` where an answer has none."""
+    return "conclusion" not in row or bool(row["conclusion"])
+
+
+def load(benchmark: str, folder: Path) -> list[dict[str, Any]]:
+    """The benchmark's rows; in place of the image stands a hash of it.
+
+    Raises `InputError` where the folder does not hold them.
+    """
+    import datasets
+
+    configuration, split = cases.SPLITS[benchmark]
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            data = datasets.load_dataset(
+                str(folder.resolve()), configuration, split=split, cache_dir=cache
+            )
+        except (FileNotFoundError, ValueError) as error:
+            raise InputError(f"{folder} does not hold {benchmark}: {error}") from error
+        pictures = [k for k, one in data.features.items() if isinstance(one, datasets.Image)]
+        if not pictures:
+            raise InputError(f"{folder} has no column of images")
+        for column in pictures:
+            data = data.cast_column(column, datasets.Image(decode=False))
+        docs = []
+        for place, row in enumerate(data):
+            content = row.pop(pictures[0])["bytes"]
+            if benchmark == "ai2d":
+                row.setdefault("index", place)
+            docs.append({**row, "image": hashlib.sha256(content).hexdigest()[:12]})
+    return docs
+
+
+def score_paper(benchmark: str, answers: Sequence[Answer]) -> Scores:
+    """Scores by VLMEvalKit's rules; raises `JudgeError` (see `eval.paper.scoring.settle`)."""
+    from eval.paper import scoring
+
+    samples = [scoring.sample(cases.read(benchmark, one.row), one.scored) for one in answers]
+    scoring.settle(benchmark, samples)
+    unanswered = [
+        f"  {benchmark} sample {one['index']}" for one in samples if one.get("unanswered")
+    ]
+    if unanswered:
+        raise JudgeError(
+            f"the judge left {len(unanswered)} answers without a usable reply, so nothing was "
+            f"scored:\n{shortened(unanswered)}"
+        )
+    by = Counter(one["by"] for one in samples)
+    more = {}
+    if benchmark == "hallusionbench":
+        more["figure_accuracy"] = 100 * scoring.figure_accuracy(samples)
+        more["question_accuracy"] = 100 * scoring.question_accuracy(samples)
+    groups = [tuple(one["categories"]) for one in samples]
+    units = [one["unit"] for one in samples]
+    values = [one["score"] for one in samples]
+    return Scores(_units(answers, units, values, groups), dict(by), more)
+
+
+def score_lmms(
+    params: Params, params_file: str, benchmark: str, folder: Path, answers: Sequence[Answer]
+) -> Scores:
+    """Scores by lmms-eval's own task.
+
+    `answers` are all rows of the benchmark in `folder`, in their order. Raises `ValueError` where
+    lmms-eval's number differs from its samples.
+    """
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    from eval import tasks
+    from eval.breakdown import RULES
+    from eval.chat_models import HeimaReplay
+
+    rules, name = RULES["lmms"][benchmark], tasks.TASKS["lmms"][benchmark]
+    here = DatasetSource(path=str(folder.resolve()))
+    there = FolderSource(
+        kind="folder", path=str(folder), benchmarks={params.data_name("lmms", benchmark): here}
+    )
+    counts = {"prompt": 0, "decoded": 0, "thinking": 0}
+    rows = [
+        {"doc_id": place, "text": one.text, "counts": counts} for place, one in enumerate(answers)
+    ]
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
+        # The replay reads a file of every benchmark.
+        for other in params.benchmarks:
+            write_jsonl(Path(scratch) / f"{other}.jsonl", rows if other == benchmark else ())
+        task = tasks.load(
+            params.model_copy(update={"source": there}), "lmms", benchmark, Path(scratch)
+        )
+        results = simple_evaluate(
+            model=HeimaReplay(predictions=scratch, params=params_file),
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+            cli_args=argparse.Namespace(
+                output_path=scratch, process_with_media=False, reasoning_tags="none"
+            ),
+        )
+        samples = sorted(results["samples"][name], key=lambda one: one["doc_id"])
+        values = rules.scores(samples)
+    docs = [one.row for one in answers]
+    units = [str(rules.unit(doc)) if rules.unit else str(place) for place, doc in enumerate(docs)]
+    strata = [rules.stratum(doc) if rules.stratum else "" for doc in docs]
+    groups = [cases.read(benchmark, doc).categories for doc in docs]
+    found = _units(answers, units, values, groups, strata)
+    [official] = [
+        value
+        for key, value in results["results"][name].items()
+        if key.partition(",")[0] == rules.metric
+    ]
+    # MathVista's aggregation returns None for an accuracy of 0.
+    official = rules.scale * (official or 0.0)
+    value = 100 * sum(u.weight * u.value for u in found) / sum(u.weight for u in found)
+    if abs(value - official) > _TOLERANCE:
+        raise ValueError(
+            f"{benchmark}: the samples give {value:.3f} %, lmms-eval {official:.3f} %; "
+            "eval.breakdown must follow this version of the task"
+        )
+    return Scores(found, {"lmms-eval": len(answers)})
+
+
+def _units(
+    answers: Sequence[Answer],
+    units: Sequence[str],
+    values: Sequence[float],
+    groups: Sequence[tuple[str, ...]],
+    strata: Sequence[str] | None = None,
+) -> list[Score]:
+    """What a score belongs to, once; strata weigh the same whatever their size."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, unit in enumerate(units):
+        places[unit].append(place)
+    firsts = [found[0] for found in places.values()]
+    labels = [strata[first] for first in firsts] if strata else [""] * len(firsts)
+    sizes = Counter(labels)
+    return [
+        Score(
+            values[found[0]],
+            answers[found[0]].image,
+            any(not (answers[i].scored.strip() and answers[i].concluded) for i in found),
+            len(firsts) / sizes[label] / len(sizes),
+            groups[found[0]],
+        )
+        for found, label in zip(places.values(), labels, strict=True)
+    ]
+
+
+def cells(params: Params, units: Sequence[Score]) -> dict[str, Cell]:
+    """`all` and each category, in percent with 95 % intervals."""
+
+    def of(part: Sequence[Score]) -> Cell:
+        return cell(
+            [unit.value for unit in part],
+            draws=params.similarity.draws,
+            seed=params.seed,
+            clusters=[unit.image for unit in part],
+            weights=[unit.weight for unit in part],
+            n_failed=sum(unit.failed for unit in part),
+            scale=100,
+        )
+
+    names = sorted({group for unit in units for group in unit.groups})
+    return {
+        "all": of(units),
+        **{name: of([unit for unit in units if name in unit.groups]) for name in names},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--benchmark", required=True, choices=get_args(Benchmark))
+    parser.add_argument("--protocol", required=True, choices=get_args(ProtocolName))
+    parser.add_argument("--params", default="params.yaml", help="the judge, seed and data")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="the benchmark's data set")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="exit with 0 though predictions are missing"
+    )
+    given = parser.parse_args(arguments)
+    start.quiet()
+    try:
+        return _run(given)
+    except (InputError, JudgeError, config.ConfigError) as error:
+        print(f"eval.score: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(given: argparse.Namespace) -> int:
+    from eval.gateway import Gateway
+
+    benchmark, protocol = given.benchmark, given.protocol
+    if not Path(given.params).is_file():
+        raise InputError(f"{given.params} does not exist, which names the judge; give --params")
+    params = config.load(given.params)
+    rows = read(given.file)
+    if not rows:
+        raise InputError(f"{given.file} has no rows")
+    columns = {column for row in rows for column in row}
+    if not columns & {"text", "prediction"}:
+        raise InputError(f"{given.file} has no column text or prediction, only {sorted(columns)}")
+    lacking = [column for column in cases.required(benchmark) if column not in columns]
+    complete = not lacking and protocol == "paper"
+    if given.file.suffix == ".xlsx" and lacking and protocol == "paper":
+        raise InputError(
+            f"{given.file} lacks the columns {', '.join(lacking)} of VLMEvalKit's files of "
+            f"{benchmark}; it has {', '.join(map(str, sorted(columns, key=str)))}"
+        )
+    if complete:
+        if given.data is not None:
+            raise InputError(f"--data is not read: {given.file} holds its questions")
+        answers = whole(benchmark, rows)
+    else:
+        folder = given.data or _folder(params, protocol, benchmark)
+        docs = load(benchmark, folder)
+        if protocol == "paper":
+            try:
+                cases.check(benchmark, docs)
+            except ValueError as error:
+                raise InputError(f"{folder}: {error}") from error
+        answers = joined(benchmark, rows, docs)
+    with Gateway(params.judge) as gateway:
+        gateway.probe()
+        gateway.route_lmms_eval()
+        if protocol == "paper":
+            scores = score_paper(benchmark, answers)
+        else:
+            scores = score_lmms(params, given.params, benchmark, folder, answers)
+        if gateway.failures:
+            reasons = [f"  {one.reason}: …{one.prompt[-80:]!r}" for one in gateway.failures]
+            raise JudgeError(
+                f"the judge left {len(reasons)} requests without a usable reply, so nothing was "
+                f"scored:\n{shortened(reasons)}"
+            )
+        identity = gateway.identity
+    missing = [
+        str(place) if benchmark == "ai2d" else cases.name(one.row)
+        for place, one in enumerate(answers)
+        if not one.text.strip()
+    ]
+    found = cells(params, scores.units)
+    _show(given, found, scores, missing, identity)
+    return 1 if missing and not given.allow_missing else 0
+
+
+def _folder(params: Params, protocol: str, benchmark: str) -> Path:
+    from eval.benchmark_data import BenchmarkDataError, folder_of
+
+    if protocol not in params.protocols:
+        raise InputError(f"params has no protocol {protocol}, so no data; give --data")
+    try:
+        return folder_of(params, params.data_name(protocol, benchmark))
+    except (BenchmarkDataError, KeyError) as error:
+        raise InputError(f"{error}; or give --data") from error
+
+
+def _show(
+    given: argparse.Namespace,
+    found: Mapping[str, Cell],
+    scores: Scores,
+    missing: Sequence[str],
+    identity: Mapping[str, str],
+) -> None:
+    print(f"{given.file}: {given.benchmark}, protocol {given.protocol}, judge {identity['model']}")
+    width = max(map(len, (*found, *scores.more, "accuracy, %")))
+    print(f"{'accuracy, %':<{width}}  {'value':>6}  {'95 % interval':>15}  {'n':>6}  failed")
+    for name, one in found.items():
+        interval = f"{one.low:.2f} to {one.high:.2f}"
+        print(f"{name:<{width}}  {one.value:6.2f}  {interval:>15}  {one.n:6d}  {one.n_failed:6d}")
+    for name, value in scores.more.items():
+        print(f"{name:<{width}}  {value:6.2f}")
+    print("answers read by " + ", ".join(f"{who}: {n}" for who, n in sorted(scores.by.items())))
+    if missing:
+        print(f"missing predictions, counted as wrong: {len(missing)}: {_shown(missing)}")
+    print(
+        json.dumps(
+            {
+                "file": str(given.file),
+                "benchmark": given.benchmark,
+                "protocol": given.protocol,
+                "judge": dict(identity),
+                "accuracy": asdict(found["all"]),
+                "categories": {name: asdict(one) for name, one in found.items() if name != "all"},
+                **scores.more,
+                "by": scores.by,
+                "missing": list(missing),
+            },
+            ensure_ascii=False,
+        )
+    )
+
+
+def _shown(names: Sequence[str], shown: int = 20) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+if __name__ == "__main__":
+    sys.exit(main())
