@@ -159,24 +159,34 @@ def _check_judge(
         return
     lines = []
     for failure in gateway.failures:
-        asked = prompts.recognise(failure.prompt)
-        names = [
-            f"{asked.kind} sample {row['doc_id']}"
-            for row, doc in zip(
-                answers[asked.kind] if asked else (),
-                loaded[asked.kind].eval_docs_no_media if asked else (),
-                strict=True,
-            )
-            if doc["question"] in failure.prompt
-            and tasks.scored_text(row["text"]).strip() == asked.answer.strip()
-        ]
-        named = ", ".join(names) or f"a request ending {failure.prompt[-80:]!r}"
+        named = ", ".join(_asking(failure.prompt, loaded, answers))
+        named = named or f"a request ending {failure.prompt[-80:]!r}"
         lines.append(f"  {named}: {failure.reason}")
     shown = lines[:20] + ([f"  … and {len(lines) - 20} more"] if len(lines) > 20 else [])
     raise JudgeError(
         f"the judge {gateway.identity['model']} left {len(lines)} requests without a usable "
         "reply, so no score was written:\n" + "\n".join(shown)
     )
+
+
+def _asking(
+    prompt: str,
+    loaded: Mapping[str, ConfigurableMessagesTask],
+    answers: Mapping[str, Sequence[Row]],
+) -> list[str]:
+    """The samples that a judge prompt is about."""
+    asked = prompts.recognise(prompt)
+    if asked is None:
+        return []
+    # A prompt of a benchmark of its own names it; a choice or a yes or no can be of several.
+    benchmarks = [asked.kind] if asked.kind in loaded else loaded
+    return [
+        f"{benchmark} sample {row['doc_id']}"
+        for benchmark in benchmarks
+        for row, doc in zip(answers[benchmark], loaded[benchmark].eval_docs_no_media, strict=True)
+        if (doc["question"] in prompt or asked.question in doc["question"])
+        and tasks.scored_text(row["text"]).strip() == asked.answer.strip()
+    ]
 
 
 def _official(results: Mapping[str, Any], metric: str, benchmark: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,28 @@ def test_unusable_replies_name_their_samples(lmms_only, open_gateway, monkeypatc
     assert "mmvet sample 11: mmvet cannot read the reply 'a fine answer'" in str(caught.value)
     assert not Path("rows").exists()
     assert not Path("cells").exists()
+
+
+def test_unusable_replies_of_the_papers_judge_name_their_samples(
+    workspace, open_gateway, monkeypatch
+):
+    """Its prompts do not say which benchmark asks."""
+    from eval import rules
+    from eval.gateway import JudgeError
+
+    change_params(lambda raw: raw["protocols"].pop("lmms"))
+    change_params(lambda raw: raw["latency"].update(protocol="paper"))
+    change_params(lambda raw: raw["protocols"]["paper"].update(seeds=[42]))
+    monkeypatch.setitem(rules._RULES, "choice", lambda asked: "hard to say")
+    write_predictions(Path("predictions/heima"), lambda p, s, benchmark, *_: (
+        "wrong" if benchmark == "mmbench" else "right"))  # fmt: skip
+    with pytest.raises(JudgeError, match="without a usable") as caught:
+        score(open_gateway(RULES))
+    named = {int(number) for number in re.findall(r"mmbench sample (\d+)", str(caught.value))}
+    assert named == set(range(12))
+    assert "choice cannot read the reply 'hard to say'" in str(caught.value)
+    assert not re.search(r"(mmstar|ai2d) sample", str(caught.value))
+    assert not Path("rows").exists()
 
 
 def test_another_edition_is_refused(lmms_only, open_gateway):
