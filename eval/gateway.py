@@ -11,7 +11,12 @@ asking task can read, and remembers what could not be answered:
         ...                           # score
         if gateway.failures: ...      # throw the scores away
 
-What it could not answer gets an empty reply: lmms-eval then goes on at once, instead of sleeping
+A judge behind the OpenAI API is asked as `eval.judge.client` asks: out of the cache where the reply
+is known, else within the dollar budget and with retries by the kind of fault. A task's own model
+name, temperature and token limit do not matter, so the same question has the same reply and is
+paid once.
+
+What could not be answered gets an empty reply: lmms-eval then goes on at once, instead of sleeping
 140 s a sample, and ends with a worthless score. So `failures` must be empty before one is kept.
 """
 
@@ -26,31 +31,34 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Protocol
-
-import openai
 
 from eval import prompts, rules
 from eval.judge import JudgeError
+from eval.judge.cache import Body, Reply, ReplyCache
+from eval.judge.client import Endpoint, Fault, Judge, Rejected, Unusable
 from heima.config import EmbeddedRules, OpenAIJudge
 
-_REQUESTS_AT_ONCE = 32
+VERSION = "benchmarks-1"
+"""Of how a benchmark's prompt becomes a request; part of every cached reply's key."""
+
 _HEARTBEAT_SECONDS = 5
+_GONE_AFTER = 3
+"""So many requests in a row without an answer end the asking: a task asks one after another, and
+each has waited for its retries."""
+
 _TASKS_THAT_KEEP_THE_URL = (
     "lmms_eval.tasks.mathvista.mathvista_evals",
     "lmms_eval.tasks.hallusion_bench.utils",
     "lmms_eval.tasks.mmbench.en_utils",
 )
 
-
-class Unanswered(Exception):
-    """A backend has no usable reply to one request; `fatal` if it will have none to the next."""
-
-    def __init__(self, reason: str, *, fatal: bool = False) -> None:
-        super().__init__(reason)
-        self.fatal = fatal
+Messages = tuple[tuple[str, str], ...]
+"""The role and the text of each message of a request."""
 
 
 @dataclass(frozen=True)
@@ -61,79 +69,123 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A judge's text, the model that wrote it as the server names it, and its token usage."""
-
-    content: str
-    model: str
-    usage: Mapping[str, int]
-
-
 class Backend(Protocol):
-    """Who answers: `where` is for messages, `model` for results."""
+    """Who answers: `where` is for messages, `model` for results; `usd` is what was paid so far."""
 
     model: str
     where: str
+    workers: int
+    usd: float
 
-    def reply(self, asked: prompts.Question, body: Mapping[str, Any]) -> Reply:
-        """Answer a recognised prompt; `body` is the whole request. Raises `Unanswered`."""
+    def reply(self, question: prompts.Question, messages: Messages) -> tuple[Reply, bool]:
+        """The reply to a recognised prompt, and whether it was known before.
+
+        From any thread, the same prompt once at a time. Raises `Fault` where there is no usable
+        reply, `JudgeError` where there will be no other, either.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Let what waits to be asked end at once."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held, after the last reply."""
         ...
 
 
 class RulesBackend:
-    """Grades by `eval.rules`; uses no tokens."""
+    """Grades by `eval.rules`; uses no tokens and no cache."""
 
     model = rules.NAME
     where = "this process"
+    workers = 32
+    usd = 0.0
 
-    def reply(self, asked: prompts.Question, body: Mapping[str, Any]) -> Reply:
+    def reply(self, question: prompts.Question, messages: Messages) -> tuple[Reply, bool]:
         try:
-            content = rules.answer(asked)
+            content = rules.answer(question)
         except rules.Ungradable as error:
-            raise Unanswered(str(error)) from error
-        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-        return Reply(content, self.model, usage)
+            raise Rejected(str(error)) from error
+        return Reply(content, self.model, prompt_tokens=0, completion_tokens=0), False
+
+    def stop(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
-class OpenAIBackend:
-    """Forwards to an OpenAI-compatible server, under the configured model's name.
+class JudgeBackend:
+    """Asks an OpenAI-compatible server, under the configured model's name, what its cache lacks.
 
-    Raises `JudgeError` where the key's environment variable is not set.
+    With the first such request it takes the cache's lock, which it holds until the end, and asks
+    the canary. So a run whose replies are all known asks nothing and needs no key. Always asks
+    directly: a benchmark cannot wait for a batch.
     """
 
     def __init__(self, judge: OpenAIJudge) -> None:
-        key = os.environ.get(judge.api_key_env)
-        if not key:
-            raise JudgeError(
-                f"judge.api_key_env names {judge.api_key_env}, which is not set; "
-                "export it (any text for a local server), or set judge: {backend: embedded-rules}"
-            )
         self.model = judge.model
         self.where = judge.base_url
-        self._client = openai.OpenAI(base_url=judge.base_url, api_key=key, timeout=60)
+        self.workers = judge.workers
+        self._held = ExitStack()
+        self._cache = self._held.enter_context(ReplyCache(Path(judge.cache)))
+        endpoint = replace(Endpoint.of(judge), mode="direct")
+        self._judge = Judge(endpoint, self._cache, gone_after=_GONE_AFTER)
+        self._beginning = threading.Lock()
+        self._begun = False
 
-    def reply(self, asked: prompts.Question, body: Mapping[str, Any]) -> Reply:
-        try:
-            found = self._client.chat.completions.create(**{**body, "model": self.model})
-        except (
-            openai.APIConnectionError,
-            openai.AuthenticationError,
-            openai.PermissionDeniedError,
-            openai.NotFoundError,
-            openai.RateLimitError,
-        ) as error:
-            raise Unanswered(f"{type(error).__name__}: {error}", fatal=True) from error
-        # A 200 with broken JSON is no OpenAIError but a ValueError.
-        except (openai.OpenAIError, ValueError) as error:
-            raise Unanswered(f"{type(error).__name__}: {error}") from error
-        # A 200 with HTML comes back as a str, one with another shape with absent fields.
-        choices = getattr(found, "choices", None)
-        content = choices[0].message.content if choices else None
-        if not isinstance(content, str):
-            raise Unanswered(f"the reply holds no text: {found!r:.200}")
-        usage = found.usage.model_dump(exclude_none=True) if found.usage else {}
-        return Reply(content, found.model, usage)
+    @property
+    def usd(self) -> float:
+        return self._judge.usd
+
+    def reply(self, question: prompts.Question, messages: Messages) -> tuple[Reply, bool]:
+        one, body = self._request(question.kind, messages)
+        if (known := self._cache.get(one)) is None:
+            self._begin()
+            # Another process may have asked while this one waited for the lock.
+            known = self._cache.get(one)
+        if known is not None:
+            return known, True
+        return self._judge.answer(one, body, functools.partial(_check, question.kind)), False
+
+    def stop(self) -> None:
+        self._judge.stop("the run ended")
+
+    def close(self) -> None:
+        self._held.close()
+
+    def _request(self, kind: str, messages: Messages) -> tuple[str, Body]:
+        """A request's key in the cache and its body."""
+        body = {
+            "model": self.model,
+            "messages": [{"role": role, "content": text} for role, text in messages],
+            "temperature": 0,
+            "max_tokens": prompts.MAX_TOKENS[kind],
+        }
+        return self._judge.key(VERSION, body), body
+
+    def _begin(self) -> None:
+        with self._beginning:
+            if not self._begun:
+                self._held.enter_context(self._judge.alone())
+                one, body = self._request("hallusionbench", (("user", prompts.CANARY),))
+                reason = self._judge.canary_fault(one, body, _check_canary)
+                if reason is not None:
+                    raise JudgeError(reason)
+                self._begun = True
+
+
+def _check(kind: str, content: str) -> None:
+    """Raise `ValueError` for a reply that the task cannot read."""
+    if not prompts.usable(kind, content):
+        raise ValueError(f"{kind} cannot read it")
+
+
+def _check_canary(content: str) -> None:
+    _check("hallusionbench", content)
+    if "incorrect" in content.lower() or "correct" not in content.lower():
+        raise ValueError("it takes an answer that agrees with the reference for wrong")
 
 
 def bypass_proxies() -> None:
@@ -145,21 +197,25 @@ def bypass_proxies() -> None:
 class Gateway:
     """The server, as a context manager. `url` is its base URL, `failures` what it could not answer.
 
-    `identity` names the judge in results. `port` 0 is a free one; each reply of the judge takes at
-    least `delay_seconds`, so that a test or a trial can see a slow one.
+    `identity` names the judge in results. `port` 0 is a free one; each reply takes at least
+    `delay_seconds`, so that a test or a trial can see a slow one. Raises `JudgeError` where the
+    judge's cache cannot be used.
     """
 
     def __init__(
         self, judge: EmbeddedRules | OpenAIJudge, *, port: int = 0, delay_seconds: float = 0.0
     ) -> None:
         self._backend: Backend = (
-            RulesBackend() if judge.backend == "embedded-rules" else OpenAIBackend(judge)
+            RulesBackend() if judge.backend == "embedded-rules" else JudgeBackend(judge)
         )
         self.identity = {"backend": judge.backend, "model": self._backend.model}
         self.failures: list[Failure] = []
-        self._known: dict[str, Reply | Failure] = {}
-        self._gone: str | None = None
-        self._pool = ThreadPoolExecutor(_REQUESTS_AT_ONCE)
+        self._models: set[str] = set()
+        self._counts = {"known": 0, "asked": 0}
+        # Guards what follows: the same question is asked once, also by two threads.
+        self._lock = threading.Lock()
+        self._known: dict[Messages, Future[Reply | Failure]] = {}
+        self._pool = ThreadPoolExecutor(self._backend.workers)
         self._delay_seconds = delay_seconds
         self._server = _Server(self, port)
         # 0.05 s is how long closing waits at most.
@@ -174,7 +230,25 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        # What has been sent is paid, so it is waited for and kept.
+        self._backend.stop()
         self._pool.shutdown(cancel_futures=True)
+        self._backend.close()
+
+    def usage(self) -> dict[str, Any]:
+        """What has answered so far, for a result's provenance.
+
+        {models, replies, known, asked, usd}: the models as the server names them, the questions
+        that were answered, how many of them the cache knew and how many were asked for, and the US
+        dollars paid in this run. Models and replies are the same when a run is repeated.
+        """
+        with self._lock:
+            return {
+                "models": sorted(self._models),
+                "replies": sum(self._counts.values()),
+                **self._counts,
+                "usd": self._backend.usd,
+            }
 
     def route_lmms_eval(self) -> None:
         """Send lmms-eval's judged tasks here, through the environment that they read on import.
@@ -193,7 +267,10 @@ class Gateway:
         bypass_proxies()
 
     def probe(self) -> None:
-        """Ask one short question through the door; raises `JudgeError` where that fails."""
+        """Ask one short question through the door; raises `JudgeError` where that fails.
+
+        A judge whose cache knows the answer is not asked before something else must be.
+        """
         body = {"model": "probe", "messages": [{"role": "user", "content": prompts.CANARY}]}
         request = urllib.request.Request(
             f"{self.url}/chat/completions",
@@ -211,44 +288,47 @@ class Gateway:
             )
 
     def submit(self, body: Mapping[str, Any]) -> Future[Reply | Failure]:
-        """Answer a chat request in the background."""
-        return self._pool.submit(self._answer, body)
+        """Answer a chat request in the background; the same messages are asked once."""
+        messages = _messages(body)
+        with self._lock:
+            if messages not in self._known:
+                self._known[messages] = self._pool.submit(self._answer, messages)
+            return self._known[messages]
 
-    def _answer(self, body: Mapping[str, Any]) -> Reply | Failure:
-        """The same prompt is asked once, whatever model and temperature the task names."""
-        prompt = _prompt(body)
-        if prompt not in self._known:
-            self._known[prompt] = known = self._ask(prompt, body)
-            if isinstance(known, Failure):
-                self.failures.append(known)
-        return self._known[prompt]
-
-    def _ask(self, prompt: str, body: Mapping[str, Any]) -> Reply | Failure:
-        if self._gone is not None:
-            return Failure(prompt, f"not asked, because before: {self._gone}")
-        asked = prompts.recognise(prompt)
-        if asked is None:
-            return Failure(prompt, "no judge prompt of lmms-eval's tasks")
-        time.sleep(self._delay_seconds)
+    def _answer(self, messages: Messages) -> Reply | Failure:
+        prompt = "\n".join(text for _, text in messages)
         try:
-            reply = self._backend.reply(asked, body)
-        except Unanswered as fault:
-            if fault.fatal:
-                self._gone = str(fault)
-            return Failure(prompt, str(fault))
-        if not prompts.usable(asked.kind, reply.content):
-            return Failure(prompt, f"{asked.kind} cannot read the reply {reply.content!r:.200}")
+            reply, known = self._ask(prompt, messages)
+        except (Fault, JudgeError) as error:
+            failure = Failure(prompt, error.reason if isinstance(error, Fault) else str(error))
+            self.failures.append(failure)
+            return failure
+        if prompt != prompts.CANARY:
+            with self._lock:
+                self._models.add(reply.model)
+                self._counts["known" if known else "asked"] += 1
         return reply
 
+    def _ask(self, prompt: str, messages: Messages) -> tuple[Reply, bool]:
+        question = prompts.recognise(prompt)
+        if question is None:
+            raise Rejected("no judge prompt of the benchmarks' tasks")
+        time.sleep(self._delay_seconds)
+        reply, known = self._backend.reply(question, messages)
+        if not prompts.usable(question.kind, reply.content):
+            raise Unusable(f"{question.kind} cannot read the reply {reply.content!r:.200}")
+        return reply, known
 
-def _prompt(body: Mapping[str, Any]) -> str:
-    """All text of the messages; a prompt in parts is joined."""
-    texts = []
+
+def _messages(body: Mapping[str, Any]) -> Messages:
+    """A request's messages without what differs between clients; parts of a text are joined."""
+    found = []
     for message in body["messages"]:
         content = message["content"]
         parts = [{"text": content}] if isinstance(content, str) else content
-        texts += [part["text"] for part in parts if "text" in part]
-    return "\n".join(texts)
+        text = "\n".join(part["text"] for part in parts if "text" in part)
+        found.append((message["role"], text))
+    return tuple(found)
 
 
 def _completion(reply: Reply | Failure) -> dict[str, Any]:
@@ -270,12 +350,26 @@ def _completion(reply: Reply | Failure) -> dict[str, Any]:
                 },
             }
         ],
-        "usage": None if failed else dict(reply.usage),
+        "usage": None if failed else _usage(reply),
+    }
+
+
+def _usage(reply: Reply) -> dict[str, int] | None:
+    prompt, completion = reply.prompt_tokens, reply.completion_tokens
+    if prompt is None or completion is None:
+        return None
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
     }
 
 
 class _Server(ThreadingHTTPServer):
     """Serves one gateway; a request that breaks off is a failure, not just a missing score."""
+
+    # A client that cannot connect would score by itself, and leave no failure here.
+    request_queue_size = 1024
 
     def __init__(self, gateway: Gateway, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)

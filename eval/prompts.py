@@ -157,6 +157,8 @@ MAX_TOKENS = {
     # lmms-eval allows 16: a judge that adds a reason is cut off there, and its verdict lost.
     "hallusionbench": 128,
     "mmbench": 256,
+    "choice": 256,
+    "yes_no": 128,
 }
 """How long a judge's reply to each kind may be; a longer one is no reply."""
 

@@ -6,7 +6,8 @@ Reads params.yaml, predictions/heima/ and the benchmarks' data; writes scores/he
 sample), metrics/score/heima.json (the table's cells) and reports/summary/heima.json (what
 `dvc metrics show` lists). The judge of params is asked through a gateway on a free loopback port. A
 judge that does not answer ends the stage before anything is scored; one that leaves requests
-unanswered ends it with their samples named and nothing written.
+unanswered ends it with their samples named and nothing written. judge.cache keeps what was answered,
+so the stage started again asks only for the rest.
 """
 
 import sys
@@ -38,7 +39,10 @@ def main(variant: str) -> None:
                 gateway=gateway,
             )
     except JudgeError as error:
-        sys.exit(f"score@{variant}: {error}")
+        known = ""
+        if params.judge.backend == "openai":
+            known = f"\n{params.judge.cache} keeps what was answered: only the rest is asked again."
+        sys.exit(f"score@{variant}: {error}{known}")
     summarise_scores(metrics_file, Path("reports/summary") / f"{variant}.json", params)
 
 

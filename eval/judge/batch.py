@@ -74,7 +74,8 @@ class Batches:
                     return {}
                 self._judge.announce(requests, todo)
                 if number == 0:
-                    self._judge.try_canary(self._client, canary, check_canary)
+                    one = self._judge.key("canary", canary)
+                    self._judge.try_canary(one, canary, check_canary)
                 failures = self._collect(list(self._hand_in(requests, todo)), requests, check)
         except openai.OpenAIError as error:
             raise JudgeError(

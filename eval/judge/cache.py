@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,14 +60,19 @@ def key(version: str, judge: str, body: Body) -> str:
 class ReplyCache:
     """The replies in one file, made when it does not exist; a context manager.
 
-    Each write is committed at once. Raises `JudgeError` where the file is no such cache.
+    Each write is committed at once, from any thread. Raises `JudgeError` where the file is no such
+    cache.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # One connection for all threads: a statement of another one must not join a transaction.
+        self._lock = threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._database = sqlite3.connect(path, isolation_level=None, timeout=60)
+            self._database = sqlite3.connect(
+                path, isolation_level=None, timeout=60, check_same_thread=False
+            )
             # Readers do not wait, and a killed process loses nothing that was committed.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
@@ -95,27 +101,32 @@ class ReplyCache:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def _rows(self, statement: str, *values: object) -> list[Any]:
+        with self._lock:
+            return self._database.execute(statement, values).fetchall()
 
     def get(self, key: str) -> Reply | None:
-        row = self._database.execute(
+        rows = self._rows(
             "SELECT content, model, system_fingerprint, prompt_tokens, completion_tokens "
             "FROM replies WHERE key = ?",
-            (key,),
-        ).fetchone()
-        return Reply(*row) if row else None
+            key,
+        )
+        return Reply(*rows[0]) if rows else None
 
     def missing(self, keys: Collection[str]) -> list[str]:
         """Those of `keys` without a reply, in their order."""
         return [key for key in keys if self.get(key) is None]
 
-    def add(self, key: str, judge: str, reply: Reply, usd: float) -> None:
+    def add(self, key: str, judge: str, reply: Reply, usd: float, what: str = "reply") -> None:
         """Keep a reply and what it cost; a reply that is there already stays."""
         with self._transaction():
             self._database.execute(
@@ -131,7 +142,7 @@ class ReplyCache:
                     reply.completion_tokens,
                 ),
             )
-            self._charge(key, judge, "reply", usd)
+            self._charge(key, judge, what, usd)
 
     def charge(self, key: str, judge: str, what: str, usd: float) -> None:
         """Count what was paid for no usable reply."""
@@ -146,20 +157,21 @@ class ReplyCache:
 
     def spent(self) -> float:
         """US dollars paid for everything in this file, unusable replies included."""
-        return self._database.execute("SELECT COALESCE(SUM(usd), 0) FROM charges").fetchone()[0]
+        return self._rows("SELECT COALESCE(SUM(usd), 0) FROM charges")[0][0]
 
     def add_batch(self, batch: str, judge: str, requests: int) -> None:
-        self._database.execute(
+        self._rows(
             "INSERT OR IGNORE INTO batches (id, judge, requests) VALUES (?, ?, ?)",
-            (batch, judge, requests),
+            batch,
+            judge,
+            requests,
         )
 
     def end_batch(self, batch: str, how: str) -> None:
-        self._database.execute("UPDATE batches SET ended = ? WHERE id = ?", (how, batch))
+        self._rows("UPDATE batches SET ended = ? WHERE id = ?", how, batch)
 
     def batches(self, judge: str) -> dict[str, str | None]:
         """The batches that were handed in, and how each ended (None: not yet)."""
-        rows = self._database.execute(
-            "SELECT id, ended FROM batches WHERE judge = ? ORDER BY created, id", (judge,)
+        return dict(
+            self._rows("SELECT id, ended FROM batches WHERE judge = ? ORDER BY created, id", judge)
         )
-        return dict(rows.fetchall())

@@ -1,9 +1,15 @@
 """Ask a judge many things at once: remembered, limited in dollars, every fault told by its kind.
 
     with ReplyCache(path) as cache:
-        judge = Judge(endpoint, cache)
-        failures = judge.ask(requests, version=VERSION, check=parse, canary=…)
+        judge = Judge(Endpoint.of(params.judge), cache)
+        failures = judge.ask(requests, check=parse, canary=…)
         reply = cache.get(key)
+
+or, where the requests come one after another, from any number of threads (`eval.gateway`):
+
+        with judge.alone():
+            judge.canary_fault(…)
+            reply = judge.answer(key, body, parse)
 
 - What the cache knows is not asked. The rest is estimated and printed before anything is paid.
 - A first request with a known answer is asked alone; a judge that fails it is asked nothing more.
@@ -18,23 +24,24 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import openai
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 from tqdm import tqdm
 
 from eval.judge import JudgeError
 from eval.judge.cache import Body, Reply, ReplyCache, key
-from heima.config import Price
+from heima.config import OpenAIJudge, Price
 from heima.measures import is_gpt4o
 
 _ASKED_AGAIN = 2
-_UNREACHABLE_IN_A_ROW = 10
 _CHARACTERS_A_TOKEN = 4
 _IMAGE_TOKENS = 85
 """What an image of low detail costs."""
@@ -64,6 +71,25 @@ class Endpoint:
     timeout_seconds: float
     max_retries: int
     poll_seconds: float
+
+    @classmethod
+    def of(
+        cls, judge: OpenAIJudge, *, identity: str | None = None, api_key: str | None = None
+    ) -> Endpoint:
+        """The endpoint of a judge's parameters; by default its URL is its identity."""
+        return cls(
+            model=judge.model,
+            identity=identity or judge.base_url.rstrip("/"),
+            base_url=judge.base_url,
+            api_key=lambda: api_key or api_key_of(judge.api_key_env),
+            price=judge.price,
+            budget_usd=judge.budget_usd,
+            mode=judge.mode,
+            workers=judge.workers,
+            timeout_seconds=judge.timeout_seconds,
+            max_retries=judge.max_retries,
+            poll_seconds=judge.poll_seconds,
+        )
 
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """The price of that many tokens in this mode, in dollars."""
@@ -99,6 +125,10 @@ class Refused(Fault):
     """The server will answer nothing more: key, quota or model are wrong."""
 
 
+class Stopped(JudgeError):
+    """The judge is asked nothing more: it refuses, it is gone, or the budget is reached."""
+
+
 class _Message(BaseModel):
     content: str | None = None
     refusal: str | None = None
@@ -124,7 +154,11 @@ class _Completion(BaseModel):
 
 
 def read_completion(text: str | bytes, check: Check, endpoint: Endpoint) -> Reply:
-    """The reply in the body of a 200; raises `Unusable` for anything but what was asked for."""
+    """The reply in the body of a 200.
+
+    Raises `Unusable` for anything but what was asked for, and `Refused` where another model than
+    the one that was asked for has answered.
+    """
     try:
         found = _Completion.model_validate_json(text)
     except ValidationError as error:
@@ -133,6 +167,12 @@ def read_completion(text: str | bytes, check: Check, endpoint: Endpoint) -> Repl
     usd = 0.0
     if found.usage:
         usd = endpoint.usd(found.usage.prompt_tokens, found.usage.completion_tokens)
+    if not same_judge(endpoint.model, found.model):
+        raise Refused(
+            f"{endpoint.base_url} was asked for {endpoint.model} and answered as {found.model}; "
+            "set judge.model to what it is, so that its grades have its name",
+            usd=usd,
+        )
     if len(found.choices) != 1:
         raise Unusable(f"{len(found.choices)} choices instead of one", usd=usd)
     choice = found.choices[0]
@@ -176,26 +216,6 @@ def estimated_tokens(body: Body) -> int:
     return round(tokens)
 
 
-@dataclass
-class _Outcome:
-    """What came of one request: a reply with its price or the last fault, and what was wasted."""
-
-    expected_usd: float
-    reply: Reply | None = None
-    usd: float = 0.0
-    fault: Fault | None = None
-    wasted_usd: float = 0.0
-
-
-@dataclass
-class _Progress:
-    """A run under way."""
-
-    bar: tqdm
-    failures: dict[str, str] = field(default_factory=dict)
-    unreachable_in_a_row: int = 0
-
-
 def progress_bar(name: str, total: int | None) -> tqdm:
     """A bar on standard error; in a log it is a line every now and then."""
     seconds = 0.5 if sys.stderr.isatty() else 30
@@ -203,13 +223,28 @@ def progress_bar(name: str, total: int | None) -> tqdm:
 
 
 class Judge:
-    """A judge behind a cache."""
+    """A judge behind a cache.
 
-    def __init__(self, endpoint: Endpoint, cache: ReplyCache) -> None:
+    `gone_after`: so many requests in a row without an answer, each after its retries, mean that
+    the server is gone. `usd` is what this object has paid, for everything.
+    """
+
+    def __init__(self, endpoint: Endpoint, cache: ReplyCache, *, gone_after: int = 10) -> None:
         self.endpoint = endpoint
         self.cache = cache
+        self.usd = 0.0
+        self._gone_after = gone_after
+        # Whoever asks from another thread than it began in must be able to end it.
+        self._lock = FileLock(f"{cache.path}.lock", thread_local=False)
+        # Guards what follows, and is told when a request has ended.
+        self._changed = threading.Condition()
+        self._client: openai.OpenAI | None = None
         # Characters are a rough measure of tokens; a server that bills more widens the margin.
         self._margin = 1.5
+        self._under_way = 0
+        self._reserved_usd = 0.0
+        self._unreachable_in_a_row = 0
+        self._stopped: str | None = None
 
     def key(self, version: str, body: Body) -> str:
         return key(version, self.endpoint.identity, body)
@@ -231,37 +266,52 @@ class Judge:
         if not self.cache.missing(requests):
             self.say(f"all {len(requests)} replies are known, nothing is asked")
             return {}
-        with self._alone():
+        with self.alone():
             if self.endpoint.mode == "batch":
                 from eval.judge.batch import Batches
 
-                return Batches(self, self._client()).ask(
+                return Batches(self, self.client()).ask(
                     requests, check=check, canary=canary, check_canary=check_canary
                 )
             todo = self.cache.missing(requests)
             if not todo:
                 return {}
             self.announce(requests, todo)
-            client = self._client()
-            self.try_canary(client, canary, check_canary)
-            return self._ask_all(client, requests, todo, check)
+            self.try_canary(self.key("canary", canary), canary, check_canary)
+            return self._ask_all(requests, todo, check)
 
-    def _alone(self) -> AcquireReturnProxy:
-        """The lock of the cache, taken; says so where another process has it."""
-        lock = FileLock(f"{self.cache.path}.lock")
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock of the cache; says so where another process has it, and waits.
+
+        Raises `Stopped` where nothing is to be asked.
+        """
+        self._check_going()
         try:
-            return lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout:
             self.say(f"another process is asking with {self.cache.path}; waiting for it to end")
-            return lock.acquire()
+            try:
+                self._lock.acquire(cancel_check=lambda: self._stopped is not None)
+            except Timeout:
+                self._check_going()
+                raise
+        try:
+            yield
+        finally:
+            self._lock.release()
 
-    def _client(self) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=self.endpoint.base_url,
-            api_key=self.endpoint.api_key(),
-            timeout=self.endpoint.timeout_seconds,
-            max_retries=self.endpoint.max_retries,
-        )
+    def client(self) -> openai.OpenAI:
+        """The SDK's client; raises `JudgeError` where its key is not set."""
+        with self._changed:
+            if self._client is None:
+                self._client = openai.OpenAI(
+                    base_url=self.endpoint.base_url,
+                    api_key=self.endpoint.api_key(),
+                    timeout=self.endpoint.timeout_seconds,
+                    max_retries=self.endpoint.max_retries,
+                )
+            return self._client
 
     def say(self, text: str) -> None:
         print(f"judge {self.endpoint.model} at {self.endpoint.identity}: {text}", flush=True)
@@ -290,147 +340,181 @@ class Judge:
                 "fewer controls (similarity.judged)"
             )
 
-    def try_canary(self, client: openai.OpenAI, canary: Body, check: Check) -> None:
-        """Ask the question with the known answer, past the cache; raises `JudgeError`.
-
-        Directly in every mode, so at the full price.
-        """
-        direct = Judge(replace(self.endpoint, mode="direct"), self.cache)
-        outcome = direct._ask_one(client, canary, check)
-        self._pay(self.key("canary", canary), outcome, "canary")
-        if outcome.fault is not None:
+    def try_canary(self, one: str, body: Body, check: Check) -> None:
+        """Ask the canary (`canary_fault`); raises `JudgeError` where that fails."""
+        if (reason := self.canary_fault(one, body, check)) is not None:
             raise JudgeError(
                 f"the judge {self.endpoint.model} at {self.endpoint.base_url} cannot be used, so "
-                f"nothing more was asked: {outcome.fault.reason}. Correct `judge` in the "
-                "parameters and run the stage again"
-            )
-        if outcome.reply is not None and not same_judge(self.endpoint.model, outcome.reply.model):
-            raise JudgeError(
-                f"{self.endpoint.base_url} was asked for {self.endpoint.model} and answered as "
-                f"{outcome.reply.model}; set judge.model to what it is, so that its grades have "
-                "its name. Nothing more was asked"
+                f"nothing more was asked: {reason}. Correct `judge` in the parameters and run the "
+                "stage again"
             )
 
+    def canary_fault(self, one: str, body: Body, check: Check) -> str | None:
+        """Ask the question with the known answer, past the cache, and keep the reply as `one`.
+
+        Directly in every mode, so at the full price. Returns why the judge cannot be used; nothing
+        more is asked then.
+        """
+        direct = self
+        if self.endpoint.mode != "direct":
+            direct = Judge(replace(self.endpoint, mode="direct"), self.cache)
+        try:
+            direct._ask_and_keep(one, body, check, "canary")
+        except Fault as fault:
+            reason = fault.reason
+        except Stopped as stopped:
+            reason = str(stopped)
+        else:
+            return None
+        self.stop(reason)
+        return reason
+
     def _ask_all(
-        self,
-        client: openai.OpenAI,
-        requests: Mapping[str, Body],
-        todo: Sequence[str],
-        check: Check,
+        self, requests: Mapping[str, Body], todo: Sequence[str], check: Check
     ) -> dict[str, str]:
+        failures: dict[str, str] = {}
         waiting = deque(todo)
-        pending: dict[Future[_Outcome], tuple[str, float]] = {}
-        run = _Progress(progress_bar(self.endpoint.model, len(todo)))
-        stopped: str | None = None
-        with run.bar, ThreadPoolExecutor(self.endpoint.workers) as pool:
+        pending: dict[Future[Reply], str] = {}
+        bar = progress_bar(self.endpoint.model, len(todo))
+        with bar, ThreadPoolExecutor(self.endpoint.workers) as pool:
             try:
-                while stopped is None:
+                while self._stopped is None and (waiting or pending):
+                    # Bodies hold images, so only as many as are soon asked are made.
                     while waiting and len(pending) < 2 * self.endpoint.workers:
-                        one = waiting[0]
-                        body = requests[one]
-                        reserved = self._margin * self._dearest(body)
-                        if self._over_budget(reserved + sum(r for _, r in pending.values())):
-                            # What is under way may turn out cheaper than its worst case.
-                            if not pending:
-                                stopped = self._budget_reached(len(waiting))
-                            break
-                        waiting.popleft()
-                        future = pool.submit(self._ask_one, client, body, check)
-                        pending[future] = one, reserved
-                    if not pending:
-                        break
+                        one = waiting.popleft()
+                        pending[pool.submit(self.answer, one, requests[one], check)] = one
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
                     for future in done:
-                        one, _ = pending.pop(future)
-                        stopped = self._record(one, future.result(), run) or stopped
+                        one, fault = pending.pop(future), future.exception()
+                        if isinstance(fault, Fault):
+                            failures[one] = fault.reason
+                        elif fault is not None and not isinstance(fault, Stopped):
+                            raise fault
+                        bar.update()
+                    if self.endpoint.price is not None:
+                        bar.set_postfix_str(f"${self.cache.spent():.2f}", refresh=False)
             finally:
                 # Also on Ctrl-C: what has been sent is paid, so it is waited for and kept.
                 pool.shutdown(wait=True, cancel_futures=True)
-                for future, (one, _) in pending.items():
-                    if not future.cancelled():
-                        self._record(one, future.result(), run)
-        if stopped is not None:
+        if self._stopped is not None:
             raise JudgeError(
-                f"{stopped} {len(self.cache.missing(todo))} of {len(todo)} replies are missing; "
-                "the others are kept, and the next run asks for the missing ones only"
+                f"{self._stopped}. {len(self.cache.missing(todo))} of {len(todo)} replies are "
+                "missing; the others are kept, and the next run asks for the missing ones only"
             )
-        return run.failures
+        return failures
 
-    def _dearest(self, body: Body) -> float:
-        """The estimated price of a request whose reply is as long as it may be."""
-        return self.endpoint.usd(estimated_tokens(body), body["max_tokens"])
+    def answer(self, one: str, body: Body, check: Check) -> Reply:
+        """The reply to one request, known or asked for and then kept under its key `one`.
 
-    def _over_budget(self, reserved: float) -> bool:
-        budget = self.endpoint.budget_usd
-        return budget is not None and self.cache.spent() + reserved > budget
+        From any thread, under the lock (`alone`) and after the canary; a key is to be asked for
+        once at a time. Waits where requests under way may use up the budget. Raises the `Fault` of
+        this request, or `Stopped` where it and all others are asked nothing more.
+        """
+        known = self.cache.get(one)
+        return known or self._ask_and_keep(one, body, check, "reply")
 
-    def _budget_reached(self, left: int) -> str:
-        return (
-            f"judge.budget_usd = {self.endpoint.budget_usd:g} is reached: "
-            f"${self.cache.spent():.4f} are spent, and {left} replies were still to come."
-        )
-
-    def _record(self, one: str, outcome: _Outcome, run: _Progress) -> str | None:
-        """Keep an outcome; return why the run has to stop, if it has to."""
-        self._pay(one, outcome, "reply")
-        run.bar.update()
-        if self.endpoint.price is not None:
-            run.bar.set_postfix_str(f"${self.cache.spent():.2f}", refresh=False)
-        fault = outcome.fault
-        if fault is None:
-            run.unreachable_in_a_row = 0
-            return None
-        run.failures[one] = fault.reason
-        if isinstance(fault, Refused):
-            return f"the judge refuses to go on: {fault.reason}."
-        if isinstance(fault, Unreachable):
-            run.unreachable_in_a_row += 1
-            if run.unreachable_in_a_row >= _UNREACHABLE_IN_A_ROW:
-                return (
-                    f"the judge at {self.endpoint.base_url} is gone, {run.unreachable_in_a_row} "
-                    f"requests in a row had no answer: {fault.reason}."
-                )
-        return None
-
-    def _pay(self, one: str, outcome: _Outcome, what: str) -> None:
-        """Write down a reply and what everything cost."""
-        if outcome.expected_usd:
-            paid = outcome.usd + outcome.wasted_usd
-            self._margin = max(self._margin, 1.1 * paid / outcome.expected_usd)
-        if outcome.wasted_usd:
-            self.cache.charge(one, self.endpoint.identity, "unusable", outcome.wasted_usd)
-        if outcome.reply is not None and what == "reply":
-            self.cache.add(one, self.endpoint.identity, outcome.reply, outcome.usd)
-        elif outcome.reply is not None:
-            self.cache.charge(one, self.endpoint.identity, what, outcome.usd)
-
-    def _ask_one(self, client: openai.OpenAI, body: Body, check: Check) -> _Outcome:
-        """Runs in a thread: touches neither cache nor progress."""
-        outcome = _Outcome(expected_usd=self._dearest(body))
-        for _ in range(1 + _ASKED_AGAIN):
+    def _ask_and_keep(self, one: str, body: Body, check: Check, what: str) -> Reply:
+        for _ in range(_ASKED_AGAIN):
             try:
-                outcome.reply = self._send(client, body, check)
-            except Unusable as fault:
-                outcome.wasted_usd += fault.usd
-                outcome.fault = fault
+                return self._ask_once(one, body, check, what)
+            except Unusable:
+                pass
+        return self._ask_once(one, body, check, what)
+
+    def _ask_once(self, one: str, body: Body, check: Check, what: str) -> Reply:
+        dearest = self.endpoint.usd(estimated_tokens(body), body["max_tokens"])
+        with self._reserve(dearest):
+            try:
+                reply = self._send(body, check)
             except Fault as fault:
-                outcome.fault = fault
-                return outcome
+                if fault.usd:
+                    self._note_price(fault.usd, dearest)
+                    self.cache.charge(one, self.endpoint.identity, "unusable", fault.usd)
+                self._heed(fault)
+                raise
+            usd = self.paid(reply, body)
+            self._note_price(usd, dearest)
+            self.cache.add(one, self.endpoint.identity, reply, usd, what)
+            self._heed(None)
+            return reply
+
+    @contextmanager
+    def _reserve(self, dearest: float) -> Iterator[None]:
+        """Put the worst price of a request aside while it is under way; waits for the budget."""
+        budget = self.endpoint.budget_usd
+        with self._changed:
+            while True:
+                self._check_going()
+                reserved = self._margin * dearest
+                if budget is None:
+                    break
+                spent = self.cache.spent()
+                if spent + self._reserved_usd + reserved <= budget:
+                    break
+                # What is under way may turn out cheaper than its worst case.
+                if self._under_way == 0:
+                    raise self._stop(
+                        f"judge.budget_usd = {budget:g} is reached: ${spent:.4f} are spent, and "
+                        f"the next request may cost ${reserved:.4f}"
+                    )
+                self._changed.wait()
+            self._under_way += 1
+            self._reserved_usd += reserved
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._reserved_usd -= reserved
+                self._changed.notify_all()
+
+    def _note_price(self, usd: float, expected: float) -> None:
+        with self._changed:
+            self.usd += usd
+            if expected:
+                self._margin = max(self._margin, 1.1 * usd / expected)
+
+    def _heed(self, fault: Fault | None) -> None:
+        """Stop where a fault says that the next request would have no answer, either."""
+        with self._changed:
+            if isinstance(fault, Refused):
+                self._stop(f"the judge refuses to go on: {fault.reason}")
+            elif isinstance(fault, Unreachable):
+                self._unreachable_in_a_row += 1
+                if self._unreachable_in_a_row >= self._gone_after:
+                    self._stop(
+                        f"the judge at {self.endpoint.base_url} is gone, {self._gone_after} "
+                        f"requests in a row had no answer: {fault.reason}"
+                    )
             else:
-                outcome.fault, outcome.usd = None, self.paid(outcome.reply, body)
-                return outcome
-        return outcome
+                self._unreachable_in_a_row = 0
+
+    def stop(self, reason: str) -> None:
+        """Ask nothing from now on, and end whatever waits for the budget or the lock."""
+        with self._changed:
+            self._stop(reason)
+
+    def _stop(self, reason: str) -> Stopped:
+        # The first reason is the one that is told.
+        self._stopped = self._stopped or reason
+        self._changed.notify_all()
+        return Stopped(reason)
+
+    def _check_going(self) -> None:
+        if self._stopped is not None:
+            raise Stopped(f"not asked, because before: {self._stopped}")
 
     def paid(self, reply: Reply, body: Body) -> float:
         """The price of a reply, by its characters where the server reports no tokens."""
         prompt, completion = reply.prompt_tokens, reply.completion_tokens
         if prompt is None or completion is None:
-            prompt, completion = estimated_tokens(body), _REPLY_TOKENS
+            written = round(len(reply.content.encode()) / _CHARACTERS_A_TOKEN)
+            prompt, completion = estimated_tokens(body), max(_REPLY_TOKENS, written)
         return self.endpoint.usd(prompt, completion)
 
-    def _send(self, client: openai.OpenAI, body: Body, check: Check) -> Reply:
+    def _send(self, body: Body, check: Check) -> Reply:
         try:
-            response = client.chat.completions.with_raw_response.create(**body)
+            response = self.client().chat.completions.with_raw_response.create(**body)
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,

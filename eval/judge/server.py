@@ -19,7 +19,7 @@ from eval import prompts, rules
 from eval.gateway import Gateway, bypass_proxies
 from eval.judge import similarity
 from eval.judge.cache import ReplyCache
-from eval.judge.client import Endpoint, Judge, api_key_of
+from eval.judge.client import Endpoint, Judge
 from heima.config import EmbeddedRules, OpenAIJudge
 
 _EMBEDDED = OpenAIJudge(
@@ -39,31 +39,12 @@ def open_judge(params: EmbeddedRules | OpenAIJudge) -> Iterator[tuple[Judge, Ope
         bypass_proxies()
         with Gateway(params) as gateway:
             options = _EMBEDDED.model_copy(update={"base_url": gateway.url})
-            with _open(options, identity=f"{rules.NAME} {_code()}", key="none") as judge:
-                yield judge, options
+            endpoint = Endpoint.of(options, identity=f"{rules.NAME} {_code()}", api_key="none")
+            with ReplyCache(Path(options.cache)) as cache:
+                yield Judge(endpoint, cache), options
     else:
-        identity = params.base_url.rstrip("/")
-        with _open(params, identity=identity, key=None) as judge:
-            yield judge, params
-
-
-@contextmanager
-def _open(options: OpenAIJudge, *, identity: str, key: str | None) -> Iterator[Judge]:
-    endpoint = Endpoint(
-        model=options.model,
-        identity=identity,
-        base_url=options.base_url,
-        api_key=lambda: key or api_key_of(options.api_key_env),
-        price=options.price,
-        budget_usd=options.budget_usd,
-        mode=options.mode,
-        workers=options.workers,
-        timeout_seconds=options.timeout_seconds,
-        max_retries=options.max_retries,
-        poll_seconds=options.poll_seconds,
-    )
-    with ReplyCache(Path(options.cache)) as cache:
-        yield Judge(endpoint, cache)
+        with ReplyCache(Path(params.cache)) as cache:
+            yield Judge(Endpoint.of(params), cache), params
 
 
 def _code() -> str:

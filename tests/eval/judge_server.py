@@ -1,5 +1,7 @@
 """An OpenAI-compatible server on loopback that grades by a rule and fails on demand.
 
+It answers the prompts of benchmarks by the embedded rules, and those of the similarity by `truth`.
+
 As a program it is a judge of another process, for tests that kill or stop one:
 
     python -m tests.eval.judge_server LOG --seconds 0.05
@@ -22,6 +24,7 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from eval import prompts, rules
 from eval.judge import similarity
 
 USAGE = {"prompt_tokens": 400, "completion_tokens": 8, "total_tokens": 408}
@@ -37,6 +40,11 @@ def truth(body: Mapping[str, Any]) -> int:
     left, right = (Counter(texts[name].split()) for name in ("original", "reconstruction"))
     share = 2 * (left & right).total() / max(1, left.total() + right.total())
     return 1 + round(4 * share)
+
+
+def right_answer(body: Mapping[str, Any]) -> str:
+    asked = prompts.recognise(text_of(body))
+    return rules.answer(asked) if asked else json.dumps({"grade": truth(body)})
 
 
 def completion(content: Any, **choice: Any) -> dict[str, Any]:
@@ -93,6 +101,7 @@ def _slow(handler: _Handler, right: str) -> None:
 
 TRANSPORT: dict[str, Fault] = {
     "429": _status(429, **{"retry-after-ms": "5"}),
+    "429 for a second": _status(429, **{"Retry-After": "1"}),
     "500": _status(500, **{"retry-after-ms": "5"}),
     "503": _status(503, **{"retry-after-ms": "5"}),
     "reset": _reset,
@@ -179,7 +188,7 @@ class JudgeServer(ThreadingHTTPServer):
         return self.attempts.total()
 
     def grade(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return {**completion(json.dumps({"grade": truth(body)})), "model": self.model}
+        return {**completion(right_answer(body)), "model": self.model}
 
 
 def text_of(body: Mapping[str, Any]) -> str:

@@ -4,69 +4,79 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
+import os
+import subprocess
+import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import requests
 
 from eval import prompts, rules
 from eval.gateway import Gateway, JudgeError
+from eval.judge.cache import ReplyCache
+from eval.judge.client import estimated_tokens
+from eval.judge.reconstructions import judge as grade
 from eval.prompts import Question
 from heima.config import EmbeddedRules, OpenAIJudge
+from tests.eval.judge_server import CONTENT, FATAL, REJECTED, TRANSPORT, JudgeServer, text_of
 
+ROOT = Path(__file__).parents[2]
 RULES = EmbeddedRules(backend="embedded-rules")
 
 
-def ask(gateway, prompt, path="/v1/chat/completions"):
+def ask(gateway, prompt, path="/v1/chat/completions", **options):
     url = gateway.url.removesuffix("/v1") + path
-    body = {"model": "gpt-4", "messages": [{"role": "user", "content": prompt}]}
-    response = requests.post(url, json=body, timeout=10)
+    body = {"model": "gpt-4", "messages": [{"role": "user", "content": prompt}], **options}
+    response = requests.post(url, json=body, timeout=30)
     response.raise_for_status()
     return response.json()
 
 
+def content(completion):
+    return completion["choices"][0]["message"]["content"]
+
+
+def question(number):
+    """A prompt of HallusionBench, another one for each number; every third answer is wrong."""
+    prompt = prompts.CANARY.replace("two more than one", f"{number} less than {number + 1}")
+    return prompt.replace("answer:Yes.", "answer:No.") if number % 3 == 0 else prompt
+
+
+def verdict(number):
+    return "incorrect" if number % 3 == 0 else "correct"
+
+
+def ask_all(gateway, numbers, threads=8):
+    """The verdicts of many questions, asked from several threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        replies = pool.map(lambda number: content(ask(gateway, question(number))), numbers)
+        return dict(zip(numbers, replies, strict=True))
+
+
 @pytest.fixture
-def fake_server():
-    """An OpenAI-compatible server whose `reply(prompt)` gives (status, body) for each request."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.server.seen.append(body)
-            status, payload = self.server.reply(body["messages"][0]["content"])
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.seen = []
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def server():
+    with JudgeServer() as running:
+        yield running
 
 
-def says(text):
-    """A chat completion that says `text`."""
-    message = {"index": 0, "finish_reason": "stop", "message": {"role": "a", "content": text}}
-    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge-2026-01-01"}
-    return 200, json.dumps({**body, "choices": [message]}).encode()
-
-
-def openai_judge(url, monkeypatch):
+@pytest.fixture
+def judge(server, tmp_path, monkeypatch):
+    """Parameters with that server as the judge, and a cache of the test's own."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TEST_JUDGE_KEY", "secret")
-    return OpenAIJudge(
-        backend="openai", base_url=url, model="my-judge", api_key_env="TEST_JUDGE_KEY"
-    )
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+
+    def make(**options):
+        given = {"base_url": server.url, "model": "my-judge", "max_retries": 3, **options}
+        return OpenAIJudge(backend="openai", api_key_env="TEST_JUDGE_KEY", **given)
+
+    return make
 
 
 class TestPrompts:
@@ -124,6 +134,10 @@ class TestPrompts:
     )
     def test_usable(self, kind, reply, expected):
         assert prompts.usable(kind, reply) is expected
+
+    def test_every_kind_has_a_check_and_a_limit(self):
+        """Rules also, so that every benchmark's prompt has an answer of the toy's judge."""
+        assert set(prompts.MAX_TOKENS) == set(prompts._USABLE) == set(rules._RULES)
 
     def test_usable_letters_are_those_that_mmbench_reads(self):
         """It makes a random letter of every other reply."""
@@ -211,67 +225,337 @@ class TestGateway:
             requests.post(gateway.url, data="no json", timeout=10)
         assert "JSONDecodeError" in gateway.failures[0].reason
 
-    def test_forwards_under_the_configured_name(self, fake_server, monkeypatch):
-        fake_server.reply = lambda prompt: says("correct")
-        with Gateway(openai_judge(fake_server.url, monkeypatch)) as gateway:
-            gateway.probe()
-            reply = ask(gateway, prompts.CANARY)
-        assert reply["model"] == "judge-2026-01-01"
-        assert [body["model"] for body in fake_server.seen] == ["my-judge"], "asked once"
-
-    def test_slow_judge_is_waited_for(self, fake_server, monkeypatch):
-        monkeypatch.setattr("eval.gateway._HEARTBEAT_SECONDS", 0.1)
-
-        def reply(prompt):
-            time.sleep(1)
-            return says("correct")
-
-        fake_server.reply = reply
-        with Gateway(openai_judge(fake_server.url, monkeypatch)) as gateway:
-            body = {"messages": [{"role": "user", "content": prompts.CANARY}]}
-            response = requests.post(gateway.url, json=body, timeout=0.5)
-        assert response.json()["choices"][0]["message"]["content"] == "correct"
-
-    @pytest.mark.parametrize(
-        "fault",
-        [
-            (200, b"{broken"),
-            (200, b"{}"),
-            (400, b'{"error": "no"}'),
-            (401, b'{"error": "key"}'),
-            says("I would say so"),
-            says(""),
-        ],
-    )
-    def test_faults_are_failures(self, fault, fake_server, monkeypatch):
-        fake_server.reply = lambda prompt: fault
-        with Gateway(openai_judge(fake_server.url, monkeypatch)) as gateway:
-            reply = ask(gateway, prompts.CANARY)
-            assert reply["choices"][0]["message"]["content"] == ""
-            with pytest.raises(JudgeError, match="does not answer, so nothing was scored"):
-                gateway.probe()
-        assert len(gateway.failures) == 1
-
-    def test_server_down(self, monkeypatch):
-        with (
-            Gateway(openai_judge("http://127.0.0.1:9/v1", monkeypatch)) as gateway,
-            pytest.raises(JudgeError, match=r"my-judge at http://127\.0\.0\.1:9/v1 does not"),
-        ):
-            gateway.probe()
-        # A judge that is gone is not asked again: each request would wait for its retries.
-        start = time.perf_counter()
-        assert "not asked" in gateway._ask("another", {}).reason
-        assert time.perf_counter() - start < 0.1
-
-    def test_key_not_set(self, monkeypatch):
-        judge = openai_judge("http://127.0.0.1:9/v1", monkeypatch)
-        monkeypatch.delenv("TEST_JUDGE_KEY")
-        with pytest.raises(JudgeError, match="TEST_JUDGE_KEY, which is not set"):
-            Gateway(judge)
-
     def test_tasks_imported_with_another_url_are_refused(self, open_gateway):
         open_gateway(RULES)
         import lmms_eval.tasks.hallusion_bench.utils  # noqa: F401
 
         with Gateway(RULES) as other, pytest.raises(RuntimeError, match="were imported before"):
             other.route_lmms_eval()
+
+
+PATHS = ["/v1/chat/completions", "/v1", "/v1/", "/chat/completions", "/", "/any/thing?x=1"]
+MODELS = ["gpt-4", "gpt-4-0613", "gpt-4o-2024-11-20", "gpt-3.5-turbo-0613", "no-such-model"]
+
+
+class TestJudgeBehindTheGateway:
+    def test_every_path_and_model_name_is_the_configured_judge(self, server, judge):
+        """A task's own model, temperature and limit neither matter nor make a question another."""
+        bodies = []
+        server.plan = lambda body, attempt: bodies.append(body)
+        with Gateway(judge()) as gateway:
+            gateway.probe()
+            for path, model in itertools.product(PATHS, MODELS):
+                options = {"temperature": 1.5, "max_tokens": 16, "n": 1}
+                found = ask(gateway, question(1), path, model=model, **options)
+                assert (content(found), found["model"]) == ("correct", "judge-2026-01-01")
+                assert found["usage"]["total_tokens"] == 408
+            parts = [{"type": "text", "text": question(1)}]
+            body = {"messages": [{"role": "user", "content": parts}]}
+            # HallusionBench names no model unless API_TYPE is openai.
+            assert content(requests.post(gateway.url, json=body, timeout=30).json()) == "correct"
+        assert [text_of(body) for body in bodies] == [prompts.CANARY, question(1)], "asked once"
+        assert {body["model"] for body in bodies} == {"my-judge"}
+        assert {body["temperature"] for body in bodies} == {0}
+
+    def test_slow_judge_is_waited_for(self, server, judge, monkeypatch):
+        monkeypatch.setattr("eval.gateway._HEARTBEAT_SECONDS", 0.1)
+        server.seconds = 0.7
+        with Gateway(judge()) as gateway:
+            body = {"messages": [{"role": "user", "content": prompts.CANARY}]}
+            response = requests.post(gateway.url, json=body, timeout=0.5)
+        assert content(response.json()) == "correct"
+
+    def test_faults_of_transport_are_survived(self, server, judge):
+        kinds = dict(enumerate(TRANSPORT.values()))
+        texts = {question(number): number for number in kinds}
+        server.plan = lambda body, attempt: (
+            kinds.get(texts.get(text_of(body))) if attempt < 2 else None
+        )
+        server.slow_seconds = 0.8
+        with Gateway(judge(timeout_seconds=0.4)) as gateway:
+            start = time.monotonic()
+            assert ask_all(gateway, list(kinds)) == {number: verdict(number) for number in kinds}
+            # Retry-After was heeded.
+            assert time.monotonic() - start > 2
+        assert not gateway.failures
+        assert all(server.attempts[text] == 3 for text in texts)
+
+    def test_what_is_no_verdict_is_asked_again(self, server, judge):
+        kinds = dict(enumerate(CONTENT.values()))
+        texts = {question(number): number for number in kinds}
+        server.plan = lambda body, attempt: (
+            kinds.get(texts.get(text_of(body))) if attempt < 2 else None
+        )
+        with Gateway(judge()) as gateway:
+            assert ask_all(gateway, list(kinds)) == {number: verdict(number) for number in kinds}
+        assert not gateway.failures
+
+    def test_what_stays_no_verdict_is_a_failure_of_that_question_alone(self, server, judge):
+        kinds = dict(enumerate(CONTENT.values()))
+        texts = {question(number): number for number in kinds}
+        server.plan = lambda body, attempt: kinds.get(texts.get(text_of(body)))
+        with Gateway(judge()) as gateway:
+            gateway.probe()
+            found = ask_all(gateway, range(len(kinds) + 5))
+            assert ask_all(gateway, list(kinds)) == dict.fromkeys(kinds, ""), "not asked again"
+        assert {n: v for n, v in found.items() if v} == {
+            n: verdict(n) for n in range(len(kinds), len(kinds) + 5)
+        }
+        assert sorted(failure.prompt for failure in gateway.failures) == sorted(texts)
+        assert all(failure.reason for failure in gateway.failures)
+        assert {server.attempts[text] for text in texts} == {3}
+
+    def test_a_rejected_question_fails_alone_and_is_not_asked_again(self, server, judge):
+        server.plan = lambda body, attempt: REJECTED if text_of(body) == question(2) else None
+        with Gateway(judge()) as gateway:
+            assert ask_all(gateway, range(5)) == {n: "" if n == 2 else verdict(n) for n in range(5)}
+        assert [failure.prompt for failure in gateway.failures] == [question(2)]
+        assert server.attempts[question(2)] == 1
+
+    @pytest.mark.parametrize("kind", FATAL)
+    def test_a_judge_that_refuses_is_asked_nothing_more(self, server, judge, kind):
+        first, rest = range(5), range(5, 205)
+        with Gateway(judge(max_retries=1)) as gateway:
+            assert ask_all(gateway, first) == {n: verdict(n) for n in first}
+            server.plan = lambda body, attempt: FATAL[kind]
+            asked, start = server.requests, time.monotonic()
+            assert set(ask_all(gateway, rest, threads=4).values()) == {""}
+            # Those under way, each with one retry of the SDK.
+            assert server.requests - asked <= 2 * 4
+            assert time.monotonic() - start < 5
+            # What is known has its reply all the same.
+            assert ask_all(gateway, first) == {n: verdict(n) for n in first}
+        assert {failure.prompt for failure in gateway.failures} == {question(n) for n in rest}
+        reasons = Counter(failure.reason for failure in gateway.failures)
+        (most, often), *_ = reasons.most_common()
+        assert (
+            most.startswith("not asked, because before: the judge refuses to go on") and often > 190
+        )
+
+        server.plan = lambda body, attempt: None
+        asked = server.requests
+        with Gateway(judge()) as gateway:
+            gateway.probe()
+            assert ask_all(gateway, range(205)) == {n: verdict(n) for n in range(205)}
+        assert server.requests - asked == 1 + len(rest), "the canary and what was missing"
+        usage = gateway.usage()
+        assert (usage["replies"], usage["known"], usage["asked"]) == (205, 5, 200)
+
+    def test_a_judge_that_goes_away_ends_the_asking_and_the_next_run_asks_for_the_rest(
+        self, judge, tmp_path
+    ):
+        """A judge in another process, killed in the middle and started again on its port."""
+        log = tmp_path / "log"
+        with running(log) as (process, url):
+            parameters = judge(base_url=url, max_retries=1, workers=4)
+            with Gateway(parameters) as gateway:
+                gateway.probe()
+                before = ask_all(gateway, range(10))
+                process.kill()
+                process.wait()
+                start = time.monotonic()
+                after = ask_all(gateway, range(10, 60))
+                assert time.monotonic() - start < 10
+        assert before == {n: verdict(n) for n in range(10)} and set(after.values()) == {""}
+        assert len(gateway.failures) == 50
+        reasons = [failure.reason for failure in gateway.failures]
+        # Three without an answer and those under way at that time.
+        assert sum("is gone, 3 requests in a row had no answer" in r for r in reasons) >= 40
+        with (
+            running(log, port=url.split(":")[2].removesuffix("/v1")),
+            Gateway(parameters) as gateway,
+        ):
+            gateway.probe()
+            assert ask_all(gateway, range(60)) == {n: verdict(n) for n in range(60)}
+        answered = Counter(json.loads(line) for line in log.read_text().splitlines())
+        assert answered.pop(prompts.CANARY) == 2
+        assert answered == {question(n): 1 for n in range(60)}
+
+    def test_the_probe_ends_the_run_where_nobody_answers(self, judge):
+        with (
+            Gateway(judge(base_url="http://127.0.0.1:9/v1", max_retries=1)) as gateway,
+            pytest.raises(JudgeError, match=r"my-judge at http://127\.0\.0\.1:9/v1 does not"),
+        ):
+            gateway.probe()
+        # A judge that is gone is not asked again: each request would wait for its retries.
+        with Gateway(judge(base_url="http://127.0.0.1:9/v1", max_retries=0)) as gateway:
+            ask(gateway, question(0))
+            start = time.monotonic()
+            ask(gateway, question(1))
+            assert time.monotonic() - start < 0.5
+        assert gateway.failures[1].reason.startswith("not asked, because before: APIConnectionErr")
+
+    @pytest.mark.parametrize("kind", ["prose", "HTML", "wrong shape", "empty", "cut off"])
+    def test_the_probe_ends_the_run_where_the_canary_has_no_verdict(self, server, judge, kind):
+        server.plan = lambda body, attempt: CONTENT[kind]
+        with Gateway(judge()) as gateway:
+            assert content(ask(gateway, prompts.CANARY)) == ""
+            with pytest.raises(JudgeError, match="does not answer, so nothing was scored"):
+                gateway.probe()
+            ask(gateway, question(1))
+        assert len(gateway.failures) == 2 and set(server.attempts) == {prompts.CANARY}
+
+    def test_a_judge_that_grades_the_canary_wrong_is_not_used(self, server, judge, monkeypatch):
+        monkeypatch.setattr("tests.eval.judge_server.right_answer", lambda body: "incorrect")
+        with Gateway(judge()) as gateway, pytest.raises(JudgeError, match="for wrong"):
+            gateway.probe()
+
+    def test_no_other_model_answers_under_the_name_of_gpt4o(self, server, judge):
+        server.model = "gpt-4o-mini-2024-07-18"
+        with (
+            Gateway(judge(model="gpt-4o")) as gateway,
+            pytest.raises(JudgeError, match="asked for gpt-4o and answered as gpt-4o-mini"),
+        ):
+            gateway.probe()
+        server.model = "gpt-4o-2024-08-06"
+        with Gateway(judge(model="gpt-4o")) as gateway:
+            gateway.probe()
+            ask(gateway, question(1))
+            # Also where the server changes its mind midway.
+            server.model = "gpt-4o-mini-2024-07-18"
+            assert content(ask(gateway, question(2))) == ""
+        assert gateway.usage()["models"] == ["gpt-4o-2024-08-06"]
+        assert "answered as gpt-4o-mini" in gateway.failures[0].reason
+
+    def test_key_not_set(self, server, judge, monkeypatch):
+        monkeypatch.delenv("TEST_JUDGE_KEY")
+        with (
+            Gateway(judge()) as gateway,
+            pytest.raises(JudgeError, match="TEST_JUDGE_KEY, which is not set"),
+        ):
+            gateway.probe()
+        assert server.requests == 0
+
+    def test_a_file_that_is_no_cache_is_refused(self, judge):
+        Path("thesis").write_bytes(b"somebody's thesis" * 100)
+        with pytest.raises(JudgeError, match="thesis is no cache of judge replies"):
+            Gateway(judge(cache="thesis"))
+
+
+class TestCost:
+    def test_a_second_run_asks_nothing_and_needs_no_key(self, server, judge, monkeypatch):
+        with Gateway(judge()) as gateway:
+            gateway.probe()
+            first = ask_all(gateway, range(20))
+        assert gateway.identity == {"backend": "openai", "model": "my-judge"}
+        assert gateway.usage() == {
+            "models": ["judge-2026-01-01"], "replies": 20, "known": 0, "asked": 20, "usd": 0.0
+        }  # fmt: skip
+        assert server.requests == 21
+        monkeypatch.delenv("TEST_JUDGE_KEY")
+        with Gateway(judge()) as gateway:
+            gateway.probe()
+            assert ask_all(gateway, range(20)) == first
+        usage = gateway.usage()
+        assert (usage["known"], usage["asked"], usage["models"]) == (20, 0, ["judge-2026-01-01"])
+        assert server.requests == 21
+
+    def test_what_another_judge_said_is_not_known(self, server, judge):
+        for model in ("my-judge", "another"):
+            with Gateway(judge(model=model)) as gateway:
+                ask(gateway, question(1))
+        assert server.answered[question(1)] == 2
+
+    def test_the_same_question_at_the_same_time_is_paid_once(self, server, judge):
+        server.seconds = 0.2
+        with Gateway(judge(price={"input": 10, "output": 10})) as gateway:
+            found = ask_all(gateway, [*range(5)] * 20, threads=50)
+        assert found == {n: verdict(n) for n in range(5)}
+        assert {server.attempts[question(n)] for n in range(5)} == {1}
+        assert gateway.usage()["usd"] == pytest.approx(6 * 408 * 10 / 1e6)
+
+    def test_the_budget_ends_the_asking_and_the_next_run_pays_for_the_rest(self, server, judge):
+        """Eight threads ask at once, and the server bills more than was expected."""
+        price = {"input": 1000.0, "output": 1000.0}
+        with Gateway(judge(price=price, budget_usd=10.0)) as gateway:
+            gateway.probe()
+            found = ask_all(gateway, range(60))
+        answered = {n for n, reply in found.items() if reply}
+        paid = 0.408 * (1 + len(answered))
+        assert gateway.usage()["usd"] == pytest.approx(paid) and 8 < paid <= 10
+        assert len(gateway.failures) == 60 - len(answered)
+        assert "judge.budget_usd = 10 is reached: $9." in gateway.failures[0].reason
+        with ReplyCache(Path(".cache/judge.sqlite")) as cache:
+            assert cache.spent() == pytest.approx(paid)
+        asked = server.requests
+        with Gateway(judge(price=price, budget_usd=9.9)) as gateway:
+            gateway.probe()
+            assert content(ask(gateway, question(min(answered)))) == verdict(min(answered))
+            assert content(ask(gateway, question(max(set(found) - answered)))) == ""
+        assert server.requests == asked, "what is known is free, the rest too dear"
+        with Gateway(judge(price=price, budget_usd=100.0)) as gateway:
+            gateway.probe()
+            assert ask_all(gateway, range(60)) == {n: verdict(n) for n in range(60)}
+        assert server.requests - asked == 1 + 60 - len(answered)
+        assert {server.answered[question(n)] for n in range(60)} == {1}
+
+    def test_replies_that_are_no_verdict_count_as_spent(self, server, judge):
+        server.plan = lambda body, attempt: (
+            CONTENT["prose"] if text_of(body) == question(1) else None
+        )
+        with Gateway(judge(price={"input": 1000.0, "output": 0.0})) as gateway:
+            ask(gateway, question(1))
+        # The canary, and three times the question.
+        assert gateway.usage()["usd"] == pytest.approx(4 * 0.4)
+
+    def test_similarity_and_benchmarks_share_the_cache_and_its_budget(
+        self, server, judge, params, monkeypatch
+    ):
+        price = {"input": 1000.0, "output": 0.0}
+        similarity = params.similarity.model_copy(update={"judged": ("own",)})
+        row = {"id": "1", "image": "i", "control": "own", "question": "q", "reference": "a b c"}
+        rows = {"reasoning": [{**row, "text": "a b"}]}
+        grade(
+            rows, params.model_copy(update={"judge": judge(price=price), "similarity": similarity})
+        )
+        assert server.requests == 2
+        with (
+            Gateway(judge(price=price, budget_usd=0.9)) as gateway,
+            pytest.raises(JudgeError, match=r"budget_usd = 0\.9 is reached: \$0\.8000 are"),
+        ):
+            gateway.probe()
+        # `mode` is how reconstructions are asked: benchmarks pay the full price at once.
+        with Gateway(judge(price=price, budget_usd=10.0, mode="batch")) as gateway:
+            gateway.probe()
+            ask(gateway, question(1))
+        assert gateway.usage()["usd"] == pytest.approx(0.8) and not server.batches
+
+    def test_an_estimate_takes_the_dearest_reply_for_granted(self, judge, server):
+        """A request is not even sent where its longest reply would exceed the budget."""
+        body = {"messages": [{"role": "user", "content": prompts.CANARY}]}
+        prompt = estimated_tokens(body)
+        dearest = 1.5 * (prompt * 1.0 + prompts.MAX_TOKENS["hallusionbench"] * 100.0) / 1e6
+        for budget, requests_sent in ((0.999 * dearest, 0), (1.001 * dearest, 1)):
+            options = {"price": {"input": 1.0, "output": 100.0}, "budget_usd": budget}
+            with Gateway(judge(**options)) as gateway:
+                ask(gateway, prompts.CANARY)
+            assert server.requests == requests_sent
+
+    def test_one_process_asks_at_a_time_and_the_other_finds_its_replies(self, server, judge):
+        """Two gateways stand for two processes: the lock is one of files."""
+        with Gateway(judge()) as second, ThreadPoolExecutor() as pool:
+            with Gateway(judge()) as first:
+                ask(first, question(0))
+                waiting = pool.submit(ask_all, second, range(1, 3))
+                time.sleep(0.3)
+                assert not waiting.done() and server.attempts[question(1)] == 0
+                # What the other one waits for, this one asks.
+                ask_all(first, range(3))
+            assert waiting.result(timeout=10) == {n: verdict(n) for n in (1, 2)}
+            assert second.usage()["known"] == 2
+            assert content(ask(second, question(3))) == verdict(3)
+        assert {server.attempts[question(n)] for n in range(4)} == {1}
+
+
+@contextmanager
+def running(log, port="0"):
+    """A judge in a process of its own, and its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.eval.judge_server", str(log), "--port", port],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
