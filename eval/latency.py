@@ -86,6 +86,16 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """Cases, and the questions that all of them are asked; their models share a processor."""
+
+    cases: Mapping[str, Case]
+    processor: ProcessorMixin
+    vocabulary: Vocabulary
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True)
 class Timing:
     """One batch of one case: samples batch * batch_size and following, in milliseconds.
 
@@ -136,15 +146,7 @@ class Measured:
     skipped: dict[int, str] = field(default_factory=dict)
 
 
-def measure(
-    cases: Mapping[str, Case],
-    processor: ProcessorMixin,
-    vocabulary: Vocabulary,
-    questions: Sequence[Question],
-    *,
-    batch_sizes: Sequence[int],
-    rounds: int,
-) -> Measured:
+def measure(setup: Setup, *, batch_sizes: Sequence[int], rounds: int) -> Measured:
     """Time every case on the same batches, one case after the other on each batch.
 
     The case that goes first changes from batch to batch, so that a device that slows down favours
@@ -154,68 +156,48 @@ def measure(
     A size that is larger than the number of questions, or for which a case has too little memory
     (`torch.OutOfMemoryError`), is left out for all cases, and `skipped` says why.
     """
-    names = list(cases)
-    prompts = {name: _prompt_ids(case, vocabulary, questions) for name, case in cases.items()}
     measured = Measured([], {})
     for size in batch_sizes:
-        batches = min(BATCHES, len(questions) // size)
+        batches = min(BATCHES, len(setup.questions) // size)
         if not batches:
-            measured.skipped[size] = f"there are only {len(questions)} questions"
+            measured.skipped[size] = f"there are only {len(setup.questions)} questions"
             continue
-        timings, work = [], {}
-        name = ""
         try:
-            for name in names:
-                work[name, size] = _work(
-                    cases[name], processor, prompts[name][:size], questions[:size]
-                )
-            for number in range(rounds * batches):
-                turn, batch = divmod(number, batches)
-                rows = slice(batch * size, (batch + 1) * size)
-                first = number % len(names)
-                for name in (*names[first:], *names[:first]):
-                    marks, answers, _ = _run(
-                        cases[name],
-                        processor,
-                        prompts[name][rows],
-                        questions[rows],
-                        _clock(cases[name].model.device),
-                    )
-                    timings.append(_timing(name, size, turn, batch, marks, answers))
+            one = _measure_size(setup, size, batches, rounds)
         except torch.OutOfMemoryError as error:
-            measured.skipped[size] = f"{name}: {str(error).splitlines()[0]}"
-        if size in measured.skipped:
-            # Beyond the handler, where the failed batch's tensors are no longer held.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            continue
-        measured.timings.extend(timings)
-        measured.work.update(work)
+            measured.skipped[size] = f"out of memory: {str(error).splitlines()[0]}"
+        else:
+            measured.timings.extend(one.timings)
+            measured.work.update(one.work)
+        if size in measured.skipped and torch.cuda.is_available():
+            # Beyond the handler nothing holds the failed batch's tensors.
+            torch.cuda.empty_cache()
     return measured
 
 
-def median_decoded(
-    case: Case,
-    processor: ProcessorMixin,
-    vocabulary: Vocabulary,
-    questions: Sequence[Question],
-    *,
-    batch_size: int,
-) -> int:
+def _measure_size(setup: Setup, size: int, batches: int, rounds: int) -> Measured:
+    names = list(setup.cases)
+    first = range(size)
+    measured = Measured([], {(name, size): _work(setup, name, first) for name in names})
+    for number in range(rounds * batches):
+        turn, batch = divmod(number, batches)
+        rows = range(batch * size, (batch + 1) * size)
+        start = number % len(names)
+        for name in (*names[start:], *names[:start]):
+            clock = _clock(setup.cases[name].model.device)
+            marks, answers, _ = _run(setup, name, rows, clock)
+            measured.timings.append(_timing(name, size, turn, batch, marks, answers))
+    return measured
+
+
+def median_decoded(setup: Setup, case: str, *, batch_size: int) -> int:
     """The median number of decoded tokens of a case's answers (the upper one of two)."""
-    ids = _prompt_ids(case, vocabulary, questions)
     decoded: list[int] = []
-    for first in range(0, len(questions), batch_size):
-        rows = slice(first, first + batch_size)
-        _, answers, _ = _run(case, processor, ids[rows], questions[rows], lambda: 0)
+    for first in range(0, len(setup.questions), batch_size):
+        rows = range(first, min(first + batch_size, len(setup.questions)))
+        _, answers, _ = _run(setup, case, rows, lambda: 0)
         decoded += map(len, answers)
     return statistics.median_high(decoded)
-
-
-def _prompt_ids(
-    case: Case, vocabulary: Vocabulary, questions: Sequence[Question]
-) -> list[list[int]]:
-    return [vocabulary.prompt_ids(one.text, "first", case.prefix) for one in questions]
 
 
 @dataclass(frozen=True)
@@ -266,14 +248,16 @@ def _around_vision(model: PreTrainedModel, read: Callable[[], float]) -> Iterato
 
 @torch.inference_mode()
 def _run(
-    case: Case,
-    processor: ProcessorMixin,
-    ids: Sequence[Sequence[int]],
-    questions: Sequence[Question],
-    read: Callable[[], float],
+    setup: Setup, name: str, rows: Sequence[int], read: Callable[[], float]
 ) -> tuple[_Marks, list[list[int]], Cache]:
-    """Answer one batch: the gauge's readings, each row's tokens up to its end, and the cache."""
+    """Answer the questions `rows` as one batch.
+
+    Returns the gauge's readings, each answer's tokens up to its end, and the keys and values.
+    """
+    case, processor = setup.cases[name], setup.processor
     model = case.model
+    questions = [setup.questions[row] for row in rows]
+    ids = [setup.vocabulary.prompt_ids(one.text, "first", case.prefix) for one in questions]
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     start = read()
@@ -293,10 +277,10 @@ def _run(
             streamer=tokens,
             return_dict_in_generate=True,
         )
-    rows = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     end = read()
     marks = _Marks(start, prepared, *vision, tokens.readings[0], tokens.readings[-1], end)
-    return marks, [_up_to_end(row, ends) for row in rows], output.past_key_values
+    return marks, [_up_to_end(answer, ends) for answer in answers], output.past_key_values
 
 
 def _up_to_end(row: list[int], ends: Sequence[int]) -> list[int]:
@@ -350,19 +334,16 @@ _UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _atten
 """What PyTorch's table of formulas lacks: the CPU's kernel of attention."""
 
 
-def _work(
-    case: Case,
-    processor: ProcessorMixin,
-    ids: Sequence[Sequence[int]],
-    questions: Sequence[Question],
-) -> Work:
+def _work(setup: Setup, name: str, rows: Sequence[int]) -> Work:
     with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
-        marks, answers, cache = _run(case, processor, ids, questions, counter.get_total_flops)
+        marks, answers, cache = _run(setup, name, rows, counter.get_total_flops)
     return Work(
         vision_flops=int(marks.seen - marks.vision),
         prefill_flops=int(marks.first - marks.seen),
         decode_flops=int(marks.last - marks.first),
-        decode_bytes=_decode_bytes(case.model, cache, steps=max(map(len, answers)) - 1),
+        decode_bytes=_decode_bytes(
+            setup.cases[name].model, cache, steps=max(map(len, answers)) - 1
+        ),
     )
 
 
@@ -526,29 +507,12 @@ def latency(
     """
     params = config.load(params_file)
     asked = params.latency
-    questions = load_questions(params, max(asked.batch_sizes))
-    cases, processor = load_cases(params, models)
-    words = vocabulary(processor.tokenizer, params)
-    budgets = {
-        name: median_decoded(
-            cases[name], processor, words, questions, batch_size=params.predict.batch_size
-        )
-        for name in sorted({case.budget for case in asked.cases.values()} - {None})
-    }
-    for name, case in asked.cases.items():
-        if case.budget is not None:
-            cases[name] = replace(cases[name], max_new_tokens=budgets[case.budget])
-    measured = measure(
-        cases,
-        processor,
-        words,
-        questions,
-        batch_sizes=asked.batch_sizes,
-        rounds=asked.rounds,
-    )
-    model = next(iter(cases.values())).model
+    setup = load_setup(params, models)
+    measured = measure(setup, batch_sizes=asked.batch_sizes, rounds=asked.rounds)
+    model = next(iter(setup.cases.values())).model
     stated = isinstance(asked.peaks, Peaks)
     peaks = asked.peaks if stated else measured_peaks(model.device, model.dtype)
+    data = folder_of(params, params.data_name(asked.protocol, asked.benchmark))
     write_jsonl(samples_file, map(asdict, measured.timings))
     write_metrics(
         metrics_file,
@@ -559,12 +523,48 @@ def latency(
             **environment(model),
             peaks={**peaks.model_dump(), "source": "stated" if stated else "measured"},
             task=tasks.TASKS[asked.protocol][asked.benchmark],
-            data=revision_of(_folder(params)),
-            questions=len(questions),
-            limits={name: case.max_new_tokens for name, case in cases.items()},
+            data=revision_of(data),
+            questions=len(setup.questions),
+            limits={name: case.max_new_tokens for name, case in setup.cases.items()},
             skipped={str(size): reason for size, reason in measured.skipped.items()},
         ),
     )
+
+
+def load_setup(params: Params, models: Path) -> Setup:
+    """The cases of params.latency with their models, limits and questions.
+
+    Cases of one model share it. A budget is the median of the named case's decoded tokens.
+    """
+    asked = params.latency
+    variants = {name: params.variants[case.variant] for name, case in asked.cases.items()}
+    loaded = {}
+    for name in dict.fromkeys(variant.model for variant in variants.values()):
+        loaded[name], processor = load_vlm(models, name, params)
+    cases = {
+        name: Case(
+            loaded[variant.model],
+            max_new_tokens=params.decoding(asked.protocol).max_new_tokens,
+            prefix=cot.constant_prefix(variant.forced_prefix) if variant.forced_prefix else "",
+        )
+        for name, variant in variants.items()
+    }
+    setup = Setup(
+        cases,
+        processor,
+        vocabulary(processor.tokenizer, params),
+        load_questions(params, max(asked.batch_sizes)),
+    )
+    medians = {
+        name: median_decoded(setup, name, batch_size=params.predict.batch_size)
+        for name in sorted({case.budget for case in asked.cases.values()} - {None})
+    }
+    cut = {
+        name: replace(cases[name], max_new_tokens=medians[case.budget])
+        for name, case in asked.cases.items()
+        if case.budget is not None
+    }
+    return replace(setup, cases={**cases, **cut})
 
 
 def load_questions(params: Params, count: int) -> list[Question]:
@@ -590,29 +590,3 @@ def load_questions(params: Params, count: int) -> list[Question]:
             image.load()
             questions.append(Question(parts[1]["text"], image))
     return questions
-
-
-def load_cases(params: Params, models: Path) -> tuple[dict[str, Case], ProcessorMixin]:
-    """The cases of params.latency without their budgets, and the processor.
-
-    Cases of one model share it.
-    """
-    variants = {name: params.variants[case.variant] for name, case in params.latency.cases.items()}
-    loaded = {}
-    for name in dict.fromkeys(variant.model for variant in variants.values()):
-        loaded[name], processor = load_vlm(models, name, params)
-    limit = params.decoding(params.latency.protocol).max_new_tokens
-    cases = {
-        name: Case(
-            loaded[variant.model],
-            max_new_tokens=limit,
-            prefix=(cot.constant_prefix(variant.forced_prefix) if variant.forced_prefix else ""),
-        )
-        for name, variant in variants.items()
-    }
-    return cases, processor
-
-
-def _folder(params: Params) -> Path:
-    asked = params.latency
-    return folder_of(params, params.data_name(asked.protocol, asked.benchmark))
