@@ -146,19 +146,22 @@ class Measured:
     skipped: dict[int, str] = field(default_factory=dict)
 
 
-def measure(setup: Setup, *, batch_sizes: Sequence[int], rounds: int) -> Measured:
+def measure(
+    setup: Setup, *, batch_sizes: Sequence[int], rounds: int, most_batches: int = BATCHES
+) -> Measured:
     """Time every case on the same batches, one case after the other on each batch.
 
     The case that goes first changes from batch to batch, so that a device that slows down favours
-    none. A batch size has as many full batches as there are questions, `BATCHES` at most. Before
-    its first round every case runs once: to warm up, and to count its work.
+    none. Of each size there are as many full batches as the questions fill, `most_batches` at most:
+    the same ones in each round. Before a size's first round every case runs once, to warm up and to
+    count its work.
 
     A size that is larger than the number of questions, or for which a case has too little memory
     (`torch.OutOfMemoryError`), is left out for all cases, and `skipped` says why.
     """
     measured = Measured([], {})
     for size in batch_sizes:
-        batches = min(BATCHES, len(setup.questions) // size)
+        batches = min(most_batches, len(setup.questions) // size)
         if not batches:
             measured.skipped[size] = f"there are only {len(setup.questions)} questions"
             continue

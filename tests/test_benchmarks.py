@@ -30,3 +30,24 @@ def test_the_benchmark_of_similarity_runs_and_its_sides_agree():
     assert result["pairs"] > result["official_slice"] > 0
     assert any("plain loop over the libraries" in line for line in table)
     assert any("extrapolated from" in line and "official arrangement" in line for line in table)
+
+
+def test_the_benchmark_of_latency_runs_and_compares_every_case():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.latency", "--quick"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert (result["benchmark"], result["baseline"]) == ("latency", "text-cot")
+    assert (result["size"], result["trained"], result["skipped"]) == ("toy", False, {})
+    cases = {"text-cot-cut", "heima", "heima-forced-prefix", "answer-only"}
+    assert set(result["ratios"]) == cases
+    assert all(set(row) == {"1", "4"} for row in result["ratios"].values())
+    assert result["ratio"] == result["ratios"]["heima"]["1"] > 0
+    assert min(result["tflops"], result["gb_per_s"]) > 0
+    for case in (*cases, "text-cot"):
+        assert sum(line.split()[:1] == [case] for line in table) == 2
