@@ -1,7 +1,8 @@
 """Rows of a benchmark that no model could answer and no rule could score.
 
 `check` looks at rows, `check_folder` at the split of a data set folder that the benchmark's tasks
-read, row by row: its memory does not grow with the data. Both protocols read the same columns.
+read; it holds a few rows and a page of the parquet file at once. Both protocols read the same
+columns.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import re
 import struct
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -151,7 +153,8 @@ def _image_faults(value: Any) -> list[str]:
     if not content:
         return [MISSING_IMAGE]
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        # What Pillow can read with a warning, it reads for the tasks too.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
             image.load()
     except _PIL_FAULTS as error:
         return [f"broken image: {str(error).replace(repr(content), 'the file')[:120]}"]
@@ -202,10 +205,10 @@ def mmstar_options(question: str) -> dict[str, str]:
         if found is None:
             break
         marks.append((letter, found.start(), found.end()))
-    ends = [start for _, start, _ in marks[1:]] + [len(body)]
+    starts = [start for _, start, _ in marks] + [len(body)]
     return {
-        letter: body[start:end].strip(" ,;\n\t")
-        for (letter, _, start), end in zip(marks, ends, strict=True)
+        letter: body[end:following].strip(" ,;\n\t")
+        for (letter, _, end), following in zip(marks, starts[1:], strict=True)
     }
 
 

@@ -1,0 +1,154 @@
+"""A server on loopback that speaks the hub's API for data sets, and fails on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_secretsecretsecretsecretsecret"
+
+
+@dataclass
+class Repository:
+    """Commits, oldest first: commit -> file -> bytes. `state` is open, gated or private."""
+
+    commits: dict[str, dict[str, bytes]]
+    state: str = "open"
+
+
+@dataclass
+class Hub:
+    """`cut` names files whose next download breaks off in the middle; `log` has every request."""
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
+    sizes: dict[str, int] = field(default_factory=dict)
+    log: list[tuple[str, str, str | None]] = field(default_factory=list)
+    down: bool = False
+
+    def __enter__(self) -> Hub:
+        hub = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.hub = hub
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def downloads(self) -> list[tuple[str, str | None]]:
+        """Path and Range of each download so far."""
+        return [
+            (path, part)
+            for method, path, part in self.log
+            if method == "GET" and "/resolve/" in path
+        ]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.log.append((self.command, path, self.headers.get("Range")))
+        if self.hub.down:
+            return self._refuse(503, "")
+        found = re.fullmatch(
+            r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path
+        ) or re.fullmatch(r"/datasets/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path)
+        if found is None:
+            return self._refuse(404, "")
+        name, call, revision = found.group(1), found.group(2), found.group(3)
+        repository = self.hub.repositories.get(name)
+        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if repository is None or (repository.state == "private" and not known):
+            return self._refuse(404 if known else 401, "RepoNotFound")
+        commit = list(repository.commits)[-1] if revision in (None, "main") else revision
+        if commit not in repository.commits:
+            return self._refuse(404, "RevisionNotFound")
+        files = repository.commits[commit]
+        if call == "resolve":
+            if repository.state == "gated" and not known:
+                return self._refuse(401, "GatedRepo")
+            return self._file(commit, found.group(4), files)
+        if call == "tree":
+            return self._json([self._described(file, files[file]) for file in sorted(files)])
+        siblings = [
+            {"rfilename": file, **self._described(file, files[file])} for file in sorted(files)
+        ]
+        return self._json({"id": name, "sha": commit, "siblings": siblings})
+
+    def _described(self, file: str, content: bytes) -> dict[str, object]:
+        size = self.hub.sizes.get(file, len(content))
+        digest = hashlib.sha256(content).hexdigest()
+        lfs = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 100}
+        return {"type": "file", "path": file, "size": size, "oid": digest[:40], "lfs": lfs}
+
+    def _file(self, commit: str, file: str, files: dict[str, bytes]) -> None:
+        if file not in files:
+            return self._refuse(404, "EntryNotFound")
+        content = files[file]
+        part = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(part.group(1)) if part else 0
+        self.send_response(206 if part else 200)
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Accept-Ranges", "bytes")
+        if part:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if self.command == "HEAD":
+            return None
+        if file in self.hub.cut:
+            self.hub.cut.discard(file)
+            self.wfile.write(content[start : start + (len(content) - start) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            return None
+        self.wfile.write(content[start:])
+        return None
+
+    def _json(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+            self.send_header("X-Error-Message", f"{code} for {self.headers.get('Authorization')}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
