@@ -123,7 +123,7 @@ class Table:
 
 
 def build(root: Path, params: Params) -> dict[str, Table]:
-    """The tables `benchmarks`, `ablation` and `interpreters` from the result files below `root`.
+    """The tables benchmarks, ablation, interpreters and latency from the result files below `root`.
 
     Raises `TableError` naming every file or cell that is missing, left over or inconsistent.
     """
@@ -132,6 +132,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
     similarities = _read_similarities(root, params, problems)
     reconstructed = _read_reconstructed(root, params, problems)
     samples = _read_samples(root, params, problems)
+    latency = _read_latency(root, params, problems)
     published = {
         name: _read_published(root / "reports" / "published" / f"{name}.csv", problems)
         for name in ("benchmarks", "interpreters")
@@ -164,6 +165,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
             ),
         ),
     )
+    tables += (Table("latency", (_latency(params, *latency),)),)
     return {table.name: table for table in tables}
 
 
@@ -293,6 +295,47 @@ def _read_samples(root: Path, params: Params, problems: list[str]) -> dict[str, 
                 f"{len(unpaired)} are in one of them only: {shown}"
             )
     return samples
+
+
+_LATENCY = "metrics/latency.json"
+_PHASES = ("preprocess_ms", "vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2e_ms", "e2e_p90_ms")
+_LATENCY_DIGITS = {**dict.fromkeys(_PHASES, 1), "samples_per_s": 1, "decoded_tokens": 1}
+_UTILISATION = {"gflop_per_sample": 2, "flop_utilisation": 3, "bandwidth_utilisation": 3}
+_MAY_LACK = ("tpot_ms", "bandwidth_utilisation")
+"""What answers of one token do not have."""
+
+
+def _read_latency(
+    root: Path, params: Params, problems: list[str]
+) -> tuple[dict[str, dict[str, Cell]], dict[str, Any]]:
+    """The cells of every case at every batch size that the device could hold, and provenance."""
+    if not (root / _LATENCY).is_file():
+        problems.append(f"{_LATENCY} is missing: run `dvc repro latency`")
+        return {}, {}
+    cells, provenance = results.read_metrics(root / _LATENCY)
+    if provenance["profile"] != params.profile:
+        problems.append(
+            f"{_LATENCY} is of the profile {provenance['profile']}, params.yaml is "
+            f"{params.profile}: run `dvc repro`"
+        )
+    sizes = [size for size in params.latency.batch_sizes if str(size) not in provenance["skipped"]]
+    wanted = {_latency_group(case, size) for case in params.latency.cases for size in sizes}
+    present = {group for group in cells if _VERSUS not in group}
+    for group in sorted(wanted ^ present):
+        state = "the left-over" if group in present else "no"
+        problems.append(f"{_LATENCY} has {state} cells of {group}: run `dvc repro latency`")
+    for group in sorted(wanted & present):
+        for metric in (*_LATENCY_DIGITS, *_UTILISATION):
+            if metric not in cells[group] and metric not in _MAY_LACK:
+                problems.append(f"{_LATENCY} lacks the cell {group}/{metric}")
+    return cells, provenance
+
+
+_VERSUS = "-vs-"
+
+
+def _latency_group(case: str, size: int) -> str:
+    return f"{case}/batch-{size}"
 
 
 def _read_published(path: Path, problems: list[str]) -> list[dict[str, str]]:
@@ -611,6 +654,72 @@ def _paired(
         )
         for column, cell in cells.items()
     }
+
+
+def _latency(
+    params: Params, cells: Mapping[str, Mapping[str, Cell]], provenance: Mapping[str, Any]
+) -> Block:
+    skipped = provenance["skipped"]
+    sizes = [size for size in params.latency.batch_sizes if str(size) not in skipped]
+    cases = tuple(params.latency.cases)
+    peaks = provenance["peaks"]
+
+    def grid(
+        title: str, digits: Mapping[str, int], size: int, rows: tuple[str, ...] = cases
+    ) -> Panel:
+        entries: dict[tuple[str, str], Entry | Label] = {}
+        for case, column in itertools.product(rows, digits):
+            cell = cells[_latency_group(case, size)].get(column)
+            entries[case, column] = (
+                Label("–", _LATENCY) if cell is None else Entry.of(cell, _LATENCY)
+            )
+        return Panel(title, "case", rows, digits, entries)
+
+    panels = [grid(f"Batch {size}: phases", _LATENCY_DIGITS, size) for size in sizes]
+    panels += [grid(f"Batch {size}: work", _UTILISATION, size) for size in sizes]
+    others = tuple(case for case in cases if any(f"{case}{_VERSUS}" in group for group in cells))
+    if others:
+        (base,) = {group.partition(_VERSUS)[2].partition("/")[0] for group in cells} - {""}
+        columns = {f"batch {size}": size for size in sizes}
+        panels.append(
+            Panel(
+                f"End-to-end time of {base} over that of the case",
+                "case",
+                others,
+                dict.fromkeys(columns, 2),
+                {
+                    (case, column): Entry.of(
+                        cells[_latency_group(f"{case}{_VERSUS}{base}", size)]["speedup"], _LATENCY
+                    )
+                    for case in others
+                    for column, size in columns.items()
+                },
+            )
+        )
+    left_out = "; ".join(f"batch {size}: {reason}" for size, reason in skipped.items())
+    cut = "; ".join(
+        f"{name} stops after {provenance['limits'][name]} tokens, the median of {case.budget}"
+        for name, case in params.latency.cases.items()
+        if case.budget is not None
+    )
+    return Block(
+        origin=f"{params.profile} profile",
+        title=f"Latency ({_about(params)})",
+        caption=(
+            f"On {provenance['device']} ({provenance['threads']} threads, {provenance['dtype']}, "
+            f"torch {provenance['torch']}): medians over batches in milliseconds, cases in turn on "
+            "the same batches of "
+            f"{params.latency.benchmark} ({params.latency.protocol}), greedy; 95 % bootstrap "
+            "intervals of the median. ttft: to the first token, preprocessing and vision included; "
+            "tpot: each further token; e2e: the whole batch; p90: 90th percentile. Utilisation is "
+            f"against {peaks['tflops']:.3g} TFLOP/s and {peaks['gb_per_s']:.4g} GB/s "
+            f"({peaks['source']} for {peaks['device']}); bandwidth while decoding: weights and "
+            "cache read once a step."
+            + (f" {cut}." if cut else "")
+            + (f" Left out: {left_out}." if left_out else "")
+        ),
+        panels=tuple(panels),
+    )
 
 
 def _interpreters(

@@ -1,8 +1,8 @@
 """Write the tables of the reproduction, or print one: `python -m stages.tables [--show benchmarks]`
 
-Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, scores/{variant}.jsonl and
-       reports/published/*.csv: the files that params.yaml names, no other
-Writes reports/tables/{benchmarks,ablation,interpreters}.{tex,md,csv}
+Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, metrics/latency.json,
+       scores/{variant}.jsonl and reports/published/*.csv: what params.yaml names, no other file
+Writes reports/tables/{benchmarks,ablation,interpreters,latency}.{tex,md,csv}
 
 `--show NAME` prints the written Markdown of a table and changes nothing.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from heima import config, results
 
 FOLDER = Path("reports/tables")
-NAMES = ("benchmarks", "ablation", "interpreters")
+NAMES = ("benchmarks", "ablation", "interpreters", "latency")
 
 
 def main() -> None:

@@ -14,6 +14,11 @@ from heima import config, results, statistics
 from heima.measures import NLL, NLL_GAIN, difference, judge_column, metrics_of
 from heima.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
 
+LATENCY_METRICS = (
+    *("preprocess_ms", "vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2e_ms", "e2e_p90_ms"),
+    *("samples_per_s", "decoded_tokens", "gflop_per_sample"),
+    *("flop_utilisation", "bandwidth_utilisation"),
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -28,7 +33,42 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
         _write_score(root, params, variant, questions, seed)
     for seed, name in enumerate(params.reconstructions):
         _write_similarity(root, params, name, seed)
+    _write_latency(root, params)
     return params
+
+
+def _write_latency(root: Path, params: config.Params) -> None:
+    """One batch size did not fit; answers of one case have a single token."""
+    random = np.random.default_rng(5)
+    cells: dict[str, dict[str, results.Cell]] = {}
+    *sizes, too_large = params.latency.batch_sizes
+    for case in params.latency.cases:
+        for size in sizes:
+            metrics = dict.fromkeys(LATENCY_METRICS)
+            if case == "answer-only":
+                del metrics["tpot_ms"], metrics["bandwidth_utilisation"]
+            cells[f"{case}/batch-{size}"] = {
+                metric: statistics.cell(random.random(9), draws=50, seed=1) for metric in metrics
+            }
+            if case != "text-cot":
+                cells[f"{case}-vs-text-cot/batch-{size}"] = {
+                    "speedup": statistics.cell(1 + random.random(9), draws=50, seed=1)
+                }
+    results.write_metrics(
+        root / "metrics" / "latency.json",
+        cells,
+        results.provenance(
+            "latency",
+            params,
+            device="a device",
+            threads=1,
+            dtype="float32",
+            torch="2",
+            peaks={"device": "a device", "tflops": 0.05, "gb_per_s": 20.0, "source": "measured"},
+            limits=dict.fromkeys(params.latency.cases, 13),
+            skipped={str(too_large): "out of memory: on purpose"},
+        ),
+    )
 
 
 def _write_score(
