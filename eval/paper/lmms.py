@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Image
+from datasets import Dataset
 from PIL import Image as images
 
 from eval.paper import cases, scoring
@@ -22,15 +22,9 @@ class PaperTask:
         self._benchmark = benchmark
 
     def docs(self, dataset: Dataset) -> Dataset:
-        """The data as it is, each row with an index, checked.
-
-        Raises `ValueError` naming each row that is no question of this benchmark, or whose name
-        another one has.
-        """
-        if "index" not in dataset.column_names and self._benchmark == "ai2d":
-            dataset = dataset.add_column("index", list(range(len(dataset))))
-        pictures = [k for k, feature in dataset.features.items() if isinstance(feature, Image)]
-        cases.check(self._benchmark, dataset.remove_columns(pictures))
+        """The data as it is, but each row with an index; AI2D's rows have none."""
+        if self._benchmark == "ai2d" and "index" not in dataset.column_names:
+            return dataset.add_column("index", list(range(len(dataset))))
         return dataset
 
     def visual(self, doc: Mapping[str, Any]) -> list[images.Image]:
@@ -38,18 +32,25 @@ class PaperTask:
         return [doc[column].convert("RGB")]
 
     def text(self, doc: Mapping[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
-        return cases.read(self._benchmark, doc).prompt
+        """What the model is asked; raises `ValueError` for a row that is no question."""
+        return self._case(doc).prompt
 
     def target(self, doc: Mapping[str, Any]) -> str:
-        return cases.read(self._benchmark, doc).answer
+        return self._case(doc).answer
 
     def process(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
         """One dict, shared by the metrics: whichever is aggregated first scores the samples."""
-        one = scoring.sample(cases.read(self._benchmark, doc), results[0])
+        one = scoring.sample(self._case(doc), results[0])
         names = ["accuracy"]
         if self._benchmark == "hallusionbench":
             names += ["figure_accuracy", "question_accuracy"]
         return dict.fromkeys(names, one)
+
+    def _case(self, doc: Mapping[str, Any]) -> cases.Case:
+        try:
+            return cases.read(self._benchmark, doc)
+        except cases.RowError as error:
+            raise ValueError(f"{self._benchmark} sample {cases.name(doc)}: {error}") from error
 
     def accuracy(self, samples: Sequence[scoring.Sample]) -> float:
         scoring.settle(self._benchmark, samples)

@@ -251,11 +251,12 @@ def _reply(client: openai.OpenAI, model: str, prompt: str) -> str | _Fault:
     # A 200 with broken JSON is no OpenAIError but a ValueError.
     except (openai.OpenAIError, ValueError) as error:
         return _Fault(f"{type(error).__name__}: {error}")
+    try:
+        model, message = found.model, found.choices[0].message
+        content, refusal = message.content, message.refusal
     # A 200 with HTML comes back as a str, one with another shape with absent fields.
-    choices = getattr(found, "choices", None)
-    if not choices:
+    except (AttributeError, LookupError, TypeError):
         return _Fault(f"the reply holds no text: {found!r:.100}")
-    message = choices[0].message
-    if found.model == UNANSWERED:
-        return _Recorded(message.refusal or "the gateway has no reply")
-    return message.content or _Fault("an empty reply")
+    if model == UNANSWERED:
+        return _Recorded(refusal or "the gateway has no reply")
+    return content or _Fault("an empty reply")
