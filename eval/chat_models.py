@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from PIL import Image
+from PIL import Image, ImageFile
 
 from eval.tasks import TASKS
 from heima import config, cot
@@ -87,6 +89,20 @@ class Heima(_ChatModel):
         ]
 
 
+_UNUSABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises of files that are no images, cut short, damaged or too large, and `_content`
+of other samples."""
+
+
 def prompts_of(
     requests: Sequence[tuple[str, Instance]], datasets: Mapping[str, Mapping[str, Dataset]]
 ) -> list[Prompt]:
@@ -102,9 +118,7 @@ def prompts_of(
     for name, request in requests:
         try:
             question, image = _content(request, datasets)
-        # What Pillow says of files that are no images, cut short, damaged, or too large; and
-        # what `_content` says.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except _UNUSABLE as error:
             # Pillow puts the address of the stream into its message.
             reason = re.sub(r"<_io\.\w+ object at \w+>", "its bytes", str(error))
             faults.append(f"  {name}, sample {request.doc_id}: {type(error).__name__}: {reason}")
@@ -128,6 +142,8 @@ def _content(
 ) -> tuple[str, Image.Image]:
     _, doc_to_messages, _, doc_id, task, split = request.args
     dataset = datasets[task][split]
+    # lmms-eval lets Pillow fill up what is missing of an image, as soon as it is imported.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     row = dataset[doc_id]
     for column, feature in dataset.features.items():
         if isinstance(feature, ImageFeature) and row[column] is None:

@@ -33,9 +33,11 @@ from heima.results import atomic, provenance, write_json, write_jsonl, write_met
 from heima.scores import score_group
 from heima.statistics import DRAWS, cell
 
-_START = timedelta(minutes=30)
+_START = timedelta(minutes=10)
+"""How long a process waits for the others to start."""
+
 _PATIENCE = timedelta(days=30)
-"""How long a process waits for others that live; one that dies is noticed at once."""
+"""How long it then waits for those that live; one that dies is noticed at once."""
 
 Run = tuple[str, int]
 """A protocol and one of its seeds."""
@@ -127,8 +129,14 @@ def _ranks() -> Iterator[tuple[int, int]]:
 
 def _meet() -> None:
     """Wait for all processes. Raises `RuntimeError` where one of them has died."""
-    if torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized():
+        return
+    try:
         torch.distributed.monitored_barrier(timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "another process of this run has died, see its own output; what was decoded is kept"
+        ) from error
 
 
 def _requests(params: Params, cache: Path) -> tuple[Requests, Datasets]:

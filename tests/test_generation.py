@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image
 
 from heima import cot
 from heima.config import Decoding
-from heima.generation import Prompt, _Tally, generate
+from heima.generation import Decoder, Mllama, Prompt, _Tally, generate, plan
 from heima.tokens import Vocabulary
 
 
@@ -106,14 +106,120 @@ def test_an_image_is_processed_once(chatty, toy_processor, toy_vocabulary, promp
     assert len(seen) == 9
 
 
-def test_sampling_follows_the_seed(chatty, toy_processor, toy_vocabulary, prompts):
-    first, again = (
-        run(chatty, toy_processor, toy_vocabulary, prompts[:6], temperature=0.6) for _ in range(2)
+def test_an_image_is_encoded_once_in_a_batch(
+    chatty, toy_processor, toy_vocabulary, prompts, monkeypatch
+):
+    """9 images of 23 prompts; the answers are those to an image of one's own for each."""
+    encoded = []
+    forward = chatty.model.vision_model.forward
+
+    def counting(pixel_values, **options):
+        encoded.append(len(pixel_values))
+        return forward(pixel_values=pixel_values, **options)
+
+    monkeypatch.setattr(chatty.model.vision_model, "forward", counting)
+    own = [replace(prompt, image_key=str(i)) for i, prompt in enumerate(prompts)]
+    shared, apart = (run(chatty, toy_processor, toy_vocabulary, those) for those in (prompts, own))
+    assert encoded == [9, 23]
+    assert [one.text for one in shared] == [one.text for one in apart]
+    assert not chatty.model.multi_modal_projector._forward_hooks
+
+
+def test_a_prefix_is_read_and_not_decoded(chatty, toy_processor, toy_vocabulary, prompts):
+    """It continues as plain `generate` does after the same token ids."""
+    prefix = cot.constant_prefix("p3")
+    found = generate(
+        chatty,
+        toy_processor,
+        toy_vocabulary,
+        prompts[:4],
+        decoding=decoding(),
+        seed=3,
+        prefix=prefix,
     )
-    greedy = run(chatty, toy_processor, toy_vocabulary, prompts[:6])
-    texts = [one.text for one in first]
-    assert texts == [one.text for one in again]
-    assert texts != [one.text for one in greedy]
+    free = run(chatty, toy_processor, toy_vocabulary, prompts[:4])
+    assert [one.text for one in found] != [one.text for one in free]
+    for prompt, one, without in zip(prompts, found, free, strict=False):
+        ids = toy_vocabulary.prompt_ids(prompt.question, "first", prefix)
+        bare = toy_vocabulary.prompt_ids(prompt.question, "first")
+        assert ids[: len(bare)] == bare
+        # Three tags, thinking tokens and tags again.
+        assert len(ids) - len(bare) == 9
+        images = toy_processor.image_processor([[prompt.load_image()]], return_tensors="pt")
+        seen = (torch.tensor(ids) == toy_processor.image_token_id).cumsum(0)
+        output = chatty.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            # Text sees the image that it follows.
+            cross_attention_mask=seen.long()[None, :, None, None],
+            **{
+                key: images[key]
+                for key in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+            },
+            do_sample=False,
+            max_new_tokens=24,
+        )
+        new = output[0, len(ids) :].tolist()
+        assert one.text == toy_vocabulary.decode(new)
+        assert one.counts.decoded == len(new)
+        assert one.counts.prompt == len(ids) == without.counts.prompt + 9
+        assert one.counts.thinking == sum(
+            token in toy_vocabulary.thinking_ids.values() for token in new
+        )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_a_batch_has_one_outcome(chatty, toy_processor, toy_vocabulary, prompts, temperature):
+    """Whatever was decoded before it: batches can be shared out and resumed."""
+    whole = run(
+        chatty, toy_processor, toy_vocabulary, prompts, temperature=temperature, batch_size=5
+    )
+    planned = plan(
+        toy_vocabulary, prompts, decoding=decoding(temperature=temperature, batch_size=5), seed=3
+    )
+    found = {}
+    for batches in [(4, 1), (3,), (0, 2)]:
+        decode = Decoder(Mllama(chatty, toy_processor), toy_vocabulary)
+        for batch in batches:
+            torch.rand(batch + 1)
+            found[batch] = decode(planned, batch)
+    again = planned.in_order(found[batch] for batch in range(5))
+    assert [(one.text, one.counts, one.finish) for one in again] == [
+        (one.text, one.counts, one.finish) for one in whole
+    ]
+
+
+def test_in_order_wants_every_batch(toy_vocabulary, prompts):
+    planned = plan(toy_vocabulary, prompts, decoding=decoding(batch_size=5), seed=3)
+    with pytest.raises(ValueError, match="shorter"):
+        planned.in_order([])
+
+
+def test_sampling_follows_the_seed(chatty, toy_processor, toy_vocabulary, prompts):
+    def texts(seed, **changes):
+        found = generate(
+            chatty,
+            toy_processor,
+            toy_vocabulary,
+            prompts[:6],
+            decoding=decoding(**changes),
+            seed=seed,
+        )
+        return [one.text for one in found]
+
+    first = texts(3, temperature=0.6)
+    assert first == texts(3, temperature=0.6)
+    assert first != texts(4, temperature=0.6)
+    assert first != texts(3)
+    assert texts(3) == texts(4)
+
+
+def test_equal_prompts_in_two_batches_are_drawn_apart(
+    chatty, toy_processor, toy_vocabulary, prompts
+):
+    twice = [prompts[0]] * 4
+    found = run(chatty, toy_processor, toy_vocabulary, twice, temperature=2.0, batch_size=1)
+    assert len({one.text for one in found}) > 1
 
 
 class TestTally:
