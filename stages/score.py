@@ -6,8 +6,8 @@ Reads params.yaml, predictions/heima/ and the benchmarks' data; writes scores/he
 sample), metrics/score/heima.json (the table's cells) and reports/summary/heima.json (what
 `dvc metrics show` lists). The judge of params is asked through a gateway on a free loopback port. A
 judge that does not answer ends the stage before anything is scored; one that leaves requests
-unanswered ends it with their samples named and nothing written. judge.cache keeps what was answered,
-so the stage started again asks only for the rest.
+unanswered ends it with their samples named and nothing written. What was answered stays in
+judge.cache, so the stage started again asks only for the rest.
 """
 
 import sys

@@ -393,6 +393,9 @@ class Judge:
                         bar.update()
                     if self.endpoint.price is not None:
                         bar.set_postfix_str(f"${self.cache.spent():.2f}", refresh=False)
+            except BaseException:
+                self.stop("the run ended")
+                raise
             finally:
                 # Also on Ctrl-C: what has been sent is paid, so it is waited for and kept.
                 pool.shutdown(wait=True, cancel_futures=True)

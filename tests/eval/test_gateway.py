@@ -24,6 +24,7 @@ from eval.judge.reconstructions import judge as grade
 from eval.prompts import Question
 from heima.config import EmbeddedRules, OpenAIJudge
 from tests.eval.judge_server import CONTENT, FATAL, REJECTED, TRANSPORT, JudgeServer, text_of
+from tests.eval.test_scoring import change_params, write_predictions
 
 ROOT = Path(__file__).parents[2]
 RULES = EmbeddedRules(backend="embedded-rules")
@@ -545,6 +546,52 @@ class TestCost:
             assert second.usage()["known"] == 2
             assert content(ask(second, question(3))) == verdict(3)
         assert {server.attempts[question(n)] for n in range(4)} == {1}
+
+
+def test_a_judge_that_stops_in_the_middle_of_the_stage(server, workspace):
+    """The stage fails and names what is missing; the next run asks for that alone."""
+    change_params(
+        lambda raw: raw.update(
+            protocols={"lmms": raw["protocols"]["lmms"]},
+            judge={
+                "backend": "openai",
+                "base_url": server.url,
+                "model": "my-judge",
+                "api_key_env": "TEST_JUDGE_KEY",
+                "max_retries": 0,
+            },
+        )
+    )
+    write_predictions(Path("predictions/heima"), lambda *place: "right")
+    answered_first = 1 + 16
+    server.plan = lambda body, attempt: (
+        TRANSPORT["reset"] if server.answered.total() >= answered_first else None
+    )
+    ended = run_stage()
+    assert ended.returncode == 1, ended.stderr
+    assert "the judge my-judge left" in ended.stderr and "Traceback" not in ended.stderr
+    assert "sample 11: not asked, because before: the judge at" in ended.stderr
+    assert ".cache/judge.sqlite keeps what was answered" in ended.stderr
+    assert not Path("scores").exists() and not Path("metrics").exists()
+    assert server.answered.total() == answered_first
+
+    server.plan = lambda body, attempt: None
+    ended = run_stage()
+    assert ended.returncode == 0, ended.stderr
+    assert Path("scores/heima.jsonl").exists() and Path("metrics/score/heima.json").exists()
+    assert server.answered.pop(prompts.CANARY) == 2
+    assert set(server.answered.values()) == {1}
+    assert len(server.answered) == 3 * 12, "MM-Vet, MathVista and HallusionBench ask"
+
+
+def run_stage():
+    return subprocess.run(
+        [sys.executable, "-m", "stages.score", "heima"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_JUDGE_KEY": "secret"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,21 @@ class TestCache:
             assert cache.get("k") == Reply("4", "m", "fp", 10, 2)
             assert cache.missing(["j", "k"]) == ["j"]
             assert cache.spent() == 0.75
+
+    def test_many_threads_write_to_one_file(self, tmp_path):
+        with ReplyCache(tmp_path / "judge.sqlite") as cache:
+
+            def write(number):
+                for step in range(20):
+                    name = f"{number % 4}-{step}"
+                    cache.add(name, "server", Reply(str(number), "m"), 0.25)
+                    assert cache.get(name) is not None
+                    cache.charge(name, "server", "unusable", 0.25)
+
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(write, range(8)))
+            assert cache.spent() == 8 * 20 * 0.5
+            assert cache.missing([f"{n}-{step}" for n in range(4) for step in range(20)]) == []
 
     def test_a_file_that_is_no_cache_is_left_as_it_is(self, tmp_path):
         path = tmp_path / "judge.sqlite"
@@ -356,6 +372,16 @@ class TestCost:
         found = grade({"reasoning": some}, judging(price=price, budget_usd=10_000))["reasoning"]
         assert grades(found) == right_grades(some)
         assert server.answered.total() == 2 + len(some), "two canaries, each sample once"
+
+    def test_what_is_asked_again_stays_within_the_budget(self, server, judging):
+        """The first tries fit into the budget, their repetitions do not."""
+        server.plan = lambda body, attempt: None if is_canary(body) else CONTENT["prose"]
+        params = judging(price={"input": 1000.0, "output": 0.0}, budget_usd=10.0)
+        with pytest.raises(JudgeError, match=r"judge\.budget_usd = 10 is reached: \$9\."):
+            grade({"reasoning": rows(5)}, params)
+        with ReplyCache(Path(".cache/judge.sqlite")) as cache:
+            assert 9 < cache.spent() <= 10
+            assert cache.spent() == pytest.approx(0.4 * server.requests)
 
     def test_tokens_are_estimated_by_characters(self):
         body = similarity.body("m", "q" * 100, "a" * 100, "b" * 200)
