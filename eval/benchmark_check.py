@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import struct
 import tempfile
 import warnings
@@ -24,13 +23,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from eval.benchmark_data import BenchmarkDataError
+from eval.paper.cases import SPLITS, RowError, split_options
 
 Row = Mapping[str, Any]
 Fault = tuple[int, str]
 """A row's place in its split (lmms-eval's doc_id), and what is wrong with it: "kind: detail"."""
 
 MISSING_IMAGE = "missing image"
-_LETTERS = "ABCDEFGH"
 _PIL_FAULTS = (
     OSError,
     SyntaxError,
@@ -96,20 +95,21 @@ def _split_files(benchmark: str, rules: _Rules, folder: Path) -> list[Path]:
     from datasets import Features, load_dataset_builder
     from datasets import Image as ImageFeature
 
+    configuration, split = SPLITS[benchmark]
     place = f"{folder}, as the data of {benchmark},"
     try:
         with tempfile.TemporaryDirectory() as cache:
             builder = load_dataset_builder(
-                str(folder.resolve()), name=rules.config, cache_dir=cache
+                str(folder.resolve()), name=configuration, cache_dir=cache
             )
     except (ValueError, FileNotFoundError) as error:
         raise BenchmarkDataError(f"{place} cannot be read: {error}") from error
     splits = builder.config.data_files or {}
-    if rules.split not in splits:
+    if split not in splits:
         raise BenchmarkDataError(
-            f"{place} has no split {rules.split!r}; it has {sorted(map(str, splits))}"
+            f"{place} has no split {split!r}; it has {sorted(map(str, splits))}"
         )
-    files = [Path(file) for file in splits[rules.split]]
+    files = [Path(file) for file in splits[split]]
     for file in files:
         try:
             schema = pq.read_schema(file)
@@ -157,7 +157,8 @@ def _image_faults(value: Any) -> list[str]:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
             image.load()
     except _PIL_FAULTS as error:
-        return [f"broken image: {str(error).replace(repr(content), 'the file')[:120]}"]
+        # Pillow names the buffer that it was given by its address.
+        return [f"broken image: {str(error).partition(' <_io')[0][:120]}"]
     return []
 
 
@@ -177,39 +178,14 @@ def _choice_faults(options: Mapping[str, Any], answer: Any) -> list[str]:
 
 
 def _mmstar_faults(row: Row) -> list[str]:
-    options = mmstar_options(row["question"] or "")
-    if len(options) < 2:
-        return ["unreadable options: the question has no list A: …, B: … or (A) …, (B) …"]
+    try:
+        _, options = split_options(row["question"] or "")
+    except RowError as error:
+        return [f"unreadable options: {error}"]
     answer = row["answer"]
-    faults = [f"empty option: {letter}" for letter, text in options.items() if _empty(text)]
     if not isinstance(answer, str) or answer.strip().upper() not in options:
-        faults.append(
-            f"answer outside the options: {answer!r}, the options are {', '.join(options)}"
-        )
-    return faults
-
-
-def mmstar_options(question: str) -> dict[str, str]:
-    """The options by letter, which MMStar writes into the question.
-
-    >>> mmstar_options("What is it?\\nOptions: A: a cat, B: a dog")
-    {'A': 'a cat', 'B': 'a dog'}
-    >>> mmstar_options("How wide?\\nChoices:\\n(A) 3\\n(B) 4")
-    {'A': '3', 'B': '4'}
-    """
-    body = re.split(r"\b(?:Options|Choices)\s*:", question, flags=re.IGNORECASE)[-1]
-    marks: list[tuple[str, int, int]] = []
-    for letter in _LETTERS:
-        mark = re.compile(rf"(?:^|(?<=[\s,;]))(?:\({letter}\)|{letter}\s?[:.)])")
-        found = mark.search(body, marks[-1][2] if marks else 0)
-        if found is None:
-            break
-        marks.append((letter, found.start(), found.end()))
-    starts = [start for _, start, _ in marks] + [len(body)]
-    return {
-        letter: body[end:following].strip(" ,;\n\t")
-        for (letter, _, end), following in zip(marks, starts[1:], strict=True)
-    }
+        return [f"answer outside the options: {answer!r}, the options are {', '.join(options)}"]
+    return []
 
 
 def _mmbench_faults(row: Row) -> list[str]:
@@ -253,29 +229,24 @@ def _hallusionbench_faults(row: Row) -> list[str]:
 
 @dataclass(frozen=True)
 class _Rules:
-    """Where a benchmark's rows stand, and what must hold for one of them.
+    """What must hold for a row of a benchmark.
 
     `identity` are the columns that no two rows share; AI2D has none.
     """
 
-    split: str
     columns: tuple[str, ...]
     faults: Callable[[Row], list[str]]
     identity: tuple[str, ...] = ()
     image: str = "image"
-    config: str | None = None
 
 
 _RULES: dict[str, _Rules] = {
     "mmstar": _Rules(
-        split="val",
         columns=("index", "question", "image", "answer", "category", "l2_category"),
         faults=_mmstar_faults,
         identity=("index",),
     ),
     "mmbench": _Rules(
-        config="en",
-        split="dev",
         columns=(
             *("index", "question", "hint", "answer", "A", "B", "C", "D", "E"),
             *("category", "L2-category", "source", "split", "image"),
@@ -284,13 +255,11 @@ _RULES: dict[str, _Rules] = {
         identity=("index",),
     ),
     "mmvet": _Rules(
-        split="test",
         columns=("question_id", "question", "answer", "capability", "image"),
         faults=_answer_faults,
         identity=("question_id",),
     ),
     "mathvista": _Rules(
-        split="testmini",
         columns=(
             *("pid", "question", "decoded_image", "choices", "unit", "precision", "answer"),
             *("question_type", "answer_type", "metadata", "query"),
@@ -300,12 +269,10 @@ _RULES: dict[str, _Rules] = {
         image="decoded_image",
     ),
     "ai2d": _Rules(
-        split="test",
         columns=("question", "options", "answer", "image"),
         faults=_ai2d_faults,
     ),
     "hallusionbench": _Rules(
-        split="image",
         columns=(
             *("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id"),
             *("question", "gt_answer_details", "gt_answer", "filename", "image"),

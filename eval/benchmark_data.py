@@ -111,7 +111,7 @@ def revisions(params: Params) -> dict[str, dict[str, str]]:
     Raises `BenchmarkDataError` where given data is no longer what `prepare` found.
     """
     names = {params.data_name(p, b) for p in params.protocols for b in params.benchmarks}
-    found = {name: _edition(params, name) for name in sorted(names)}
+    found = {name: edition(params, name) for name in sorted(names)}
     return {
         protocol: {
             benchmark: found[params.data_name(protocol, benchmark)]
@@ -121,13 +121,17 @@ def revisions(params: Params) -> dict[str, dict[str, str]]:
     }
 
 
-def _edition(params: Params, name: str) -> str:
+def edition(params: Params, name: str) -> str:
+    """The edition of one data set: `revision_of` its folder, if it is what `prepare` found.
+
+    Raises `BenchmarkDataError` where given data is no longer that.
+    """
     folder = folder_of(params, name)
     if params.source.kind == "toy":
         return revision_of(folder)
     recorded = _recorded(name, params.source.benchmarks[name])
     try:
-        edition, files = inspect(folder)
+        found, files = inspect(folder)
     except FileNotFoundError as error:
         raise BenchmarkDataError(
             f"the data set {name} has moved: {error}, where `prepare` found "
@@ -140,7 +144,7 @@ def _edition(params: Params, name: str) -> str:
                 f"the data set {name} has moved: {folder / file} is {_shown(now)}, `prepare` found "
                 f"{_shown(then)}; put that file back, or {AGAIN} to use the new one"
             )
-    return edition
+    return found
 
 
 def _shown(file: dict[str, Any] | None) -> str:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from eval.benchmark_check import MISSING_IMAGE, Fault, check_folder
 from eval.benchmark_data import (
@@ -32,6 +32,9 @@ from eval.benchmark_data import (
 )
 from heima.config import Benchmark, DatasetSource, Params
 from heima.results import write_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetInfo
 
 _REFERENCE = 64
 """A text no longer than this, in place of an image, is the index of the row whose image it is."""
@@ -153,7 +156,7 @@ def download(name: str, source: DatasetSource) -> tuple[Path, str]:
         info = HfApi().dataset_info(
             source.id, revision=source.revision, files_metadata=True, timeout=60
         )
-        _check_space(title, {file.rfilename: file.size or 0 for file in info.siblings or ()})
+        _check_space(title, info)
         folder = snapshot_download(
             source.id, repo_type="dataset", revision=info.sha, allow_patterns=list(PATTERNS)
         )
@@ -202,11 +205,18 @@ def _newest(repository: str) -> str:
         return "unknown (the hub did not answer)"
 
 
-def _check_space(title: str, sizes: dict[str, int]) -> None:
-    from huggingface_hub import constants
+def _check_space(title: str, info: DatasetInfo) -> None:
+    """Whether the disk has room for the files that the cache does not hold yet."""
+    from huggingface_hub import constants, try_to_load_from_cache
 
     needed = sum(
-        size for file, size in sizes.items() if any(fnmatch(file, part) for part in PATTERNS)
+        file.size or 0
+        for file in info.siblings or ()
+        if any(fnmatch(file.rfilename, part) for part in PATTERNS)
+        and not isinstance(
+            try_to_load_from_cache(info.id, file.rfilename, revision=info.sha, repo_type="dataset"),
+            str,
+        )
     )
     cache = Path(constants.HF_HUB_CACHE)
     disk = next(place for place in (cache, *cache.absolute().parents) if place.exists())

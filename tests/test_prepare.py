@@ -452,6 +452,12 @@ def test_room_on_the_disk_is_checked_before_the_first_byte(place, hub, editions)
     message = failure_of_prepare(paper_yaml(mmstar={"id": "Lin-Chen/MMStar"}))
     assert "needs 1000000000.00 GB" in message and "HF_HOME" in message
     assert hub.downloads() == []
+    # What the cache holds already needs no room.
+    del hub.sizes[parquet]
+    source = DatasetSource(id="Lin-Chen/MMStar")
+    download("mmstar", source)
+    hub.sizes[parquet] = 10**18
+    assert download("mmstar", source)[1] == NEW
 
 
 def test_a_file_damaged_in_the_cache_is_refused(place, hub):
