@@ -51,3 +51,27 @@ def test_the_benchmark_of_latency_runs_and_compares_every_case():
     assert min(result["tflops"], result["gb_per_s"]) > 0
     for case in (*cases, "text-cot"):
         assert sum(line.split()[:1] == [case] for line in table) == 2
+
+
+def test_the_benchmark_of_prediction_runs_and_all_ways_answer_alike(tmp_path):
+    """Without trained models; the process fails where a text differs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.predict", "--quick", "--models", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert set(result) == {
+        *("benchmark", "baseline", "ratio", "ratios", "identical", "trained", "requests"),
+        "baseline_requests",
+    }
+    assert (result["benchmark"], result["baseline"]) == ("predict", "batch-1 loop")
+    assert result["identical"] is True
+    assert result["trained"] is False
+    assert result["requests"] > result["baseline_requests"] > 0
+    assert any("untrained toy" in line for line in table)
+    for row in ("batch-1 loop", "batch 1,", "batch 8,", "batch 64,", "static cache"):
+        assert any(row in line for line in table), row
