@@ -147,7 +147,7 @@ class JudgeBackend:
             known = self._cache.get(one)
         if known is not None:
             return known, True
-        return self._judge.answer(one, body, functools.partial(_check, question.kind)), False
+        return self._judge.answer(one, body, functools.partial(_check, question)), False
 
     def stop(self) -> None:
         self._judge.stop("the run ended")
@@ -176,14 +176,14 @@ class JudgeBackend:
                 self._begun = True
 
 
-def _check(kind: str, content: str) -> None:
+def _check(asked: prompts.Question, content: str) -> None:
     """Raise `ValueError` for a reply that the task cannot read."""
-    if not prompts.usable(kind, content):
-        raise ValueError(f"{kind} cannot read it")
+    if not prompts.usable(asked, content):
+        raise ValueError(f"{asked.kind} cannot read it")
 
 
 def _check_canary(content: str) -> None:
-    _check("hallusionbench", content)
+    _check(prompts.Question("hallusionbench", "", "", ""), content)
     if "incorrect" in content.lower() or "correct" not in content.lower():
         raise ValueError("it takes an answer that agrees with the reference for wrong")
 
@@ -315,7 +315,7 @@ class Gateway:
             raise Rejected("no judge prompt of the benchmarks' tasks")
         time.sleep(self._delay_seconds)
         reply, known = self._backend.reply(question, messages)
-        if not prompts.usable(question.kind, reply.content):
+        if not prompts.usable(question, reply.content):
             raise Unusable(f"{question.kind} cannot read the reply {reply.content!r:.200}")
         return reply, known
 

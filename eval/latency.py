@@ -43,10 +43,10 @@ from transformers import Cache, PreTrainedModel, ProcessorMixin
 from transformers.generation import BaseStreamer
 
 from eval import tasks
-from eval.benchmark_data import folder_of, revision_of
+from eval.benchmark_data import edition
 from heima import config, cot
 from heima.config import Params, Peaks
-from heima.generation import _inputs
+from heima.generation import model_inputs
 from heima.models import load_vlm, vocabulary
 from heima.results import Cell, provenance, write_jsonl, write_metrics
 from heima.statistics import DRAWS, drawn_cell
@@ -265,7 +265,7 @@ def _run(
     ends = ends if isinstance(ends, list) else [ends]
     start = read()
     images = [processor.image_processor([[one.image]], return_tensors="np") for one in questions]
-    inputs = _inputs(ids, images, processor)
+    inputs = model_inputs(ids, images, processor)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     prepared = read()
     tokens = _TokenMarks(read)
@@ -515,7 +515,6 @@ def latency(
     model = next(iter(setup.cases.values())).model
     stated = isinstance(asked.peaks, Peaks)
     peaks = asked.peaks if stated else measured_peaks(model.device, model.dtype)
-    data = folder_of(params, params.data_name(asked.protocol, asked.benchmark))
     write_jsonl(samples_file, map(asdict, measured.timings))
     write_metrics(
         metrics_file,
@@ -526,7 +525,7 @@ def latency(
             **environment(model),
             peaks={**peaks.model_dump(), "source": "stated" if stated else "measured"},
             task=tasks.TASKS[asked.protocol][asked.benchmark],
-            data=revision_of(data),
+            data=edition(params, params.data_name(asked.protocol, asked.benchmark)),
             questions=len(setup.questions),
             limits={name: case.max_new_tokens for name, case in setup.cases.items()},
             skipped={str(size): reason for size, reason in measured.skipped.items()},

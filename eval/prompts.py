@@ -52,9 +52,9 @@ def recognise(prompt: str) -> Question | None:
     return None
 
 
-def usable(kind: str, reply: str) -> bool:
-    """Whether lmms-eval can read this reply as the answer that it asked for."""
-    return _USABLE[kind](reply.strip())
+def usable(asked: Question, reply: str) -> bool:
+    """Whether the task can read this reply as the answer that it asked for."""
+    return _USABLE[asked.kind](asked, reply.strip())
 
 
 def _mmvet(prompt: str) -> Question | None:
@@ -112,7 +112,14 @@ def _yes_no(prompt: str) -> Question:
     return Question("yes_no", fields["question"], "", fields["answer"])
 
 
-def _is_similarity(reply: str) -> bool:
+def _is_choice(asked: Question, reply: str) -> bool:
+    """A letter of the options that the prompt lists, or the one for none of them."""
+    letter = questions.chosen(reply)
+    listed = re.findall(r"^([A-Z])\. ", asked.reference, flags=re.MULTILINE)
+    return letter is not None and letter in (questions.NONE, *listed)
+
+
+def _is_similarity(_: Question, reply: str) -> bool:
     try:
         similarity.parse(reply)
     except ValueError:
@@ -120,7 +127,7 @@ def _is_similarity(reply: str) -> bool:
     return True
 
 
-def _is_grade(reply: str) -> bool:
+def _is_grade(_: Question, reply: str) -> bool:
     try:
         return 0.0 <= float(reply.split(" ")[0]) <= 1.0
     except ValueError:
@@ -137,15 +144,15 @@ _KINDS: dict[str, Callable[[str], Question | None]] = {
     questions.YES_NO: _yes_no,
 }
 
-_USABLE: dict[str, Callable[[str], bool]] = {
+_USABLE: dict[str, Callable[[Question, str], bool]] = {
     "similarity": _is_similarity,
-    "choice": lambda reply: questions.chosen(reply) is not None,
-    "yes_no": lambda reply: questions.said(reply) is not None,
+    "choice": _is_choice,
+    "yes_no": lambda _, reply: questions.said(reply) is not None,
     "mmvet": _is_grade,
-    "mathvista": bool,
-    "hallusionbench": lambda reply: re.search("correct|unclear", reply.lower()) is not None,
+    "mathvista": lambda _, reply: bool(reply),
+    "hallusionbench": lambda _, reply: re.search("correct|unclear", reply.lower()) is not None,
     # What MMBench_Evaluator.can_infer reads: a bare letter, and A to D with these marks.
-    "mmbench": lambda reply: (
+    "mmbench": lambda _, reply: (
         re.fullmatch(r"[A-E]|[A-D][.,:)]|[A-D]\)\.|\([A-D]\)\.?", reply) is not None
     ),
 }

@@ -89,6 +89,12 @@ def score(
                 for metric in groups[0]
                 if metric != CHANCE
             }
+    judge = gateway.usage()
+    # What was known and paid differs when a run is repeated, so it is no part of the result.
+    print(
+        f"score@{variant}: {judge['replies']} replies of the judge, {judge['known']} known before, "
+        f"{judge['asked']} asked, ${judge['usd']:.4f} paid"
+    )
     write_jsonl(rows_file, rows)
     write_metrics(
         metrics_file,
@@ -97,7 +103,7 @@ def score(
             f"score@{variant}",
             params,
             model=made["model"],
-            judge=gateway.identity,
+            judge={**gateway.identity, **{name: judge[name] for name in ("models", "replies")}},
             lmms_eval=tasks.lmms_eval_version(),
             tasks={p: {b: tasks.TASKS[p][b] for b in params.benchmarks} for p in params.protocols},
             seeds={p: list(rules.seeds) for p, rules in params.protocols.items()},

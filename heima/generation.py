@@ -219,7 +219,7 @@ class Mllama:
         seed: int,
     ) -> list[list[int]]:
         images, rows = self._images(prompts)
-        inputs = _inputs(ids, images, self._processor, rows)
+        inputs = model_inputs(ids, images, self._processor, rows)
         torch.manual_seed(seed)
         with _spread(self._model, rows):
             output = self._model.generate(
@@ -281,7 +281,7 @@ class _Images:
         return list(kept.values()), [places[prompt.image_key] for prompt in prompts]
 
 
-def _inputs(
+def model_inputs(
     ids: Sequence[Sequence[int]],
     images: Sequence[Mapping[str, Any]],
     processor: ProcessorMixin,

@@ -8,6 +8,7 @@ device and its peaks, and which batch sizes were left out). Times belong to the 
 another one gives other numbers.
 """
 
+import sys
 from pathlib import Path
 
 from eval import start
@@ -15,10 +16,14 @@ from eval import start
 
 def main() -> None:
     start.quiet()
+    from eval.benchmark_data import BenchmarkDataError
     from eval.latency import latency
     from heima import models
 
-    latency(Path("latency/samples.jsonl"), Path("metrics/latency.json"), models=models.ROOT)
+    try:
+        latency(Path("latency/samples.jsonl"), Path("metrics/latency.json"), models=models.ROOT)
+    except BenchmarkDataError as error:
+        sys.exit(f"latency: {error}")
 
 
 if __name__ == "__main__":

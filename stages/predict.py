@@ -14,6 +14,7 @@ more seed decodes that seed. The code counts by fingerprints/predict.json, as in
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from eval import start
@@ -21,16 +22,20 @@ from eval import start
 
 def main(variant: str, *, fresh: bool) -> None:
     start.quiet()
+    from eval.benchmark_data import BenchmarkDataError
     from eval.prediction import predict
     from heima import models
 
-    predict(
-        variant,
-        Path("predictions") / variant,
-        Path("metrics/predict") / f"{variant}.json",
-        models=models.ROOT,
-        fresh=fresh,
-    )
+    try:
+        predict(
+            variant,
+            Path("predictions") / variant,
+            Path("metrics/predict") / f"{variant}.json",
+            models=models.ROOT,
+            fresh=fresh,
+        )
+    except BenchmarkDataError as error:
+        sys.exit(f"predict@{variant}: {error}")
 
 
 if __name__ == "__main__":

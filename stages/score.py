@@ -18,6 +18,7 @@ from eval import start
 
 def main(variant: str) -> None:
     start.quiet()
+    from eval.benchmark_data import BenchmarkDataError
     from eval.gateway import Gateway, JudgeError
     from heima import config
     from heima.summary import summarise_scores
@@ -43,6 +44,8 @@ def main(variant: str) -> None:
         if params.judge.backend == "openai":
             known = f"\n{params.judge.cache} keeps what was answered: only the rest is asked again."
         sys.exit(f"score@{variant}: {error}{known}")
+    except BenchmarkDataError as error:
+        sys.exit(f"score@{variant}: {error}")
     summarise_scores(metrics_file, Path("reports/summary") / f"{variant}.json", params)
 
 

@@ -20,6 +20,7 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.utils import load_yaml_config
 
 from eval.benchmark_data import folder_of
+from eval.paper import cases
 from heima import cot
 from heima.config import Params
 
@@ -54,6 +55,8 @@ def load(params: Params, protocol: str, benchmark: str, cache: Path) -> Configur
 
     `cache` is a folder for the arrow files that `datasets` makes. One task's configuration is
     read directly: lmms-eval's index of its 1,500 tasks takes 5 s.
+
+    Raises `ValueError` naming each row that the protocol `paper` cannot ask or score.
     """
     config = load_yaml_config(_configuration(protocol, TASKS[protocol][benchmark]), mode="full")
     generation = {
@@ -64,7 +67,7 @@ def load(params: Params, protocol: str, benchmark: str, cache: Path) -> Configur
     pipelines = config.get("filter_list") or [
         {"name": "conclusion", "filter": [{"function": "take_first"}]}
     ]
-    return ConfigurableMessagesTask(
+    task = ConfigurableMessagesTask(
         config={
             **config,
             "dataset_path": str(folder_of(params, params.data_name(protocol, benchmark)).resolve()),
@@ -76,6 +79,10 @@ def load(params: Params, protocol: str, benchmark: str, cache: Path) -> Configur
             ],
         }
     )
+    if protocol == "paper":
+        # Within the task lmms-eval would retry a bad row five times, and hide what is wrong.
+        cases.check(benchmark, task.eval_docs_no_media)
+    return task
 
 
 def _configuration(protocol: str, task: str) -> Path:

@@ -134,7 +134,7 @@ class TestPrompts:
         ],
     )
     def test_usable(self, kind, reply, expected):
-        assert prompts.usable(kind, reply) is expected
+        assert prompts.usable(Question(kind, "", "", ""), reply) is expected
 
     def test_every_kind_has_a_check_and_a_limit(self):
         """Rules also, so that every benchmark's prompt has an answer of the toy's judge."""
@@ -149,7 +149,7 @@ class TestPrompts:
             "ABCDE", ["", "("], ["", ".", ")", ").", ":"]
         ):
             reply = before + letter + after
-            if prompts.usable("mmbench", reply):
+            if prompts.usable(Question("mmbench", "", "", ""), reply):
                 assert evaluator.can_infer(reply, {"A": "8", "B": "18"}) == letter
 
 

@@ -323,7 +323,8 @@ def test_words_that_look_like_nothing_are_options():
 )
 def test_replies_about_options(reply, letter):
     assert questions.chosen(reply) == letter
-    assert prompts.usable("choice", reply) == (letter is not None)
+    asked = prompts.Question("choice", "?", questions.listed(PARTS), "")
+    assert prompts.usable(asked, reply) == (letter is not None)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_replies_about_options(reply, letter):
 )
 def test_replies_about_yes_and_no(reply, word):
     assert questions.said(reply) == word
-    assert prompts.usable("yes_no", reply) == (word is not None)
+    assert prompts.usable(prompts.Question("yes_no", "?", "", ""), reply) == (word is not None)
 
 
 def test_prompts_are_recognised_whatever_they_hold():
@@ -356,6 +357,12 @@ def test_prompts_are_recognised_whatever_they_hold():
     ],
 )
 def test_embedded_rules(kind, reference, answer, reply):
-    found = rules.answer(prompts.Question(kind, "?", reference, answer))
-    assert found == reply
-    assert prompts.usable(kind, found)
+    asked = prompts.Question(kind, "?", reference, answer)
+    assert rules.answer(asked) == reply
+    assert prompts.usable(asked, reply)
+
+
+def test_a_letter_beyond_the_options_is_no_reply():
+    """It would stay in the paid cache and fail every run."""
+    asked = prompts.Question("choice", "?", "A. stem\nB. leaf", "")
+    assert [prompts.usable(asked, reply) for reply in "ABCZ"] == [True, True, False, True]

@@ -247,6 +247,45 @@ def test_a_forced_prefix_is_read_and_not_decoded(reproduction, small, toy_vocabu
         assert longer == {len(prefix["input_ids"])}
 
 
+def test_a_killed_prediction_goes_on_where_it_was(reproduction):
+    """The real stage under DVC, SIGKILL to both; the files are those of an undisturbed run."""
+    checkout = reproduction.checkout
+    params, journals = checkout.root / "params.yaml", checkout.root / ".cache" / "predictions"
+    before = params.read_text(encoding="utf-8")
+    raw = yaml.safe_load(before)
+    raw["predict"]["batch_size"] = 2
+    edit(params, yaml.safe_dump(raw, sort_keys=False))
+    again = ("dvc", "repro", "--force", "--single-item", "predict@heima")
+    try:
+        checkout.repro("predict@heima")
+        undisturbed = digest(checkout.root / "predictions" / "heima")
+        shutil.rmtree(journals)
+        stage = checkout.start(*again)
+        while len(finished_batches(journals)) < 20:
+            assert stage.poll() is None, stage.communicate()[0]
+            time.sleep(0.01)
+        os.killpg(stage.pid, signal.SIGKILL)
+        stage.wait()
+        kept = finished_batches(journals)
+        output = checkout.run(*again).stdout
+        known, total, left = map(
+            int, re.search(r"(\d+) of (\d+) answers known, (\d+) to decode", output).groups()
+        )
+        assert known == 2 * len(kept) and known + left == total and left > 0
+        assert finished_batches(journals)[: len(kept)] == kept
+        assert digest(checkout.root / "predictions" / "heima") == undisturbed
+    finally:
+        edit(params, before)
+        checkout.repro("predict@heima")
+
+
+def finished_batches(journals: Path) -> list[str]:
+    """The whole lines of all journals, the oldest journal first."""
+    files = sorted(journals.glob("*/*.jsonl"), key=lambda file: file.stat().st_ctime_ns)
+    text = [file.read_text(encoding="utf-8") for file in files]
+    return [line for one in text for line in one.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def test_a_changed_judge_decodes_nothing(reproduction):
     path = reproduction.root / "params.yaml"
     before = path.read_text(encoding="utf-8")
