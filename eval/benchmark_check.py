@@ -30,7 +30,7 @@ Fault = tuple[int, str]
 """A row's place in its split (lmms-eval's doc_id), and what is wrong with it: "kind: detail"."""
 
 MISSING_IMAGE = "missing image"
-_PIL_FAULTS = (
+PIL_FAULTS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -156,7 +156,7 @@ def _image_faults(value: Any) -> list[str]:
         # What Pillow can read with a warning, it reads for the tasks too.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
             image.load()
-    except _PIL_FAULTS as error:
+    except PIL_FAULTS as error:
         # Pillow names the buffer that it was given by its address.
         return [f"broken image: {str(error).partition(' <_io')[0][:120]}"]
     return []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from PIL import Image, ImageFile
 
+from eval.benchmark_check import PIL_FAULTS
 from eval.tasks import TASKS
 from heima import config, cot
 from heima.generation import Prompt, generate
@@ -89,20 +88,6 @@ class Heima(_ChatModel):
         ]
 
 
-_UNUSABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises of files that are no images, cut short, damaged or too large, and `_content`
-of other samples."""
-
-
 def prompts_of(
     requests: Sequence[tuple[str, Instance]], datasets: Mapping[str, Mapping[str, Dataset]]
 ) -> list[Prompt]:
@@ -118,7 +103,8 @@ def prompts_of(
     for name, request in requests:
         try:
             question, image = _content(request, datasets)
-        except _UNUSABLE as error:
+        # A ValueError, as Pillow's own, is also what `_content` raises of other samples.
+        except PIL_FAULTS as error:
             # Pillow puts the address of the stream into its message.
             reason = re.sub(r"<_io\.\w+ object at \w+>", "its bytes", str(error))
             faults.append(f"  {name}, sample {request.doc_id}: {type(error).__name__}: {reason}")

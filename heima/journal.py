@@ -28,7 +28,6 @@ ROOT = Path(".cache/predictions")
 """Outside of what DVC deletes before a stage runs."""
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "pillow")
-_CHUNK = 2**22
 
 
 def weights_digest(models: Path, name: str) -> str:
@@ -58,11 +57,8 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _sha256(file: Path) -> str:
-    found = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def key(planned: Plan, params: Params, *, weights: str, prefix: str) -> dict[str, Any]:

@@ -222,6 +222,11 @@ def progress_bar(name: str, total: int | None) -> tqdm:
     return tqdm(total=total, desc=name, unit="reply", file=sys.stderr, mininterval=seconds)
 
 
+class _CacheLock(FileLock):
+    """A class of our own: lmms-eval makes every FileLock of one path, however relative, the same
+    object, which then locks nobody else of this process out."""
+
+
 class Judge:
     """A judge behind a cache.
 
@@ -235,7 +240,7 @@ class Judge:
         self.usd = 0.0
         self._gone_after = gone_after
         # Whoever asks from another thread than it began in must be able to end it.
-        self._lock = FileLock(f"{cache.path}.lock", thread_local=False)
+        self._lock = _CacheLock(f"{cache.path}.lock", thread_local=False)
         # Guards what follows, and is told when a request has ended.
         self._changed = threading.Condition()
         self._client: openai.OpenAI | None = None
