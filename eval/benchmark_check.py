@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageFile
 
 from eval.benchmark_data import BenchmarkDataError
 from eval.paper.cases import SPLITS, RowError, split_options
@@ -152,6 +152,8 @@ def _image_faults(value: Any) -> list[str]:
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not content:
         return [MISSING_IMAGE]
+    # lmms-eval, where it is imported, lets Pillow fill up what is missing of an image.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         # What Pillow can read with a warning, it reads for the tasks too.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
