@@ -706,7 +706,7 @@ def _latency(
         origin=f"{params.profile} profile",
         title=f"Latency ({_about(params)})",
         caption=(
-            f"On {provenance['device']} ({provenance['threads']} threads, {provenance['dtype']}, "
+            f"On {provenance['device']} (threads: {provenance['threads']}, {provenance['dtype']}, "
             f"torch {provenance['torch']}): medians over batches in milliseconds, cases in turn on "
             "the same batches of "
             f"{params.latency.benchmark} ({params.latency.protocol}), greedy; 95 % bootstrap "
