@@ -221,11 +221,13 @@ def untrained(
     """Every case with the same random model, and answers of exactly the given lengths."""
     from eval.latency import Case, Question, Setup
     from heima.cot import constant_prefix
-    from heima.models import FAMILIES, device
+    from heima.families import FAMILIES
+    from heima.models import device
     from heima.tokens import Vocabulary
     from heima.toy.models import build_processor, build_vlm
 
     size = SIZES[name]
+    thinking = FAMILIES["toy-mllama"].thinking_tokens
     processor = build_processor()
     words, prefix = ["what"] * QUESTION_TOKENS, " ".join(["what"] * PREFIX_TOKENS)
     if name == "toy":
@@ -253,7 +255,7 @@ def untrained(
             for case, length in lengths.items()
         },
         processor,
-        Vocabulary(processor.tokenizer, FAMILIES["toy-mllama"].thinking_tokens),
+        Vocabulary(processor.tokenizer, {section: names[0] for section, names in thinking.items()}),
         [Question(" ".join(words), images[i % len(images)]) for i in range(questions)],
     )
 

@@ -446,7 +446,7 @@ class Params(_Model):
     """Everything a reproduction is made from."""
 
     profile: Name
-    family: Literal["toy-mllama", "llava-cot-11b"]
+    family: Literal["toy-mllama", "toy-llava-next", "llava-cot-11b", "llava-next-vicuna-7b"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Literal["fp32", "bf16"]
     source: Annotated[ToySource | FolderSource, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Families of models: how to load them, which weights an adapter trains, where its tokens stand.
+"""Models: loading and saving them, base and adapter apart.
 
 On disk every model has a folder below `models/`: a full model (`text-cot`, `base`,
 `interpreter`), a `pretrained.json` that names one on the hub, or an adapter on `text-cot`.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,47 +24,11 @@ from transformers import (
 )
 
 from heima.config import Lora, Params
+from heima.families import FAMILIES
 from heima.tokens import Vocabulary
 
 ROOT = Path("models")
 """Where the pipeline keeps models."""
-
-_LLM_LINEARS = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-
-
-@dataclass(frozen=True)
-class Family:
-    """A VLM and its interpreter LLM (recipe, sections 2 and 3).
-
-    `model_type` is the VLM's in transformers. `vlm_lora` and `llm_lora` are regular expressions
-    over module names, matched whole: short names would also hit the frozen vision tower.
-    """
-
-    model_type: str
-    vlm_lora: str
-    llm_lora: str
-    thinking_tokens: Mapping[str, str]
-
-
-_MLLAMA = Family(
-    model_type="mllama",
-    vlm_lora=(
-        r".*language_model\.layers\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)_proj"
-        r"|.*language_model\.layers\.\d+\.mlp\.(gate|up|down)_proj"
-        r"|lm_head"
-        r"|.*vision_model\.global_transformer\..*(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
-        r"|.*multi_modal_projector"
-    ),
-    llm_lora=rf".*layers\.\d+\.{_LLM_LINEARS}|lm_head",
-    # Llama 3's ids 128013, 128014 and 128015.
-    thinking_tokens={
-        "summary": "<|reserved_special_token_5|>",
-        "caption": "<|reserved_special_token_6|>",
-        "reasoning": "<|reserved_special_token_7|>",
-    },
-)
-
-FAMILIES = {"toy-mllama": _MLLAMA, "llava-cot-11b": _MLLAMA}
 
 
 def device() -> torch.device:
@@ -114,7 +76,8 @@ def load_tokenizer(models: Path) -> PreTrainedTokenizerBase:
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary:
-    return Vocabulary(tokenizer, FAMILIES[params.family].thinking_tokens)
+    tokens = FAMILIES[params.family].thinking_tokens
+    return Vocabulary(tokenizer, {section: names[0] for section, names in tokens.items()})
 
 
 def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from heima import config, corpus, interpreter, models, states
+from heima.families import FAMILIES
 from heima.results import atomic, provenance, write_metrics
 from heima.statistics import DRAWS, cell
 from heima.training import heldout_losses, train, write_curve
@@ -25,7 +26,7 @@ def main(name: str, source: config.InterpreterInput) -> None:
     params = config.load()
     sections = params.interpreters[name].sections
     llm = models.load_llm(models.ROOT, params)
-    targets = models.FAMILIES[params.family].llm_lora
+    targets = FAMILIES[params.family].llm_lora
     adapted = models.add_lora(llm, targets, params.interpret.lora, params.seed)
     tokenizer = models.load_tokenizer(models.ROOT)
     vocabulary = models.vocabulary(tokenizer, params)

@@ -10,6 +10,7 @@ import torch
 
 from heima import interpreter, models
 from heima.config import Decoding, Schedule
+from heima.families import FAMILIES
 from heima.training import train
 
 
@@ -141,7 +142,7 @@ def test_an_interpreter_learns_to_use_its_state(params, toy_llm, toy_turns, toy_
     generator = torch.Generator().manual_seed(0)
     own = torch.randn(len(toy_turns), toy_llm.config.hidden_size, generator=generator)
     adapted = models.add_lora(
-        copy.deepcopy(toy_llm), models.FAMILIES[params.family].llm_lora, params.interpret.lora, 0
+        copy.deepcopy(toy_llm), FAMILIES[params.family].llm_lora, params.interpret.lora, 0
     )
     reader = interpreter.StateReader(adapted, [toy_vocabulary.thinking_ids["reasoning"]])
     # The same question everywhere, so that only the state can tell the texts apart.

@@ -17,6 +17,7 @@ from heima import models, training
 from heima.batching import MllamaCollator, encode_turns
 from heima.config import Schedule
 from heima.corpus import ImageZip
+from heima.families import FAMILIES
 from heima.tokens import IGNORED
 from heima.toy.models import build_vlm
 
@@ -111,9 +112,7 @@ def test_a_checkpoint_of_another_family_is_refused_by_name(root, toy_processor, 
     """A wider model, and a model of another architecture: named before peft loads anything."""
     narrow = build_vlm(toy_processor, hidden_size=32, seed=1)
     models.save_adapter(
-        models.add_lora(
-            narrow, models.FAMILIES[params.family].vlm_lora, params.distill.lora, seed=1
-        ),
+        models.add_lora(narrow, FAMILIES[params.family].vlm_lora, params.distill.lora, seed=1),
         root / "p1",
     )
     for load in (models.load_vlm, lambda *one: models.trainable_vlm(one[0], one[1], one[2])):

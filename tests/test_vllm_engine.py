@@ -16,8 +16,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from heima.config import Decoding
+from heima.families import FAMILIES
 from heima.generation import Decoder, Mllama, Prompt, generate, plan
-from heima.models import FAMILIES, add_lora, save_adapter
+from heima.models import add_lora, save_adapter
 
 DECODING = Decoding(temperature=0, top_k=50, max_new_tokens=24, batch_size=4)
 

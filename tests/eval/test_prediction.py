@@ -77,7 +77,8 @@ def models(workspace, params, toy_vlm, toy_processor):
 
     Answers are cut after 16 tokens.
     """
-    from heima.models import FAMILIES, add_lora, save_adapter
+    from heima.families import FAMILIES
+    from heima.models import add_lora, save_adapter
 
     folder = workspace / "models"
     toy_vlm.save_pretrained(folder / "text-cot")
