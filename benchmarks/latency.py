@@ -227,7 +227,6 @@ def untrained(
     from heima.toy.models import build_processor, build_vlm
 
     size = SIZES[name]
-    thinking = FAMILIES["toy-mllama"].thinking_tokens
     processor = build_processor()
     words, prefix = ["what"] * QUESTION_TOKENS, " ".join(["what"] * PREFIX_TOKENS)
     if name == "toy":
@@ -255,7 +254,7 @@ def untrained(
             for case, length in lengths.items()
         },
         processor,
-        Vocabulary(processor.tokenizer, {section: names[0] for section, names in thinking.items()}),
+        Vocabulary(processor.tokenizer, FAMILIES["toy-mllama"].thinking_tokens),
         [Question(" ".join(words), images[i % len(images)]) for i in range(questions)],
     )
 

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 SECTIONS = ("summary", "caption", "reasoning", "conclusion")
 COMPRESSIBLE = SECTIONS[:3]
-"""The sections that a thinking token can stand for; the conclusion is always text."""
+"""The sections that thinking tokens can stand for; the conclusion is always text."""
+
+MAX_NUMBERED = 32
+"""The most numbered thinking tokens of a section: the paper's largest number of them."""
 
 Form = Literal["text", "token", "omit"]
 
@@ -44,13 +47,57 @@ class ParseError(ValueError):
         self.reason = reason
 
 
-def thinking_token(section: str) -> str:
+def thinking_token(section: str, number: int | None = None) -> str:
     """The text of a section's thinking token, as the paper writes it.
 
-    >>> thinking_token("caption")
-    '<THINKING_OF_CAPTION>'
+    >>> thinking_token("caption"), thinking_token("caption", 2)
+    ('<THINKING_OF_CAPTION>', '<THINKING_OF_CAPTION_2>')
     """
-    return f"<THINKING_OF_{section.upper()}>"
+    suffix = "" if number is None else f"_{number}"
+    return f"<THINKING_OF_{section.upper()}{suffix}>"
+
+
+THINKING_TOKENS = (
+    *(thinking_token(section) for section in COMPRESSIBLE),
+    *(
+        thinking_token(section, number)
+        for section in COMPRESSIBLE
+        for number in range(1, MAX_NUMBERED + 1)
+    ),
+)
+"""Every thinking token there is: each section's own, then the numbered ones of each section."""
+
+ThinkingTokens = Mapping[str, Sequence[str]]
+"""Section -> the thinking tokens that stand for it, in order."""
+
+
+def numbered(count: int) -> ThinkingTokens:
+    """`count` different thinking tokens for each section; the only one has no number.
+
+    >>> numbered(2)["caption"]
+    ('<THINKING_OF_CAPTION_1>', '<THINKING_OF_CAPTION_2>')
+    >>> numbered(1)["caption"]
+    ('<THINKING_OF_CAPTION>',)
+    """
+    if not 1 <= count <= MAX_NUMBERED:
+        raise ValueError(f"a section has 1 to {MAX_NUMBERED} numbered thinking tokens, not {count}")
+    numbers = [None] if count == 1 else range(1, count + 1)
+    return {
+        section: tuple(thinking_token(section, number) for number in numbers)
+        for section in COMPRESSIBLE
+    }
+
+
+def repeated(counts: Mapping[str, int]) -> ThinkingTokens:
+    """A section's own thinking token as often as `counts` says: there is no limit to it.
+
+    >>> repeated({"summary": 2})
+    {'summary': ('<THINKING_OF_SUMMARY>', '<THINKING_OF_SUMMARY>')}
+    """
+    return {section: (thinking_token(section),) * count for section, count in counts.items()}
+
+
+_ONE_TOKEN = numbered(1)
 
 
 def tagged(section: str, body: str) -> str:
@@ -101,10 +148,13 @@ def is_canonical(answer: str) -> bool:
     return answer.strip() == render(parse(answer), "text-cot")
 
 
-def render(sections: Mapping[str, str], rendering: str) -> str:
+def render(
+    sections: Mapping[str, str], rendering: str, thinking: ThinkingTokens = _ONE_TOKEN
+) -> str:
     """The assistant's text in one rendering: the only place where a phase's format is decided.
 
-    Parameters: `sections` maps all of `SECTIONS` to text; `rendering` is a key of `RENDERINGS`.
+    Parameters: `sections` maps all of `SECTIONS` to text; `rendering` is a key of `RENDERINGS`;
+    `thinking` tokens of a section stand side by side, without a blank that would be a token more.
     Raises `KeyError` for an unknown rendering or an absent section.
     """
     forms = RENDERINGS[rendering]
@@ -113,13 +163,15 @@ def render(sections: Mapping[str, str], rendering: str) -> str:
         if forms[section] == "text":
             blocks.append(tagged(section, sections[section]))
         elif forms[section] == "token":
-            blocks.append(tagged(section, thinking_token(section)))
+            blocks.append(tagged(section, "".join(thinking[section])))
     blocks.append(tagged("conclusion", sections["conclusion"]))
     return _SEPARATOR.join(blocks)
 
 
 def is_constant(rendering: str) -> bool:
     """Whether answers of a rendering all begin alike: with thinking tokens and no text.
+
+    They do where all have the same number of thinking tokens.
 
     >>> is_constant("p3"), is_constant("p2"), is_constant("answer-only")
     (True, False, False)
@@ -128,14 +180,14 @@ def is_constant(rendering: str) -> bool:
     return "token" in forms and "text" not in forms
 
 
-def constant_prefix(rendering: str) -> str:
+def constant_prefix(rendering: str, thinking: ThinkingTokens = _ONE_TOKEN) -> str:
     """What stands before the conclusion in every answer of a constant rendering.
 
     Raises `ValueError` for a rendering that `is_constant` denies.
     """
     if not is_constant(rendering):
         raise ValueError(f"answers rendered as {rendering!r} do not all begin alike")
-    answer = render(dict.fromkeys(SECTIONS, ""), rendering)
+    answer = render(dict.fromkeys(SECTIONS, ""), rendering, thinking)
     return answer[: answer.index("<CONCLUSION>")]
 
 

@@ -6,13 +6,10 @@ architectures, small enough for a CPU; nothing but this table tells one family f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from heima.cot import COMPRESSIBLE
-
-MAX_TOKENS = 32
-"""The most thinking tokens that a section can have (the paper's ablation goes up to there)."""
+from heima.cot import THINKING_TOKENS
 
 
 @dataclass(frozen=True)
@@ -22,8 +19,8 @@ class Family:
     - `model_type`: the VLM's in transformers.
     - `vlm_lora`, `llm_lora`: regular expressions over module names, matched whole: short names
       would also hit the frozen vision tower.
-    - `thinking_tokens`: section -> the tokens of the vocabulary that its first, second, … thinking
-      token stands on, `MAX_TOKENS` of them.
+    - `thinking_tokens`: each of `cot.THINKING_TOKENS` -> the token of the vocabulary that it stands
+      on. So a thinking token has the same id in every checkpoint.
     - `added`: whether those tokens are added to a tokenizer that has no reserved ones; the
       embeddings and the lm_head get rows for them (`heima.models`).
     - `chat_template`: replaces that of tokenizer and processor; None: the tokenizer's own.
@@ -32,20 +29,15 @@ class Family:
     model_type: str
     vlm_lora: str
     llm_lora: str
-    thinking_tokens: Mapping[str, Sequence[str]]
+    thinking_tokens: Mapping[str, str]
     added: bool = False
     chat_template: str | None = None
 
 
-def _by_section(tokens: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Deal tokens out to the sections in turn: one token a section takes the first three."""
-    return {
-        section: tuple(tokens[place :: len(COMPRESSIBLE)])
-        for place, section in enumerate(COMPRESSIBLE)
-    }
+def _standing_on(tokens: Iterable[str]) -> dict[str, str]:
+    return dict(zip(THINKING_TOKENS, tokens, strict=True))
 
 
-_COUNT = MAX_TOKENS * len(COMPRESSIBLE)
 _LINEARS = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 _LLM_LORA = rf".*layers\.\d+\.{_LINEARS}|lm_head"
 
@@ -59,9 +51,9 @@ _MLLAMA = Family(
         r"|.*multi_modal_projector"
     ),
     llm_lora=_LLM_LORA,
-    # The first three are Llama 3's ids 128013, 128014 and 128015.
-    thinking_tokens=_by_section(
-        [f"<|reserved_special_token_{number}|>" for number in range(5, 5 + _COUNT)]
+    # The unnumbered three are Llama 3's ids 128013, 128014 and 128015; the numbered ones follow.
+    thinking_tokens=_standing_on(
+        f"<|reserved_special_token_{number}|>" for number in range(5, 5 + len(THINKING_TOKENS))
     ),
 )
 
@@ -103,7 +95,9 @@ _LLAVA_NEXT = Family(
         r"|.*multi_modal_projector\.linear_(1|2)"
     ),
     llm_lora=_LLM_LORA,
-    thinking_tokens=_by_section([f"<|thinking_token_{number}|>" for number in range(_COUNT)]),
+    thinking_tokens=_standing_on(
+        f"<|thinking_token_{number}|>" for number in range(len(THINKING_TOKENS))
+    ),
     added=True,
     chat_template=_VICUNA_TEMPLATE,
 )

@@ -76,8 +76,7 @@ def load_tokenizer(models: Path) -> PreTrainedTokenizerBase:
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary:
-    tokens = FAMILIES[params.family].thinking_tokens
-    return Vocabulary(tokenizer, {section: names[0] for section, names in tokens.items()})
+    return Vocabulary(tokenizer, FAMILIES[params.family].thinking_tokens)
 
 
 def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, ProcessorMixin]:

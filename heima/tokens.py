@@ -1,19 +1,19 @@
 """Thinking tokens on reserved ids, chat text, and labels.
 
 The tokenizer's own chat template writes the text around a turn. A thinking token is written
-`<THINKING_OF_SUMMARY>` in rendered text, as in the paper, and stands on a reserved id of the
-vocabulary (recipe, section 2), so that neither the vocabulary nor the embeddings change.
+`<THINKING_OF_SUMMARY>`, or `<THINKING_OF_SUMMARY_1>`, in rendered text, as in the paper, and stands
+on a reserved id of the vocabulary (recipe, section 2), so that neither the vocabulary nor the
+embeddings change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
-
-from heima.cot import thinking_token
 
 IGNORED = -100
 """The label of a position that the loss leaves out."""
@@ -39,6 +39,8 @@ class Encoded:
 class Vocabulary:
     """A tokenizer and the ids of its thinking tokens.
 
+    `reserved` maps thinking tokens, as `cot` writes them, to tokens of the tokenizer;
+    `thinking_ids` maps them to their ids.
     Raises `ValueError` where a reserved token is not one token of the tokenizer.
     """
 
@@ -47,13 +49,16 @@ class Vocabulary:
         self.reserved = dict(reserved)
         self.thinking_ids: dict[str, int] = {}
         known = tokenizer.get_vocab()
-        for section, token in self.reserved.items():
+        for name, token in self.reserved.items():
             if token not in known:
                 raise ValueError(
-                    f"the tokenizer has no token {token!r} for the {section}; a family's thinking "
+                    f"the tokenizer has no token {token!r} for {name}; a family's thinking "
                     "tokens must be reserved tokens of its vocabulary"
                 )
-            self.thinking_ids[section] = known[token]
+            self.thinking_ids[name] = known[token]
+        self._names = {token: name for name, token in self.reserved.items()}
+        self._any_name = _any_of(self.reserved)
+        self._any_reserved = _any_of(self._names)
 
     def prompt(self, question: str, image: ImagePlace) -> str:
         """The chat text up to where the assistant's answer begins."""
@@ -109,14 +114,19 @@ class Vocabulary:
             [token for token in ids if token != self.tokenizer.pad_token_id],
             skip_special_tokens=False,
         )
-        for section, token in self.reserved.items():
-            text = text.replace(token, thinking_token(section))
-        return text.strip()
+        return self._any_reserved.sub(lambda found: self._names[found.group()], text).strip()
+
+    def length(self, text: str) -> int:
+        """The tokens of a text, without any that a chat puts around it."""
+        return len(self._ids(text))
 
     def _to_reserved(self, text: str) -> str:
-        for section, token in self.reserved.items():
-            text = text.replace(thinking_token(section), token)
-        return text
+        return self._any_name.sub(lambda found: self.reserved[found.group()], text)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches each of the texts, and nothing where there are none."""
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")

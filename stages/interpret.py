@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from heima import config, corpus, interpreter, models, states
+from heima.cot import thinking_token
 from heima.families import FAMILIES
 from heima.results import atomic, provenance, write_metrics
 from heima.statistics import DRAWS, cell
@@ -31,7 +32,7 @@ def main(name: str, source: config.InterpreterInput) -> None:
     tokenizer = models.load_tokenizer(models.ROOT)
     vocabulary = models.vocabulary(tokenizer, params)
     reader = interpreter.StateReader(
-        adapted, [vocabulary.thinking_ids[section] for section in sections]
+        adapted, [vocabulary.thinking_ids[thinking_token(section)] for section in sections]
     )
 
     # Data

@@ -16,6 +16,7 @@ from pathlib import Path
 from peft import PeftModel
 
 from heima import config, controls, corpus, interpreter, models, states
+from heima.cot import thinking_token
 from heima.results import write_jsonl
 
 
@@ -35,7 +36,8 @@ def main(name: str) -> None:
         llm = models.load_llm(models.ROOT, params)
         adapted = PeftModel.from_pretrained(llm, f"interpreters/{named.interpreter}/{source}")
         merged = adapted.merge_and_unload().to(models.device())
-        readers[source] = interpreter.StateReader(merged, [vocabulary.thinking_ids[section]])
+        token = vocabulary.thinking_ids[thinking_token(section)]
+        readers[source] = interpreter.StateReader(merged, [token])
     rows = []
     for control in options.controls:
         source = "question-only" if control == "question-only" else "own"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from heima import config, corpus, models, states
 from heima.batching import MllamaCollator, encode_turns
+from heima.cot import thinking_token
 from heima.results import atomic
 
 
@@ -29,7 +30,10 @@ def main() -> None:
                 model,
                 samples,
                 collate,
-                vocabulary.thinking_ids,
+                {
+                    section: vocabulary.thinking_ids[thinking_token(section)]
+                    for section in params.sections
+                },
                 position=params.states.position,
                 batch_size=params.states.batch_size,
             )

@@ -36,6 +36,27 @@ def test_each_rendering_shows_what_it_says(parts, rendering):
     assert cot.conclusion(text) == parts["conclusion"]
 
 
+@given(sections, st.integers(1, cot.MAX_NUMBERED), st.integers(1, 300))
+def test_thinking_tokens_stand_side_by_side_in_their_section(parts, count, times):
+    """Numbered ones each once, in order; a repeated one as often as it is asked for."""
+    one = cot.render(parts, "p2")
+    for thinking in (cot.numbered(count), cot.repeated({"summary": times, "caption": count})):
+        text = cot.render(parts, "p2", thinking)
+        for section in ("summary", "caption"):
+            shown = "".join(thinking[section])
+            assert cot.tagged(section, shown) in text
+            one_less = cot.tagged(section, cot.thinking_token(section))
+            text = text.replace(cot.tagged(section, shown), one_less)
+        assert text == one
+    assert cot.numbered(1) == cot.repeated(dict.fromkeys(cot.COMPRESSIBLE, 1))
+
+
+@pytest.mark.parametrize("count", [0, cot.MAX_NUMBERED + 1])
+def test_only_so_many_tokens_are_numbered(count):
+    with pytest.raises(ValueError, match=f"1 to 32 numbered thinking tokens, not {count}"):
+        cot.numbered(count)
+
+
 def test_a_section_text_that_occurs_elsewhere_is_replaced_once():
     # str.replace over the answer, as in the official code, would replace it three times.
     parts = cot.parse(answer(summary="B", reasoning="B so B"))

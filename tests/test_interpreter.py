@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from heima import interpreter, models
+from heima import cot, interpreter, models
 from heima.config import Decoding, Schedule
 from heima.families import FAMILIES
 from heima.training import train
@@ -16,7 +16,9 @@ from heima.training import train
 
 @pytest.fixture
 def reader(toy_llm, toy_vocabulary):
-    return interpreter.StateReader(toy_llm, [toy_vocabulary.thinking_ids["reasoning"]]).eval()
+    return interpreter.StateReader(
+        toy_llm, [toy_vocabulary.thinking_ids["<THINKING_OF_REASONING>"]]
+    ).eval()
 
 
 @pytest.fixture
@@ -54,7 +56,8 @@ def test_a_shared_reader_reads_each_section_as_its_own_reader_does(
 ):
     """One interpreter for all sections: the token of any of them is replaced, and nothing else."""
     shared = interpreter.StateReader(toy_llm, list(toy_vocabulary.thinking_ids.values()))
-    for section, token in toy_vocabulary.thinking_ids.items():
+    for section in cot.COMPRESSIBLE:
+        token = toy_vocabulary.thinking_ids[cot.thinking_token(section)]
         some = interpreter.encode_readings(
             toy_turns, section, own_states, toy_vocabulary, source="own", wordings="plain", seed=0
         )
@@ -127,7 +130,9 @@ def test_every_prompt_holds_its_question_and_says_whether_there_is_a_state(
         question = tokenizer(turn.question, add_special_tokens=False)["input_ids"]
         ids = reading.encoded.input_ids
         assert any(ids[i : i + len(question)] == question for i in range(len(ids)))
-        assert ids.count(toy_vocabulary.thinking_ids["reasoning"]) == (source == "own")
+        assert ids.count(toy_vocabulary.thinking_ids["<THINKING_OF_REASONING>"]) == (
+            source == "own"
+        )
     if wordings == "varied":
         other = readings(toy_turns, own_states, toy_vocabulary, source, wordings, seed=1)
         assert [r.encoded for r in some] != [r.encoded for r in other]
@@ -144,7 +149,9 @@ def test_an_interpreter_learns_to_use_its_state(params, toy_llm, toy_turns, toy_
     adapted = models.add_lora(
         copy.deepcopy(toy_llm), FAMILIES[params.family].llm_lora, params.interpret.lora, 0
     )
-    reader = interpreter.StateReader(adapted, [toy_vocabulary.thinking_ids["reasoning"]])
+    reader = interpreter.StateReader(
+        adapted, [toy_vocabulary.thinking_ids["<THINKING_OF_REASONING>"]]
+    )
     # The same question everywhere, so that only the state can tell the texts apart.
     turns = [replace(turn, question="What is at a1?") for turn in toy_turns]
     some = readings(turns, own, toy_vocabulary)

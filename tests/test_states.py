@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heima import controls, states
+from heima import controls, cot, states
 from heima.batching import MllamaCollator, encode_turns
 from heima.corpus import ImageZip
 
@@ -28,7 +28,10 @@ def extract(toy_vlm, samples, collate, toy_vocabulary, position, batch_size=5):
         toy_vlm,
         samples,
         collate,
-        toy_vocabulary.thinking_ids,
+        {
+            section: toy_vocabulary.thinking_ids[cot.thinking_token(section)]
+            for section in cot.COMPRESSIBLE
+        },
         position=position,
         batch_size=batch_size,
     )
@@ -42,7 +45,8 @@ def test_states_are_those_of_step_by_step_decoding(
     found = extract(toy_vlm, samples, collate, toy_vocabulary, position)
     for row in (0, 3):
         batch = collate([samples[row]])
-        for section, token in toy_vocabulary.thinking_ids.items():
+        for section in cot.COMPRESSIBLE:
+            token = toy_vocabulary.thinking_ids[cot.thinking_token(section)]
             end = samples[row].encoded.input_ids.index(token) - offset + 1
             with torch.inference_mode():
                 hidden = toy_vlm.model(

@@ -39,25 +39,32 @@ def test_the_image_stands_where_it_should(toy_vocabulary, toy_processor):
 
 def test_thinking_tokens_are_single_reserved_tokens(toy_vocabulary, toy_turns):
     ids = toy_vocabulary.thinking_ids
-    assert sorted(ids) == sorted(cot.COMPRESSIBLE) and len(set(ids.values())) == 3
-    encoded = toy_vocabulary.encode("q", "first", cot.render(toy_turns[0].sections, "p3"))
-    assert all(encoded.input_ids.count(token) == 1 for token in ids.values())
+    assert tuple(ids) == cot.THINKING_TOKENS and len(set(ids.values())) == len(ids) == 99
+    for count in (1, 2, cot.MAX_NUMBERED):
+        thinking = cot.numbered(count)
+        answer = cot.render(toy_turns[0].sections, "p3", thinking)
+        encoded = toy_vocabulary.encode("q", "first", answer)
+        shown = [token for token in encoded.input_ids if token in ids.values()]
+        assert shown == [ids[name] for names in thinking.values() for name in names]
+        assert len(shown) == 3 * count
+        body = encoded.input_ids[encoded.body :]
+        assert "".join(toy_vocabulary.decode(body).split()) == "".join(answer.split())
 
 
 def test_decode_stops_at_the_end_of_turn(toy_vocabulary):
     tokenizer = toy_vocabulary.tokenizer
     ids = [
         tokenizer.pad_token_id,
-        toy_vocabulary.thinking_ids["summary"],
+        toy_vocabulary.thinking_ids["<THINKING_OF_SUMMARY>"],
         tokenizer.eos_token_id,
-        toy_vocabulary.thinking_ids["caption"],
+        toy_vocabulary.thinking_ids["<THINKING_OF_CAPTION>"],
     ]
     assert toy_vocabulary.decode(ids) == "<THINKING_OF_SUMMARY>"
 
 
 def test_a_tokenizer_without_the_reserved_token_is_an_error(toy_processor):
     with pytest.raises(ValueError, match="<nowhere>"):
-        Vocabulary(toy_processor.tokenizer, {"summary": "<nowhere>"})
+        Vocabulary(toy_processor.tokenizer, {"<THINKING_OF_SUMMARY>": "<nowhere>"})
 
 
 def test_a_turn_that_is_too_long_is_named(toy_vocabulary, toy_turns):
