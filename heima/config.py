@@ -101,12 +101,30 @@ class FolderSource(_Model):
 
 
 class Rewrite(_Model):
-    """How records become turns (paper, section 4; recipe: filters and split)."""
+    """How records become turns (paper, section 4; recipe: filters and split).
 
+    `compat: official` keeps the turns that the official arrangement keeps, `corrected` those whose
+    sections can be told apart by position (see `heima.rewriting`). `verify_images` says how far an
+    image is looked at: decoded as a whole, its header, or only whether the zip has it.
+    """
+
+    compat: Literal["corrected", "official"]
     heldout: Annotated[float, Field(gt=0, lt=1)]
     split: Literal["image", "turn"]
     image_place: Literal["alternate", "first"]
     spacing: Literal["canonical", "any"]
+    verify_images: Literal["decode", "header", "exists"]
+
+    @model_validator(mode="after")
+    def _official_choices(self) -> Rewrite:
+        choices = {"split": "turn", "image_place": "alternate", "spacing": "canonical"}
+        wrong = {key: getattr(self, key) for key in choices if getattr(self, key) != choices[key]}
+        if self.compat == "official" and wrong:
+            raise ValueError(
+                "compat = official needs "
+                + ", ".join(f"{key} = {choices[key]}, not {value}" for key, value in wrong.items())
+            )
+        return self
 
 
 class Schedule(_Model):
