@@ -46,7 +46,7 @@ from eval import tasks
 from eval.benchmark_data import edition
 from heima import config, cot
 from heima.config import Params, Peaks
-from heima.generation import model_inputs
+from heima.generation import architecture
 from heima.models import load_vlm, vocabulary
 from heima.results import Cell, provenance, write_jsonl, write_metrics
 from heima.statistics import DRAWS, drawn_cell
@@ -239,7 +239,9 @@ def _around_vision(model: PreTrainedModel, read: Callable[[], float]) -> Iterato
     """Readings before the vision tower and behind the projector."""
     readings: list[float] = []
     hooks = (
-        model.model.vision_model.register_forward_pre_hook(lambda *_: readings.append(read())),
+        architecture(model)
+        .vision_tower(model)
+        .register_forward_pre_hook(lambda *_: readings.append(read())),
         model.model.multi_modal_projector.register_forward_hook(lambda *_: readings.append(read())),
     )
     try:
@@ -264,8 +266,9 @@ def _run(
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     start = read()
-    images = [processor.image_processor([[one.image]], return_tensors="np") for one in questions]
-    inputs = model_inputs(ids, images, processor)
+    tensors = architecture(model)
+    images = [tensors.process(one.image, processor) for one in questions]
+    inputs = tensors.model_inputs(ids, images, processor)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     prepared = read()
     tokens = _TokenMarks(read)
@@ -360,7 +363,8 @@ def _decode_bytes(model: PreTrainedModel, cache: Cache, *, steps: int) -> int:
         # Of the embeddings a step reads a row for each sample.
         if weight is not language.embed_tokens.weight
     )
-    crossing = set(model.config.text_config.cross_attention_layers)
+    # Only Mllama has such layers.
+    crossing = getattr(model.config.text_config, "cross_attention_layers", ())
     total = steps * weights
     for index, layer in enumerate(cache.layers):
         held, length = layer.keys.nbytes + layer.values.nbytes, layer.keys.shape[2]

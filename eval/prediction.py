@@ -25,7 +25,7 @@ from eval import benchmark_data, tasks
 from eval.chat_models import prompts_of
 from heima import config, cot
 from heima.config import Params
-from heima.generation import Decoder, Engine, Generation, Mllama, Plan, plan
+from heima.generation import Decoder, Engine, Generation, Plan, Transformers, plan
 from heima.journal import ROOT as JOURNALS
 from heima.journal import Journal, key, weights_digest
 from heima.models import load_processor, load_vlm, vocabulary
@@ -218,7 +218,7 @@ def _decoder(models: Path, name: str, params: Params) -> Decoder:
 
         engine: Engine = Vllm(models, name, params)
     else:
-        engine = Mllama(*load_vlm(models, name, params))
+        engine = Transformers(*load_vlm(models, name, params))
     return Decoder(engine, vocabulary(load_processor(models).tokenizer, params))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from heima.corpus import ImageZip, Turn
 from heima.cot import render
 from heima.tokens import IGNORED, Encoded, Vocabulary
 
-_IMAGE_CACHE_BYTES = 2**29
+IMAGE_CACHE_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,15 @@ def encode_turns(
     return samples
 
 
-def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Rows of different length as one (rows, longest) int64 tensor, padded on the right."""
+def pad(
+    rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"] = "right"
+) -> torch.Tensor:
+    """Rows of different length as one (rows, longest) int64 tensor, padded on one side."""
     return torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+        [torch.tensor(row) for row in rows],
+        batch_first=True,
+        padding_value=value,
+        padding_side=side,
     )
 
 
@@ -85,13 +91,13 @@ class MllamaCollator:
         self._pad_id = processor.tokenizer.pad_token_id
         self._images = images
         self._cache: LRUCache[str, Mapping[str, np.ndarray]] = LRUCache(
-            _IMAGE_CACHE_BYTES, getsizeof=lambda one: one["pixel_values"].nbytes
+            IMAGE_CACHE_BYTES, getsizeof=lambda one: one["pixel_values"].nbytes
         )
 
     def _image(self, name: str) -> Mapping[str, np.ndarray]:
         if name not in self._cache:
             one = self._image_processor([[self._images.read(name)]], return_tensors="np")
-            if one["pixel_values"].nbytes > _IMAGE_CACHE_BYTES:
+            if one["pixel_values"].nbytes > IMAGE_CACHE_BYTES:
                 return one
             self._cache[name] = one
         return self._cache[name]

@@ -12,25 +12,23 @@ shared out and resumed.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.models.mllama.processing_mllama import (
-    convert_sparse_cross_attention_mask_to_dense,
-    get_cross_attention_token_mask,
-)
 
+from heima import llava_next, mllama
 from heima.config import Decoding
 from heima.cot import SECTIONS
+from heima.images import spread
 from heima.sampling import sampling
 from heima.tokens import Vocabulary
 
@@ -195,17 +193,21 @@ def generate(
     the prompt, and the generations are what follows it.
     """
     planned = plan(vocabulary, prompts, decoding=decoding, seed=seed, prefix=prefix)
-    decode = Decoder(Mllama(model, processor), vocabulary)
+    decode = Decoder(Transformers(model, processor), vocabulary)
     return planned.in_order(decode(planned, batch) for batch in range(len(planned.batches)))
 
 
-class Mllama:
-    """Decodes batches through `generate` of transformers."""
+class Transformers:
+    """Decodes batches through `generate` of transformers.
+
+    Raises `ValueError` for a model of an architecture that is not one of `ARCHITECTURES`.
+    """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self._model = model
         self._processor = processor
-        self._images = _Images(processor.image_processor)
+        self._tensors = architecture(model)
+        self._images = _Images(lambda image: self._tensors.process(image, processor))
         ends = model.generation_config.eos_token_id
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
 
@@ -219,9 +221,9 @@ class Mllama:
         seed: int,
     ) -> list[list[int]]:
         images, rows = self._images(prompts)
-        inputs = model_inputs(ids, images, self._processor, rows)
+        inputs = self._tensors.model_inputs(ids, images, self._processor, rows)
         torch.manual_seed(seed)
-        with _spread(self._model, rows):
+        with spread(self._model, rows):
             output = self._model.generate(
                 **{key: value.to(self._model.device) for key, value in inputs.items()},
                 max_new_tokens=decoding.max_new_tokens,
@@ -232,21 +234,17 @@ class Mllama:
         return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-@contextlib.contextmanager
-def _spread(model: PreTrainedModel, rows: Sequence[int]) -> Iterator[None]:
-    """Let row i of the text look at the encoded image `rows[i]`.
+ARCHITECTURES = {"mllama": mllama, "llava_next": llava_next}
+"""By `model_type`, the module that says how an image becomes arrays (`process`), and prompts with
+their images tensors (`model_inputs`), and which part of the model sees them (`vision_tower`)."""
 
-    Mllama wants an image a row. So what its projector makes of the distinct images, (images, 1,
-    tiles, patches, hidden), is repeated before the cross attention sees it.
-    """
-    index = torch.tensor(rows, device=model.device)
-    hook = model.model.multi_modal_projector.register_forward_hook(
-        lambda module, args, encoded: encoded[index]
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
+
+def architecture(model: PreTrainedModel) -> ModuleType:
+    """The entry of `ARCHITECTURES` for a model. Raises `ValueError` where there is none."""
+    kind = model.config.model_type
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"a model of type {kind!r} is none of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[kind]
 
 
 def _order(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[int]:
@@ -263,7 +261,7 @@ def _order(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[int]
 class _Images:
     """Tensors of a batch's images; what the next batch may share is kept, no more."""
 
-    def __init__(self, process: Callable[..., Mapping[str, Any]]) -> None:
+    def __init__(self, process: Callable[[Image.Image], Mapping[str, Any]]) -> None:
         self._process = process
         self._kept: dict[str, Mapping[str, Any]] = {}
 
@@ -273,44 +271,10 @@ class _Images:
         for prompt in prompts:
             key = prompt.image_key
             if key not in kept:
-                kept[key] = self._kept.get(key) or self._process(
-                    [[prompt.load_image()]], return_tensors="np"
-                )
+                kept[key] = self._kept.get(key) or self._process(prompt.load_image())
         self._kept = kept
         places = {key: place for place, key in enumerate(kept)}
         return list(kept.values()), [places[prompt.image_key] for prompt in prompts]
-
-
-def model_inputs(
-    ids: Sequence[Sequence[int]],
-    images: Sequence[Mapping[str, Any]],
-    processor: ProcessorMixin,
-    rows: Sequence[int] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Mllama's tensors: text (batch, longest) padded on the left, and the images as given.
-
-    Row i of the text is about the image `rows[i]`, by default the i-th.
-    """
-    rows = range(len(ids)) if rows is None else rows
-    width = max(len(row) for row in ids)
-    pad_id = processor.tokenizer.pad_token_id
-    padded = [[pad_id] * (width - len(row)) + list(row) for row in ids]
-    pixels = np.concatenate([image["pixel_values"] for image in images])
-    mask = convert_sparse_cross_attention_mask_to_dense(
-        [get_cross_attention_token_mask(row, processor.image_token_id) for row in padded],
-        num_tiles=[images[row]["num_tiles"][0] for row in rows],
-        max_num_tiles=pixels.shape[2],
-        length=width,
-    )
-    arrays = {
-        "input_ids": np.array(padded),
-        "attention_mask": np.array([[0] * (width - len(row)) + [1] * len(row) for row in ids]),
-        "pixel_values": pixels,
-        "cross_attention_mask": mask,
-    }
-    for key in ("aspect_ratio_ids", "aspect_ratio_mask"):
-        arrays[key] = np.concatenate([image[key] for image in images])
-    return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 class _Tally:

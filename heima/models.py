@@ -23,8 +23,11 @@ from transformers import (
     ProcessorMixin,
 )
 
+from heima.batching import MllamaCollator
 from heima.config import Lora, Params
+from heima.corpus import ImageZip
 from heima.families import FAMILIES
+from heima.llava_next import LlavaNextCollator
 from heima.tokens import Vocabulary
 
 ROOT = Path("models")
@@ -77,6 +80,14 @@ def load_tokenizer(models: Path) -> PreTrainedTokenizerBase:
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary:
     return Vocabulary(tokenizer, FAMILIES[params.family].thinking_tokens)
+
+
+def collator(
+    processor: ProcessorMixin, images: ImageZip, params: Params
+) -> MllamaCollator | LlavaNextCollator:
+    """What makes batches of the family's VLM from `batching.Sample`s."""
+    kinds = {"mllama": MllamaCollator, "llava_next": LlavaNextCollator}
+    return kinds[FAMILIES[params.family].model_type](processor, images)
 
 
 def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, ProcessorMixin]:

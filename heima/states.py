@@ -8,7 +8,7 @@ stored, so that interpreters never load the VLM.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from heima.batching import MllamaCollator, Sample
+from heima.batching import Sample
 from heima.corpus import Turn
 
 Position = Literal["predicting", "at"]
@@ -27,7 +27,7 @@ Position = Literal["predicting", "at"]
 def extract(
     model: PreTrainedModel,
     samples: Sequence[Sample],
-    collate: MllamaCollator,
+    collate: Callable[[Sequence[Sample]], dict[str, torch.Tensor]],
     thinking_ids: Mapping[str, int],
     *,
     position: Position,

@@ -1,9 +1,8 @@
 """Batches decoded by vLLM, for families that it serves (not mllama).
 
-It answers the same prompts as `heima.generation.Mllama`, and every token is accounted for by the
-same code. The library itself was never run with this code, which knows it by its documentation: no
-family of `heima.models` is served by it yet, and the tests put a small stand-in in its place. What
-it returns is therefore checked, not trusted.
+It answers the same prompts as `heima.generation.Transformers`, and every token is accounted for by
+the same code. The library itself was never run with this code, which knows it by its documentation:
+the tests put a small stand-in in its place. What it returns is therefore checked, not trusted.
 """
 
 from __future__ import annotations

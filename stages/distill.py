@@ -13,7 +13,7 @@ import sys
 import time
 
 from heima import config, corpus, models
-from heima.batching import MllamaCollator, encode_turns
+from heima.batching import encode_turns
 from heima.results import atomic, provenance, write_metrics
 from heima.statistics import DRAWS, cell
 from heima.training import heldout_losses, train, write_curve
@@ -29,9 +29,8 @@ def main(name: str) -> None:
     vocabulary = models.vocabulary(processor.tokenizer, params)
 
     # Data
-    collate = MllamaCollator(
-        processor, corpus.ImageZip(corpus.locate("data/source") / "images.zip")
-    )
+    images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
+    collate = models.collator(processor, images, params)
     samples, heldout = (
         encode_turns(
             corpus.load_turns(f"data/rewritten/{split}.parquet"),

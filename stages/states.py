@@ -9,7 +9,7 @@ one (turns, hidden_size) tensor a section.
 from __future__ import annotations
 
 from heima import config, corpus, models, states
-from heima.batching import MllamaCollator, encode_turns
+from heima.batching import encode_turns
 from heima.cot import thinking_token
 from heima.results import atomic
 
@@ -18,9 +18,8 @@ def main() -> None:
     params = config.load()
     model, processor = models.load_vlm(models.ROOT, params.states.checkpoint, params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
-    collate = MllamaCollator(
-        processor, corpus.ImageZip(corpus.locate("data/source") / "images.zip")
-    )
+    images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
+    collate = models.collator(processor, images, params)
     with atomic("states") as folder:
         folder.mkdir()
         for split in ("train", "heldout"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from heima import cot
 from heima.config import Decoding
-from heima.generation import Decoder, Mllama, Prompt, _Tally, generate, plan
+from heima.generation import Decoder, Prompt, Transformers, _Tally, generate, plan
 from heima.tokens import Vocabulary
 
 
@@ -179,7 +179,7 @@ def test_a_batch_has_one_outcome(chatty, toy_processor, toy_vocabulary, prompts,
     )
     found = {}
     for batches in [(4, 1), (3,), (0, 2)]:
-        decode = Decoder(Mllama(chatty, toy_processor), toy_vocabulary)
+        decode = Decoder(Transformers(chatty, toy_processor), toy_vocabulary)
         for batch in batches:
             torch.rand(batch + 1)
             found[batch] = decode(planned, batch)

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from heima.config import Decoding
 from heima.families import FAMILIES
-from heima.generation import Decoder, Mllama, Prompt, generate, plan
+from heima.generation import Decoder, Prompt, Transformers, generate, plan
 from heima.models import add_lora, save_adapter
 
 DECODING = Decoding(temperature=0, top_k=50, max_new_tokens=24, batch_size=4)
@@ -64,7 +64,7 @@ def library(monkeypatch, toy_processor):
             model = AutoModelForImageTextToText.from_pretrained(
                 options["model"], dtype=getattr(torch, options["dtype"])
             )
-            self._engine = Mllama(model.eval(), toy_processor)
+            self._engine = Transformers(model.eval(), toy_processor)
 
         def generate(self, prompts, sampling, *, use_tqdm):
             assert use_tqdm is False

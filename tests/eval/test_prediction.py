@@ -126,16 +126,16 @@ def decode(variant, folder, models, **options):
 @pytest.fixture
 def decoded(monkeypatch):
     """The sizes of the batches that were decoded."""
-    from heima.generation import Mllama
+    from heima.generation import Transformers
 
     sizes = []
-    call = Mllama.__call__
+    call = Transformers.__call__
 
     def counting(self, prompts, ids, **options):
         sizes.append(len(prompts))
         return call(self, prompts, ids, **options)
 
-    monkeypatch.setattr(Mllama, "__call__", counting)
+    monkeypatch.setattr(Transformers, "__call__", counting)
     return sizes
 
 
