@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from eval.benchmark_check import PIL_FAULTS
 from eval.tasks import TASKS
-from heima import config, cot
+from heima import config
 from heima.generation import Prompt, generate
 from heima.models import load_vlm, vocabulary
 from heima.results import read_jsonl
@@ -67,7 +67,7 @@ class Heima(_ChatModel):
         self._decoding = self._params.decoding(protocol)
         if batch_size is not None:
             self._decoding = self._decoding.model_copy(update={"batch_size": int(batch_size)})
-        self._prefix = "" if forced_prefix is None else cot.constant_prefix(forced_prefix)
+        self._prefix = self._params.prefix(name, forced_prefix)
         self._model, self._processor = load_vlm(Path(models), name, self._params)
         self.device = self._model.device
 

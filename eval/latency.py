@@ -44,7 +44,7 @@ from transformers.generation import BaseStreamer
 
 from eval import tasks
 from eval.benchmark_data import edition
-from heima import config, cot
+from heima import config
 from heima.config import Params, Peaks
 from heima.generation import architecture
 from heima.models import load_vlm, vocabulary
@@ -551,7 +551,7 @@ def load_setup(params: Params, models: Path) -> Setup:
         name: Case(
             loaded[variant.model],
             max_new_tokens=params.decoding(asked.protocol).max_new_tokens,
-            prefix=cot.constant_prefix(variant.forced_prefix) if variant.forced_prefix else "",
+            prefix=params.prefix(variant.model, variant.forced_prefix),
         )
         for name, variant in variants.items()
     }

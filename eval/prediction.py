@@ -77,7 +77,7 @@ def predict(
     if variant not in params.variants:
         raise KeyError(f"variant {variant!r} is not one of {sorted(params.variants)}")
     name, forced = params.variants[variant].model, params.variants[variant].forced_prefix
-    prefix = "" if forced is None else cot.constant_prefix(forced)
+    prefix = params.prefix(name, forced)
     with _ranks() as (rank, world), tempfile.TemporaryDirectory() as cache:
         requests, datasets = _requests(params, Path(cache))
         plans = _plans(params, requests, datasets, models, prefix)

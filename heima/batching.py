@@ -19,8 +19,9 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
+from heima.config import ONE_TOKEN, Thinking
 from heima.corpus import ImageZip, Turn
-from heima.cot import render
+from heima.cot import COMPRESSIBLE, ThinkingTokens, numbered, render, repeated
 from heima.tokens import IGNORED, Encoded, Vocabulary
 
 IMAGE_CACHE_BYTES = 2**29
@@ -38,19 +39,26 @@ class Sample:
 
 
 def encode_turns(
-    turns: Sequence[Turn], rendering: str, vocabulary: Vocabulary, *, max_length: int
+    turns: Sequence[Turn],
+    rendering: str,
+    vocabulary: Vocabulary,
+    *,
+    max_length: int,
+    thinking: Thinking = ONE_TOKEN,
 ) -> list[Sample]:
     """Render and encode turns in one rendering of `cot.RENDERINGS`.
 
+    With a `thinking.ratio` a section's tokens are counted in its text alone, without its tags.
     Raises `ValueError` naming the turn where one is longer than `max_length` tokens: cutting it
     would train on an answer without its conclusion.
     """
     samples = []
+    same = None if thinking.tokens is None else numbered(thinking.tokens)
     for turn in turns:
         encoded = vocabulary.encode(
             turn.question,
             "first" if turn.image_first else "last",
-            render(turn.sections, rendering),
+            render(turn.sections, rendering, same or _adaptive(turn, thinking, vocabulary)),
         )
         if len(encoded.input_ids) > max_length:
             raise ValueError(
@@ -59,6 +67,15 @@ def encode_turns(
             )
         samples.append(Sample(encoded, turn.image))
     return samples
+
+
+def _adaptive(turn: Turn, thinking: Thinking, vocabulary: Vocabulary) -> ThinkingTokens:
+    return repeated(
+        {
+            section: thinking.count(vocabulary.length(turn.sections[section]))
+            for section in COMPRESSIBLE
+        }
+    )
 
 
 def pad(

@@ -22,7 +22,14 @@ from pydantic import (
     model_validator,
 )
 
-from heima.cot import COMPRESSIBLE, RENDERINGS, is_constant
+from heima.cot import (
+    COMPRESSIBLE,
+    MAX_NUMBERED,
+    RENDERINGS,
+    constant_prefix,
+    is_constant,
+    numbered,
+)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Section = Literal["summary", "caption", "reasoning"]
@@ -213,22 +220,60 @@ class Distill(_Model):
     max_length: PositiveInt
 
 
+class Thinking(_Model):
+    """How many thinking tokens stand for a section (recipe, section 1).
+
+    `tokens`: so many, numbered; one has no number. `ratio`: that share of the section's own tokens,
+    at least one. A ratio repeats the section's one token: numbers would run out of reserved ids.
+    """
+
+    tokens: Annotated[int, Field(ge=1, le=MAX_NUMBERED)] | None = None
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Thinking:
+        if (self.tokens is None) == (self.ratio is None):
+            raise ValueError("give exactly one of tokens and ratio")
+        return self
+
+    def count(self, length: int) -> int:
+        """How many stand for a section of `length` tokens.
+
+        >>> Thinking(ratio=0.5).count(9), Thinking(ratio=0.5).count(1), Thinking(tokens=4).count(9)
+        (4, 1, 4)
+        """
+        return self.tokens if self.ratio is None else max(1, int(self.ratio * length))
+
+
+ONE_TOKEN = Thinking(tokens=1)
+"""The paper's method; everything else is an ablation."""
+
+
 class Checkpoint(Schedule):
     """One adapter: rendered `data`, the model it starts from, its own fresh schedule.
 
-    `matched` names checkpoints whose updates together must equal this one's, so that an
-    ablation says in the parameters what it is compared with.
+    `thinking` is the same in all checkpoints of a chain that have thinking tokens. `matched` names
+    checkpoints whose updates together must equal this one's, so that an ablation says in the
+    parameters what it is compared with.
     """
 
     data: str
     init: Name
+    thinking: Thinking = ONE_TOKEN
     matched: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
     def _known_data(self) -> Checkpoint:
         if self.data not in RENDERINGS:
             raise ValueError(f"data = {self.data!r} is not one of {sorted(RENDERINGS)}")
+        if "thinking" in self.model_fields_set and not self.thinks:
+            raise ValueError(f"thinking: the rendering {self.data} has no thinking tokens")
         return self
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its answers have thinking tokens."""
+        return "token" in RENDERINGS[self.data].values()
 
 
 class States(_Model):
@@ -352,7 +397,8 @@ class Variant(_Model):
     """A row of the benchmarks' table.
 
     `forced_prefix` is a rendering whose sections are thinking tokens: that constant beginning of
-    every answer is put into the prompt and not decoded (recipe, section 6).
+    every answer is put into the prompt and not decoded (recipe, section 6). Under a ratio no two
+    answers need begin alike.
     """
 
     model: Name
@@ -497,7 +543,7 @@ class Params(_Model):
                     f"{sorted(known - {name})}"
                 )
             self._check_matched(name, checkpoint)
-            self._chain(name)
+            self._check_thinking(name)
         compressed = sorted(
             name
             for name, checkpoint in self.checkpoints.items()
@@ -519,6 +565,10 @@ class Params(_Model):
                 raise ValueError(
                     f"variants.{name}.model = {variant.model!r} is not one of {sorted(allowed)}"
                 )
+            try:
+                self.prefix(variant.model, variant.forced_prefix)
+            except ValueError as error:
+                raise ValueError(f"variants.{name}.forced_prefix: {error}") from error
         return self
 
     def _check_source(self) -> None:
@@ -613,6 +663,16 @@ class Params(_Model):
                 f"{' + '.join(checkpoint.matched)} together"
             )
 
+    def _check_thinking(self, name: str) -> None:
+        own = self.checkpoints[name]
+        for earlier in self._chain(name)[:-1]:
+            other = self.checkpoints[earlier]
+            if own.thinks and other.thinks and own.thinking != other.thinking:
+                raise ValueError(
+                    f"checkpoints.{name}.thinking = {_shown(own.thinking)} must be "
+                    f"{_shown(other.thinking)}, that of {earlier} earlier in its chain"
+                )
+
     def _chain(self, name: str) -> list[str]:
         """The checkpoints from the text-cot model to `name`; raises on a circle."""
         chain = [name]
@@ -626,6 +686,24 @@ class Params(_Model):
                 )
             chain.insert(0, init)
         return chain
+
+    def thinking(self, model: str) -> Thinking:
+        """How many thinking tokens a model writes for a section, if it writes any."""
+        return self.checkpoints[model].thinking if model in self.checkpoints else ONE_TOKEN
+
+    def prefix(self, model: str, rendering: str | None) -> str:
+        """What every answer of a model in `rendering` begins with, to be forced upon it; none: "".
+
+        Raises `ValueError` where its answers do not all begin alike.
+        """
+        if rendering is None:
+            return ""
+        thinking = self.thinking(model)
+        if thinking.tokens is None:
+            raise ValueError(
+                f"answers of {model} do not all begin alike: its thinking is {_shown(thinking)}"
+            )
+        return constant_prefix(rendering, numbered(thinking.tokens))
 
     def data_name(self, protocol: str, benchmark: str) -> str:
         """The name of the data that a protocol reads for a benchmark."""
@@ -645,6 +723,16 @@ class Params(_Model):
     def sections(self) -> tuple[str, ...]:
         """The sections that get a thinking token and an interpreter, in the order of the answer."""
         return COMPRESSIBLE
+
+
+def _shown(thinking: Thinking) -> str:
+    """As in a parameter file.
+
+    >>> _shown(Thinking(ratio=0.3))
+    '{ratio: 0.3}'
+    """
+    [(key, value)] = thinking.model_dump(exclude_none=True).items()
+    return f"{{{key}: {value}}}"
 
 
 def parse(text: str, name: str = "params.yaml") -> Params:

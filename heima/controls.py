@@ -8,31 +8,52 @@ import numpy as np
 import torch
 
 from heima.config import Control
+from heima.states import SectionStates
 
 
 def control_states(
     control: Control,
-    states: torch.Tensor,
+    states: SectionStates,
     *,
     kinds: Sequence[str],
     train_mean: torch.Tensor,
     seed: int,
-) -> torch.Tensor:
-    """The states that an interpreter reads under a control, (samples, hidden_size).
+) -> SectionStates:
+    """The states that an interpreter reads under a control.
 
-    - `own`: each sample's state, unchanged.
-    - `shuffled`: another sample's state of the same question kind, so that what a kind alone
+    - `own`: each sample's states, unchanged.
+    - `shuffled`: another sample's states of the same question kind, so that what a kind alone
       tells is kept; no sample keeps its own.
-    - `mean`: the mean state of the training split, `train_mean` (hidden_size).
+    - `mean`: the training split's `mean_states`.
     - `zero`, `question-only`: zeros; a question-only prompt has no place for a state.
+
+    Every sample keeps the number of its states, which tells something itself where it follows the
+    section's length: a control takes away the states alone. Where another sample has more or fewer,
+    each state is the one at the same part of the way through them.
     """
     if control == "own":
         return states
     if control == "shuffled":
-        return states[torch.from_numpy(shuffle_within(kinds, seed=seed))]
-    if control == "mean":
-        return train_mean.expand_as(states)
-    return torch.zeros_like(states)
+        each = states.by_turn()
+        given = [each[other] for other in shuffle_within(kinds, seed=seed)]
+    elif control == "mean":
+        given = [train_mean] * len(states)
+    else:
+        return SectionStates(torch.zeros_like(states.values), states.counts)
+    resized = [
+        other[torch.arange(count) * len(other) // count]
+        for other, count in zip(given, states.counts.tolist(), strict=True)
+    ]
+    return SectionStates(torch.cat(resized), states.counts)
+
+
+def mean_states(states: SectionStates) -> torch.Tensor:
+    """The mean states of a section, fp32: (count, hidden_size) where all turns have `count` states,
+    one mean for each place; otherwise (1, hidden_size), the mean of all.
+    """
+    numbers = states.counts.unique()
+    places = int(numbers[0]) if len(numbers) == 1 else 1
+    return states.values.unflatten(0, (-1, places)).mean(dim=0, dtype=torch.float32)
 
 
 def shuffle_within(kinds: Sequence[str], *, seed: int) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Interpreters: text-only LLMs that read a thinking state and write the section it stands for.
+"""Interpreters: text-only LLMs that read thinking states and write the section they stand for.
 
-The prompt holds the question and the section's thinking token, no image. The token's embedding is
-replaced by the thinking state H, without a projection (paper, section 3.3; recipe, section 3).
+The prompt holds the question and the section's thinking tokens, no image. Each token's embedding is
+replaced by its thinking state H, without a projection (paper, section 3.3; recipe, section 3). So
+its number cannot matter: the prompt has the section's unnumbered token, as often as there are
+states.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from heima.batching import pad, pad_text
@@ -20,6 +23,7 @@ from heima.config import Decoding, InterpreterInput
 from heima.corpus import Turn
 from heima.cot import tagged, thinking_token
 from heima.sampling import sampling
+from heima.states import SectionStates
 from heima.tokens import Encoded, Vocabulary
 from heima.training import token_losses
 
@@ -58,10 +62,13 @@ _ANSWERS = (
 
 @dataclass(frozen=True)
 class Reading:
-    """An encoded interpreter sample with the state that stands in for its thinking token."""
+    """An encoded interpreter sample with the states that stand in for its thinking tokens.
+
+    `states` is (thinking tokens, hidden_size).
+    """
 
     encoded: Encoded
-    state: torch.Tensor
+    states: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -70,25 +77,27 @@ class Reading:
 def encode_readings(
     turns: Sequence[Turn],
     section: str,
-    states: torch.Tensor,
+    states: SectionStates,
     vocabulary: Vocabulary,
     *,
     source: InterpreterInput,
     wordings: Wordings,
     seed: int,
 ) -> list[Reading]:
-    """Prompt, target and state of each turn; `states` is (turns, hidden_size).
+    """Prompt, target and states of each turn.
 
     With `source="question-only"` the prompt has no thinking token, so nothing is replaced.
     """
     templates = [PLAIN_WORDING] if wordings == "plain" else _VARIED
     drawn = np.random.default_rng(seed).integers(len(templates), size=len(turns))
-    place = f"of the hidden state {thinking_token(section)} " if source == "own" else ""
     readings = []
-    for turn, template, state in zip(turns, drawn, states, strict=True):
+    for turn, template, read in zip(turns, drawn, states.by_turn(), strict=True):
+        place = ""
+        if source == "own":
+            place = f"of the hidden state {thinking_token(section) * len(read)} "
         prompt = templates[template].format(question=turn.question, section=section, source=place)
         encoded = vocabulary.encode(prompt, "none", turn.sections[section])
-        readings.append(Reading(encoded, state))
+        readings.append(Reading(encoded, read))
     return readings
 
 
@@ -113,14 +122,20 @@ class ReadingCollator:
 
     def __call__(self, readings: Sequence[Reading]) -> dict[str, torch.Tensor]:
         batch = pad_text([reading.encoded for reading in readings], self._pad_id)
-        batch["states"] = torch.stack([reading.state for reading in readings])
+        batch["states"] = _pad_states(readings)
         return batch
 
 
-class StateReader(nn.Module):
-    """An LLM that reads a state, given with each sample, in place of a thinking token's embedding.
+def _pad_states(readings: Sequence[Reading]) -> torch.Tensor:
+    """(batch, most thinking tokens, hidden_size): zeros behind the last of a row, never read."""
+    return pad_sequence([reading.states for reading in readings], batch_first=True)
 
-    `token_ids` are the thinking tokens of the sections that it reads; a sample has at most one.
+
+class StateReader(nn.Module):
+    """An LLM that reads states, given with each sample, in place of thinking tokens' embeddings.
+
+    `token_ids` are the thinking tokens of the sections that it reads; a sample has those of at most
+    one section.
     """
 
     def __init__(self, llm: PreTrainedModel, token_ids: Sequence[int]) -> None:
@@ -130,10 +145,15 @@ class StateReader(nn.Module):
         self.register_buffer("token_ids", torch.tensor(list(token_ids)), persistent=False)
 
     def embed(self, input_ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """(batch, length) ids and (batch, hidden_size) states -> (batch, length, hidden_size)."""
+        """(batch, length) ids and (batch, most thinking tokens, hidden_size) states -> embeddings.
+
+        Returns (batch, length, hidden_size): the k-th thinking token of a row is its k-th state.
+        """
         embedded = self.llm.get_input_embeddings()(input_ids)
-        here = torch.isin(input_ids, self.token_ids).unsqueeze(-1)
-        return torch.where(here, states.to(embedded.dtype).unsqueeze(1), embedded)
+        here = torch.isin(input_ids, self.token_ids)
+        rows = torch.arange(len(states), device=states.device).unsqueeze(1)
+        order = (here.cumsum(dim=1) - 1).clamp(min=0)
+        return torch.where(here.unsqueeze(-1), states.to(embedded.dtype)[rows, order], embedded)
 
     def forward(
         self,
@@ -187,7 +207,7 @@ def reconstruct(
         prompts = [one.encoded.input_ids[: one.encoded.body][::-1] for one in chunk]
         ids = pad(prompts, tokenizer.pad_token_id).flip(1)
         mask = pad([[1] * len(prompt) for prompt in prompts], 0).flip(1)
-        states = torch.stack([one.state for one in chunk])
+        states = _pad_states(chunk)
         place = next(reader.parameters()).device
         generated = reader.llm.generate(
             inputs_embeds=reader.embed(ids.to(place), states.to(place)),

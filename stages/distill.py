@@ -37,6 +37,7 @@ def main(name: str) -> None:
             checkpoint.data,
             vocabulary,
             max_length=params.distill.max_length,
+            thinking=checkpoint.thinking,
         )
         for split in ("train", "heldout")
     )

@@ -29,7 +29,9 @@ def main(name: str) -> None:
     turns = corpus.load_turns("data/rewritten/heldout.parquet")
     train_turns = corpus.load_turns("data/rewritten/train.parquet")
     own = states.load(Path("states/heldout.safetensors"), section, turns)
-    train_mean = states.load(Path("states/train.safetensors"), section, train_turns).mean(dim=0)
+    train_mean = controls.mean_states(
+        states.load(Path("states/train.safetensors"), section, train_turns)
+    )
     kinds = [turn.kind for turn in turns]
     readers = {}
     for source in {"question-only" if c == "question-only" else "own" for c in options.controls}:

@@ -6,8 +6,10 @@ from typing import get_args
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from heima import config
+from heima import config, cot
 from heima.toy.world import KINDS
 from stages import profile
 from tests.conftest import ROOT
@@ -52,6 +54,12 @@ def edit(raw: dict, key: str, value) -> str:
         ("checkpoints.p1.init", "recover", r"circle"),
         ("checkpoints.p1.epochs", 1.0, r"exactly one of steps and epochs"),
         ("checkpoints.one-shot.steps", 7, r"checkpoints\.one-shot\.steps = 7 must be \d+"),
+        ("checkpoints.p1.thinking", {"tokens": 33}, r"p1\.thinking\.tokens = 33: .*equal to 32"),
+        ("checkpoints.p1.thinking", {"ratio": 1.0}, r"p1\.thinking\.ratio = 1\.0: .*less than 1"),
+        ("checkpoints.p1.thinking", {"tokens": 2, "ratio": 0.5}, r"one of tokens and ratio"),
+        ("checkpoints.answer-only.thinking", {"tokens": 2}, r"answer-only has no thinking tokens"),
+        ("checkpoints.p2.thinking", {"ratio": 0.5},
+         r"checkpoints\.p2\.thinking = \{ratio: 0\.5\} must be \{tokens: 1\}, that of p1"),
         ("states.checkpoint", "p8", r"states\.checkpoint = 'p8' is not one of"),
         ("variants.heima.model", "p8", r"variants\.heima\.model = 'p8' is not one of"),
         ("reconstruct.controls", ["zero"], r"must name `own`"),
@@ -106,6 +114,42 @@ def test_wrong_values_are_named(raw_params, key, value, message):
     edit(raw_params, key, value)
     with pytest.raises(config.ConfigError, match=message):
         config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.mark.parametrize("thinking", [{"tokens": 4}, {"ratio": 0.3}])
+def test_a_chain_has_one_number_of_thinking_tokens(raw_params, thinking):
+    """Told of all its checkpoints, or of a chain that starts from one without thinking tokens."""
+    checkpoints, variants = raw_params["checkpoints"], raw_params["variants"]
+    for name in ("p1", "p2", "p3", "recover"):
+        checkpoints[name]["thinking"] = thinking
+    checkpoints["p3-one"] = {**checkpoints["one-shot"], "init": "answer-only", "matched": []}
+    if "ratio" in thinking:
+        with pytest.raises(config.ConfigError, match=r"forced_prefix: answers of recover do not"):
+            config.parse(yaml.safe_dump(raw_params))
+        del variants["heima-forced-prefix"], raw_params["latency"]["cases"]["heima-forced-prefix"]
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.thinking("recover") == config.Thinking(**thinking)
+    assert params.thinking("p3-one") == params.thinking("base") == config.ONE_TOKEN
+    for name in ("p1", "p3"):
+        checkpoints[name] = {**checkpoints[name], "thinking": {"tokens": 2}}
+        with pytest.raises(config.ConfigError, match=r"must be .* earlier in its chain"):
+            config.parse(yaml.safe_dump(raw_params))
+
+
+def test_the_prefix_of_a_model_is_what_its_answers_begin_with(raw_params):
+    raw_params["checkpoints"]["one-shot"]["thinking"] = {"tokens": 3}
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.prefix("one-shot", None) == ""
+    assert params.prefix("recover", "p3") == cot.constant_prefix("p3")
+    three = params.prefix("one-shot", "p3")
+    assert three.count("<THINKING_OF_") == 9 and "_3></REASONING>" in three.replace(" ", "")
+
+
+@given(st.integers(1, 4000), st.floats(0.001, 0.999))
+def test_a_ratio_rounds_down_to_at_least_one(length, ratio):
+    count = config.Thinking(ratio=ratio).count(length)
+    assert 1 <= count <= length
+    assert count == 1 or count <= ratio * length < count + 1
 
 
 def test_all_faults_are_listed_at_once(raw_params):

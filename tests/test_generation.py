@@ -232,6 +232,22 @@ class TestTally:
         assert _Tally(toy_vocabulary)(ids) == {"thinking": 3, "tag": 8, "conclusion": 2}
 
     @pytest.mark.parametrize(
+        "thinking",
+        [
+            cot.numbered(2),
+            cot.numbered(32),
+            cot.repeated({"summary": 1, "caption": 7, "reasoning": 40}),
+        ],
+    )
+    def test_every_thinking_token_counts(self, toy_vocabulary, thinking):
+        parts = {"summary": "-", "caption": "-", "reasoning": "-", "conclusion": "yes no"}
+        encoded = toy_vocabulary.encode("what", "first", cot.render(parts, "p3", thinking))
+        ids = encoded.input_ids[encoded.body : -1]
+        number = sum(map(len, thinking.values()))
+        assert _Tally(toy_vocabulary)(ids) == {"thinking": number, "tag": 8, "conclusion": 2}
+        assert len(ids) == number + 10
+
+    @pytest.mark.parametrize(
         ("pieces", "expected"),
         [
             # A tag of several tokens; "> i" and ">\n\n" reach beyond it.

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from heima import cot, interpreter, models
+from heima.batching import pad
 from heima.config import Decoding, Schedule
 from heima.families import FAMILIES
+from heima.states import SectionStates
 from heima.training import train
 
 
@@ -23,8 +25,17 @@ def reader(toy_llm, toy_vocabulary):
 
 @pytest.fixture
 def own_states(toy_turns, toy_llm):
+    return random_states([1] * len(toy_turns), toy_llm)
+
+
+def random_states(counts, toy_llm):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(len(toy_turns), toy_llm.config.hidden_size, generator=generator)
+    values = torch.randn(sum(counts), toy_llm.config.hidden_size, generator=generator)
+    return SectionStates(values, torch.tensor(counts))
+
+
+def flipped(own):
+    return SectionStates(own.values.flip(0), own.counts)
 
 
 def readings(toy_turns, own_states, toy_vocabulary, source="own", wordings="plain", seed=0):
@@ -47,8 +58,26 @@ def test_only_the_thinking_tokens_embedding_is_replaced(
     plain = reader.llm.get_input_embeddings()(batch["input_ids"])
     here = torch.isin(batch["input_ids"], reader.token_ids)
     assert here.sum(dim=1).tolist() == [1] * len(toy_turns)
-    assert torch.equal(embedded[here], own_states)
+    assert torch.equal(embedded[here], own_states.values)
     assert torch.equal(embedded[~here], plain[~here])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_each_thinking_token_is_its_own_state(reader, toy_turns, toy_llm, toy_vocabulary, side):
+    """Samples with one to three of them, against a loop over rows and places."""
+    turns = toy_turns[:7]
+    own = random_states([1 + i % 3 for i in range(len(turns))], toy_llm)
+    some = readings(turns, own, toy_vocabulary)
+    batch = interpreter.ReadingCollator(0)(some)
+    ids = pad([one.encoded.input_ids for one in some], 0, side)
+    expected = toy_llm.get_input_embeddings()(ids).clone()
+    states = iter(own.values)
+    for row in range(len(turns)):
+        for place in range(ids.shape[1]):
+            if ids[row, place] in reader.token_ids:
+                expected[row, place] = next(states)
+    assert next(states, None) is None
+    assert torch.equal(reader.embed(ids, batch["states"]), expected)
 
 
 def test_a_shared_reader_reads_each_section_as_its_own_reader_does(
@@ -86,7 +115,7 @@ def test_a_question_only_reader_cannot_see_a_state(reader, toy_turns, own_states
         reconstruct(
             reader, readings(toy_turns, state, toy_vocabulary, "question-only"), toy_vocabulary, 8
         )
-        for state in (own_states, own_states.flip(0))
+        for state in (own_states, flipped(own_states))
     )
     assert one == other
 
@@ -94,7 +123,7 @@ def test_a_question_only_reader_cannot_see_a_state(reader, toy_turns, own_states
 def test_the_state_changes_what_the_reader_expects(reader, toy_turns, own_states, toy_vocabulary):
     one, other = (
         reconstruct(reader, readings(toy_turns, state, toy_vocabulary), toy_vocabulary, 8)
-        for state in (own_states, own_states.flip(0))
+        for state in (own_states, flipped(own_states))
     )
     assert [r.nll for r in one] != [r.nll for r in other]
 
@@ -144,8 +173,7 @@ def test_an_interpreter_learns_to_use_its_state(params, toy_llm, toy_turns, toy_
         steps=150, batch_size=16, learning_rate=1e-2, warmup_steps=5,
         weight_decay=0.0, max_grad_norm=1.0,
     )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    own = torch.randn(len(toy_turns), toy_llm.config.hidden_size, generator=generator)
+    own = random_states([1] * len(toy_turns), toy_llm)
     adapted = models.add_lora(
         copy.deepcopy(toy_llm), FAMILIES[params.family].llm_lora, params.interpret.lora, 0
     )
@@ -160,6 +188,6 @@ def test_an_interpreter_learns_to_use_its_state(params, toy_llm, toy_turns, toy_
     mine, others = (
         sum(r.nll for r in reconstruct(reader, readings(turns, state, toy_vocabulary),
                                        toy_vocabulary, 48))
-        for state in (own, own.roll(1, 0))
+        for state in (own, SectionStates(own.values.roll(1, 0), own.counts))
     )  # fmt: skip
     assert mine < 0.8 * others

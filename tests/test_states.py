@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from heima import controls, cot, states
 from heima.batching import MllamaCollator, encode_turns
+from heima.config import ONE_TOKEN, Thinking
 from heima.corpus import ImageZip
 
 
@@ -23,15 +24,13 @@ def samples(toy_turns, toy_vocabulary):
     return encode_turns(toy_turns, "p3", toy_vocabulary, max_length=512)
 
 
-def extract(toy_vlm, samples, collate, toy_vocabulary, position, batch_size=5):
+def extract(toy_vlm, samples, collate, toy_vocabulary, position, batch_size=5, thinking=ONE_TOKEN):
     return states.extract(
         toy_vlm,
         samples,
         collate,
-        {
-            section: toy_vocabulary.thinking_ids[cot.thinking_token(section)]
-            for section in cot.COMPRESSIBLE
-        },
+        toy_vocabulary,
+        thinking,
         position=position,
         batch_size=batch_size,
     )
@@ -56,7 +55,9 @@ def test_states_are_those_of_step_by_step_decoding(
                     **{k: batch[k] for k in
                        ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")},
                 ).last_hidden_state  # fmt: skip
-            torch.testing.assert_close(found[section][row], hidden[0, -1], rtol=1e-4, atol=1e-5)
+            assert found[section].counts.tolist() == [1] * len(samples)
+            state = found[section].values[row]
+            torch.testing.assert_close(state, hidden[0, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_states_do_not_depend_on_the_batch(toy_vlm, samples, collate, toy_vocabulary):
@@ -65,22 +66,69 @@ def test_states_do_not_depend_on_the_batch(toy_vlm, samples, collate, toy_vocabu
         for size in (1, len(samples))
     )
     for section, state in one.items():
-        torch.testing.assert_close(state, many[section], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state.values, many[section].values, rtol=1e-4, atol=1e-5)
 
 
-def test_a_sample_without_its_token_is_named(toy_vlm, toy_turns, collate, toy_vocabulary):
-    text = encode_turns(toy_turns, "p2", toy_vocabulary, max_length=512)
-    with pytest.raises(
-        ValueError, match="sample 0 has not exactly one thinking token of reasoning"
-    ):
-        extract(toy_vlm, text, collate, toy_vocabulary, "at")
+@pytest.mark.parametrize("position", ["at", "predicting"])
+@pytest.mark.parametrize("thinking", [Thinking(tokens=2), Thinking(ratio=0.4)])
+def test_every_thinking_token_has_its_state(
+    toy_vlm, toy_turns, collate, toy_vocabulary, thinking, position
+):
+    """As a loop over each sample alone finds them, token by token; samples differ in number."""
+    some = encode_turns(toy_turns[:6], "p3", toy_vocabulary, max_length=512, thinking=thinking)
+    found = extract(toy_vlm, some, collate, toy_vocabulary, position, 4, thinking)
+    for section in cot.COMPRESSIBLE:
+        ids = {
+            toy_vocabulary.thinking_ids[name]
+            for name in cot.THINKING_TOKENS
+            if section.upper() in name
+        }
+        each = found[section].by_turn()
+        if thinking.ratio:
+            lengths = [toy_vocabulary.length(turn.sections[section]) for turn in toy_turns[:6]]
+            counts = [max(1, int(0.4 * length)) for length in lengths]
+            assert len(found[section]) == 6 and max(counts) > 1
+        else:
+            counts = [2] * 6
+        assert found[section].counts.tolist() == counts == [len(one) for one in each]
+        for sample, one in zip(some, each, strict=True):
+            batch = collate([sample])
+            del batch["labels"]
+            with torch.inference_mode():
+                hidden = toy_vlm.model(**batch).last_hidden_state[0]
+            naive = [
+                hidden[place - (position == "predicting")]
+                for place, token in enumerate(sample.encoded.input_ids)
+                if token in ids
+            ]
+            torch.testing.assert_close(one, torch.stack(naive), rtol=1e-4, atol=1e-5)
 
 
-def test_stored_states_belong_to_their_turns(tmp_path, toy_turns):
-    stored = {"summary": torch.randn(len(toy_turns), 4)}
-    states.save(tmp_path / "s.safetensors", stored, toy_turns)
-    assert torch.equal(states.load(tmp_path / "s.safetensors", "summary", toy_turns),
-                       stored["summary"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rendering", "rendered", "asked", "message"),
+    [
+        ("p2", ONE_TOKEN, ONE_TOKEN, "sample 0 has 0 thinking tokens of the reasoning, not its 1"),
+        ("p2", ONE_TOKEN, Thinking(ratio=0.5), "has 0 thinking tokens .* not at least one"),
+        ("p3", Thinking(tokens=2), Thinking(tokens=3), "has 2 thinking tokens .* not its 3, each"),
+        ("p3", Thinking(ratio=0.5), ONE_TOKEN, "sample 0 has [2-9] thinking tokens .* not its 1"),
+    ],
+)
+def test_a_sample_without_its_tokens_is_named(
+    toy_vlm, toy_turns, collate, toy_vocabulary, rendering, rendered, asked, message
+):
+    some = encode_turns(toy_turns, rendering, toy_vocabulary, max_length=512, thinking=rendered)
+    with pytest.raises(ValueError, match=message):
+        extract(toy_vlm, some, collate, toy_vocabulary, "at", thinking=asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_states_belong_to_their_turns(tmp_path, toy_turns, dtype):
+    counts = torch.arange(len(toy_turns)) % 3 + 1
+    own = states.SectionStates(torch.randn(int(counts.sum()), 4, dtype=dtype), counts)
+    states.save(tmp_path / "s.safetensors", {"summary": own}, toy_turns)
+    found = states.load(tmp_path / "s.safetensors", "summary", toy_turns)
+    assert found.values.dtype == dtype
+    assert torch.equal(found.values, own.values) and found.counts.tolist() == counts.tolist()
     with pytest.raises(ValueError, match="other turns"):
         states.load(tmp_path / "s.safetensors", "summary", toy_turns[::-1])
 
@@ -103,11 +151,39 @@ def test_a_single_sample_cannot_be_shuffled():
         controls.shuffle_within(["a"], seed=0)
 
 
-def test_controls():
-    own = torch.arange(8.0).reshape(4, 2)
-    mean = torch.tensor([5.0, 6.0])
-    given = {"kinds": ["a", "b", "a", "b"], "train_mean": mean, "seed": 0}
-    assert torch.equal(controls.control_states("own", own, **given), own)
-    assert torch.equal(controls.control_states("shuffled", own, **given), own[[2, 3, 0, 1]])
-    assert torch.equal(controls.control_states("mean", own, **given), mean.repeat(4, 1))
-    assert not controls.control_states("zero", own, **given).any()
+def section_states(*turns: list[float]) -> states.SectionStates:
+    """States of width 1, turn by turn."""
+    values = torch.tensor([value for turn in turns for value in turn]).unsqueeze(1)
+    return states.SectionStates(values, torch.tensor([len(turn) for turn in turns]))
+
+
+@pytest.mark.parametrize(
+    ("turns", "shuffled", "train", "mean"),
+    [
+        # One state a turn, as in the paper.
+        (([0.0], [1.0], [2.0], [3.0]), [2, 3, 0, 1], ([5.0], [7.0]), [6, 6, 6, 6]),
+        # Two: each place keeps to its own.
+        (([0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]), [4, 5, 6, 7, 0, 1, 2, 3],
+         ([5.0, 1.0], [7.0, 3.0]), [6, 2] * 4),
+        # As many as the section is long: another's are repeated, or left out, along the way.
+        (([0.0, 1.0, 2.0, 3.0], [4.0], [5.0, 6.0], [7.0, 8.0, 9.0]),
+         [5, 5, 6, 6, 7, 0, 2, 4, 4, 4], ([1.0], [2.0, 6.0]), [3] * 10),
+    ],
+)  # fmt: skip
+def test_controls(turns, shuffled, train, mean):
+    own = section_states(*turns)
+    given = {
+        "kinds": ["a", "b", "a", "b"],
+        "train_mean": controls.mean_states(section_states(*train)),
+        "seed": 0,
+    }
+    expected = {
+        "own": own.values[:, 0].tolist(),
+        "shuffled": shuffled,
+        "mean": mean,
+        "zero": [0] * len(own.values),
+    }
+    for control, values in expected.items():
+        found = controls.control_states(control, own, **given)
+        assert found.values[:, 0].tolist() == values, control
+        assert torch.equal(found.counts, own.counts)

@@ -6,6 +6,7 @@ import pytest
 
 from heima import cot
 from heima.batching import encode_turns
+from heima.config import Thinking
 from heima.tokens import IGNORED, Vocabulary
 
 
@@ -65,6 +66,30 @@ def test_decode_stops_at_the_end_of_turn(toy_vocabulary):
 def test_a_tokenizer_without_the_reserved_token_is_an_error(toy_processor):
     with pytest.raises(ValueError, match="<nowhere>"):
         Vocabulary(toy_processor.tokenizer, {"<THINKING_OF_SUMMARY>": "<nowhere>"})
+
+
+def test_an_adaptive_number_follows_the_sections_length(toy_vocabulary, toy_turns):
+    ids, counts = toy_vocabulary.thinking_ids, set()
+    for ratio in (0.1, 0.5, 0.9):
+        samples = encode_turns(
+            toy_turns, "p3", toy_vocabulary, max_length=512, thinking=Thinking(ratio=ratio)
+        )
+        for turn, sample in zip(toy_turns, samples, strict=True):
+            for section in cot.COMPRESSIBLE:
+                text = turn.sections[section]
+                length = len(toy_vocabulary.tokenizer(text, add_special_tokens=False)["input_ids"])
+                shown = sample.encoded.input_ids.count(ids[cot.thinking_token(section)])
+                assert shown == max(1, int(ratio * length))
+                counts.add(shown)
+    assert len(counts) > 5
+
+
+def test_one_token_a_section_is_what_it_was(toy_vocabulary, toy_turns):
+    """However it is asked for: the ablations change nothing of the paper's method."""
+    plain = encode_turns(toy_turns, "p3", toy_vocabulary, max_length=512)
+    for thinking in (Thinking(tokens=1), Thinking(ratio=1e-9)):
+        again = encode_turns(toy_turns, "p3", toy_vocabulary, max_length=512, thinking=thinking)
+        assert again == plain
 
 
 def test_a_turn_that_is_too_long_is_named(toy_vocabulary, toy_turns):
