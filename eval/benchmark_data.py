@@ -11,6 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from heima import hub
 from heima.config import DatasetSource, Params
 from heima.results import read_json
 
@@ -57,20 +58,7 @@ def is_tsv(source: DatasetSource) -> bool:
 
 def cached_snapshot(repository: str, commit: str) -> Path | None:
     """The folder of a data set's commit in the hub's cache, if all of it is there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        found = snapshot_download(
-            repository,
-            repo_type="dataset",
-            revision=commit,
-            allow_patterns=list(PATTERNS),
-            local_files_only=True,
-        )
-    except LocalEntryNotFoundError:
-        return None
-    return Path(found)
+    return hub.cached("dataset", repository, commit, PATTERNS)
 
 
 def revision_of(folder: Path) -> str:

@@ -12,12 +12,10 @@ import binascii
 import csv
 import hashlib
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from eval.benchmark_check import MISSING_IMAGE, Fault, check_folder
 from eval.benchmark_data import (
@@ -31,10 +29,8 @@ from eval.benchmark_data import (
     is_tsv,
 )
 from heima.config import Benchmark, DatasetSource, Params
+from heima.hub import Repository
 from heima.results import write_json
-
-if TYPE_CHECKING:
-    from huggingface_hub import DatasetInfo
 
 _REFERENCE = 64
 """A text no longer than this, in place of an image, is the index of the row whose image it is."""
@@ -51,8 +47,9 @@ def provide(params: Params, target: Path) -> None:
     `eval.benchmark_data.SOURCE`).
 
     Raises:
-        BenchmarkDataError: if data cannot be had (the message says what to do), or has rows that
-            cannot be scored; it lists all of them, of all data sets.
+        HubError: if data of the hub cannot be had (the message says what to do).
+        BenchmarkDataError: if other data cannot be had, or has rows that cannot be scored; it lists
+            all of them, of all data sets.
     """
     found, complaints = {}, []
     for name, source in params.source.benchmarks.items():
@@ -133,99 +130,22 @@ def download(name: str, source: DatasetSource) -> tuple[Path, str]:
     A pinned commit that the cache holds needs no network. Before anything is downloaded, the disk
     must have room for all of it.
 
-    Raises `BenchmarkDataError` for a commit that the hub does not have (any more), a data set that
-    is not there or not open to this user, no connection, too little disk.
+    Raises `HubError` for a commit that the hub does not have (any more), a data set that is not
+    there or not open to this user, no connection, too little disk.
     """
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     if source.revision and (folder := cached_snapshot(source.id, source.revision)):
         return folder, source.revision
-    title = f"source.benchmarks.{name}: the data set {source.id}"
-    instead = f"or download it elsewhere and give its folder as source.benchmarks.{name}.path"
-    # Messages of the library may quote what a server sent; ours hold nothing but names.
-    try:
-        info = HfApi().dataset_info(
-            source.id, revision=source.revision, files_metadata=True, timeout=60
-        )
-        _check_space(title, info)
-        folder = snapshot_download(
-            source.id, repo_type="dataset", revision=info.sha, allow_patterns=list(PATTERNS)
-        )
-    except RevisionNotFoundError as error:
-        raise BenchmarkDataError(
-            f"{title} has moved: params pin {source.revision}, the hub's newest commit is "
-            f"{_newest(source.id)}; set source.benchmarks.{name}.revision to a commit that is "
-            f"there and {AGAIN}, {instead}"
-        ) from error
-    except GatedRepoError as error:
-        raise BenchmarkDataError(
-            f"{title} is gated: accept its licence at its page on the hub, set HF_TOKEN to a token "
-            f"of that account and {AGAIN}, {instead}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BenchmarkDataError(
-            f"{title} is not on the hub, or hidden from you (HTTP {error.response.status_code}): "
-            f"check the id; if it is private or gated, set HF_TOKEN; {instead}"
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = (
-            "check HF_TOKEN and the licence on its page"
-            if status in (401, 403)
-            else f"wait and {AGAIN}"
-        )
-        raise BenchmarkDataError(
-            f"{title} was refused by the hub (HTTP {status}): {advice}, {instead}"
-        ) from error
-    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise BenchmarkDataError(
-            f"{title} cannot be downloaded, the hub is out of reach ({type(error).__name__}): "
-            f"check the network, HF_ENDPOINT and HF_HUB_OFFLINE and {AGAIN} (whole files are "
-            f"kept), {instead}"
-        ) from error
-    return Path(folder), info.sha
-
-
-def _newest(repository: str) -> str:
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi
-
-    try:
-        return HfApi().dataset_info(repository, timeout=60).sha
-    except HTTPError:
-        return "unknown (the hub did not answer)"
-
-
-def _check_space(title: str, info: DatasetInfo) -> None:
-    """Whether the disk has room for the files that the cache does not hold yet."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    needed = sum(
-        file.size or 0
-        for file in info.siblings or ()
-        if any(fnmatch(file.rfilename, part) for part in PATTERNS)
-        and not isinstance(
-            try_to_load_from_cache(info.id, file.rfilename, revision=info.sha, repo_type="dataset"),
-            str,
-        )
+    repository = Repository(
+        "dataset",
+        source.id,
+        source.revision,
+        key=f"source.benchmarks.{name}",
+        again=AGAIN,
+        instead=f"or download it elsewhere and give its folder as source.benchmarks.{name}.path",
     )
-    cache = Path(constants.HF_HUB_CACHE)
-    disk = next(place for place in (cache, *cache.absolute().parents) if place.exists())
-    free = shutil.disk_usage(disk).free
-    if needed > free:
-        raise BenchmarkDataError(
-            f"{title} needs {needed / 1e9:.2f} GB, {disk} has {free / 1e9:.2f} GB free: make room, "
-            "or set HF_HOME to another disk"
-        )
+    info = repository.info()
+    repository.check_room_in_cache(info, PATTERNS)
+    return repository.snapshot(info, PATTERNS), info.sha
 
 
 def _undamaged(name: str, folder: Path, files: Files) -> None:

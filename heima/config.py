@@ -7,9 +7,10 @@ stage needs alone.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import (
@@ -44,6 +45,8 @@ ProtocolName = Literal["lmms", "paper"]
 PRETRAINED = ("text-cot", "base", "interpreter")
 """The models that `teach` provides; checkpoints are adapters on `text-cot`."""
 
+_REPOSITORY = r"^[\w.-]+/[\w.-]+$"
+_COMMIT = r"^[0-9a-f]{40}$"
 _WITHOUT_VLLM = ("toy-mllama", "llava-cot-11b")
 
 
@@ -75,20 +78,15 @@ class ToySource(_Model):
         return self
 
 
-class DatasetSource(_Model):
-    """Where a benchmark's data comes from: `path`, or `id` on the hub.
-
-    `path` is a folder as `datasets.load_dataset` reads it, or a .tsv file of VLMEvalKit. `revision`
-    is a commit of the hub's repository; without one, `prepare` takes the newest and writes down
-    which it was.
-    """
+class _Place(_Model):
+    """A repository of the hub (`id`, and `revision`, one of its commits), or a `path` instead."""
 
     path: str | None = Field(default=None, min_length=1)
-    id: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
-    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    id: str | None = Field(default=None, pattern=_REPOSITORY)
+    revision: str | None = Field(default=None, pattern=_COMMIT)
 
     @model_validator(mode="after")
-    def _one_place(self) -> DatasetSource:
+    def _one_place(self) -> Self:
         if (self.path is None) == (self.id is None):
             raise ValueError("give exactly one of path and id")
         if self.path is not None and self.revision is not None:
@@ -96,15 +94,50 @@ class DatasetSource(_Model):
         return self
 
 
-class FolderSource(_Model):
+class DatasetSource(_Place):
+    """Where a benchmark's data comes from: `path`, or `id` on the hub.
+
+    `path` is a folder as `datasets.load_dataset` reads it, or a .tsv file of VLMEvalKit. `revision`
+    is a commit of the hub's repository; without one, `prepare` takes the newest and writes down
+    which it was.
+    """
+
+
+class _GivenSource(_Model):
     """A folder with LLaVA-CoT's `train.jsonl` and `images.zip`, and the benchmarks' data by name.
 
     A protocol reads the data named like the benchmark, or what its `data` names.
     """
 
-    kind: Literal["folder"]
     path: str = Field(min_length=1)
     benchmarks: dict[Name, DatasetSource] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _outlives_a_stage(self) -> Self:
+        for out in ("data/source", "data/benchmarks", "data/rewritten"):
+            if Path(os.path.normpath(self.path)).is_relative_to(out):
+                raise ValueError(
+                    f"path = {self.path!r} must not lie in {out}: DVC deletes that folder before "
+                    "the stage that writes it"
+                )
+        return self
+
+
+class FolderSource(_GivenSource):
+    """The data that lies in the folder `path`; nothing is written there."""
+
+    kind: Literal["folder"]
+
+
+class HubSource(_GivenSource):
+    """A data set in LLaVA-CoT's form on the hub, which `prepare` downloads into the folder `path`.
+
+    Without a `revision` it takes the newest commit and writes down which it was.
+    """
+
+    kind: Literal["hub"]
+    id: str = Field(pattern=_REPOSITORY)
+    revision: str | None = Field(default=None, pattern=_COMMIT)
 
 
 class Rewrite(_Model):
@@ -164,11 +197,11 @@ class ToyVlm(Schedule):
     muon_learning_rate: PositiveFloat
 
 
-class PretrainedModel(_Model):
-    """A model by hub id and revision, or a local folder."""
+class PretrainedModel(_Place):
+    """A model of the hub by `id` and `revision`, or a folder, `path`, with a saved one.
 
-    id: str = Field(min_length=1)
-    revision: str | None = None
+    Without a `revision`, `teach` takes the newest commit and writes down which it was.
+    """
 
 
 class PretrainedVlm(_Model):
@@ -513,7 +546,7 @@ class Params(_Model):
     family: Literal["toy-mllama", "toy-llava-next", "llava-cot-11b", "llava-next-vicuna-7b"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Literal["fp32", "bf16"]
-    source: Annotated[ToySource | FolderSource, Field(discriminator="kind")]
+    source: Annotated[ToySource | FolderSource | HubSource, Field(discriminator="kind")]
     rewrite: Rewrite
     teach: Teach
     distill: Distill

@@ -62,7 +62,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
-        _remove(target)
+        if temporary.is_dir() or target.is_dir():
+            # A file is replaced at once; a folder would have to be empty.
+            _remove(target)
         os.replace(temporary, target)
     finally:
         _remove(temporary)

@@ -4,16 +4,18 @@
 
 Writes `data/source/` (`train.jsonl` and `images.zip`, or `source.json` that names the folder which
 holds them) and `data/benchmarks/` (one folder a benchmark; for given data `source.json`, which
-lists what was found where, and a folder for what had to be converted). Data sets of the hub go into
-the hub's cache. Given benchmarks are checked row by row: what cannot be scored is listed, and the
-stage fails. DVC does not watch given folders: after changing one, `dvc repro -f prepare`.
+lists what was found where, and a folder for what had to be converted). With `source.kind: hub` the
+source is downloaded into the folder `source.path`, which DVC does not know; a download that was
+stopped goes on where it was. The benchmarks' data sets go into the hub's cache. Given benchmarks
+are checked row by row: what cannot be scored is listed, and the stage fails. DVC does not watch
+given folders: after changing one, `dvc repro -f prepare`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from heima import config
 from heima.results import atomic, write_json
@@ -45,31 +47,39 @@ def main() -> None:
                 exclude={scene.key for scene in source_scenes(**drawing)},
             )
         else:
-            folder = Path(params.source.path)
-            lacking = [n for n in ("train.jsonl", "images.zip") if not (folder / n).is_file()]
-            if lacking:
-                sys.exit(
-                    f"error: source.path = {folder} lacks {' and '.join(lacking)}: put "
-                    "LLaVA-CoT-100k's train.jsonl and its images, as images.zip, there"
-                )
-            with (folder / "train.jsonl").open("rb") as records:
-                checksum = hashlib.file_digest(records, "sha256").hexdigest()
-            write_json(
-                source / "source.json",
-                {
-                    "folder": str(folder),
-                    "train.jsonl": {"sha256": checksum},
-                    "images.zip": {"bytes": (folder / "images.zip").stat().st_size},
-                },
-            )
             # Imported here, so that the toy needs no more than it did.
             from eval.benchmark_data import BenchmarkDataError
             from eval.benchmark_sources import provide
+            from heima.hub import HubError
+            from heima.llava_cot import SourceError
 
             try:
+                write_json(source / "source.json", given_source(params))
                 provide(params, benchmarks)
-            except BenchmarkDataError as error:
+            except (SourceError, HubError, BenchmarkDataError) as error:
                 sys.exit(f"error: {error}")
+
+
+def given_source(params: config.Params) -> dict[str, Any]:
+    """What `data/source/source.json` says of data that lies elsewhere (see `corpus.locate`)."""
+    from heima import llava_cot
+    from heima.licences import terms
+
+    where: dict[str, Any] = {"folder": params.source.path}
+    if params.source.kind == "hub":
+        if licence := terms(params.source.id):
+            print(f"{params.source.id}: {licence}")
+        state = llava_cot.download(params.source)
+        where |= {
+            "id": state["id"],
+            "revision": state["revision"],
+            "parts": {
+                part["name"]: part["checksum"]
+                for name in (llava_cot.RECORDS, llava_cot.IMAGES)
+                for part in state[name]["parts"]
+            },
+        }
+    return where | llava_cot.inspect(Path(params.source.path))
 
 
 if __name__ == "__main__":

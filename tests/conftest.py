@@ -85,3 +85,26 @@ def toy_llm(toy_processor, params):
     return build_llm(
         toy_processor.tokenizer, hidden_size=params.teach.llm.hidden_size, seed=1
     ).eval()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on loopback without repositories, and an empty cache for it."""
+    import huggingface_hub.constants
+
+    from tests.eval.hub_server import Hub
+
+    with Hub() as server:
+        addresses = "{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{server.url}/{addresses}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+        }.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server

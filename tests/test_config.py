@@ -13,6 +13,7 @@ from heima import config, cot
 from heima.toy.world import KINDS
 from stages import profile
 from tests.conftest import ROOT
+from tests.fabricated_sources import paper_yaml
 
 
 def test_params_yaml_is_the_toy_profile():
@@ -107,7 +108,16 @@ def edit(raw: dict, key: str, value) -> str:
         ("latency.benchmark", "mmmu", r"latency\.benchmark = 'mmmu'"),
         ("latency.peaks", {"device": "x", "tflops": 0, "gb_per_s": 1},
          r"tflops = 0: .*greater than 0"),
-        ("source.kind", "hub", r"source.*'toy', 'folder'"),
+        ("source.kind", "drawn", r"source.*'toy', 'folder', 'hub'"),
+        ("source", {"kind": "hub", "id": "LLaVA-CoT-100k", "path": "x", "benchmarks": {}},
+         r"id = 'LLaVA-CoT-100k'"),
+        ("source", {"kind": "hub", "id": "a/b", "path": "data/./source/x", "benchmarks": {
+            name: {"path": "y"} for name in get_args(config.Benchmark)}},
+         r"path = 'data/\./source/x' must not lie in data/source: DVC deletes"),
+        ("teach.llm", {"kind": "pretrained", "id": "a/b", "revision": "main"},
+         r"revision = 'main': .*40"),
+        ("teach.llm", {"kind": "pretrained", "id": "a/b", "path": "c"},
+         r"give exactly one of path and id"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_named(raw_params, key, value, message):
@@ -193,8 +203,8 @@ def test_an_unknown_profile_lists_the_known(checkout):
 def test_a_source_folder_that_lacks_its_files_is_named(checkout):
     from stages import prepare
 
-    profile.switch("paper", force=False)
-    with pytest.raises(SystemExit, match=r"data/llava-cot-100k lacks train\.jsonl and images\.zip"):
+    (checkout / "params.yaml").write_text(paper_yaml("given", mmstar={"path": "given"}))
+    with pytest.raises(SystemExit, match=r"given lacks train\.jsonl and images\.zip"):
         prepare.main()
     assert not (checkout / "data" / "source").exists()
 

@@ -19,14 +19,14 @@ from datasets import load_dataset
 
 from eval.benchmark_data import BenchmarkDataError, folder_of, revision_of, revisions
 from eval.benchmark_sources import convert_mmbench, download
-from heima import config
+from heima import config, corpus
 from heima.config import DatasetSource
 from heima.results import read_json
 from heima.toy.benchmarks import write_benchmarks
 from stages import prepare
 from tests.conftest import ROOT
-from tests.eval.hub_server import TOKEN, Hub, Repository
-from tests.fabricated_sources import paper_params, paper_yaml
+from tests.eval.hub_server import TOKEN, Repository
+from tests.fabricated_sources import paper_params, paper_yaml, write_source
 
 OLD, NEW, GONE = "a" * 40, "b" * 40, "c" * 40
 CHUNK = 1024
@@ -48,35 +48,20 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def place(tmp_path, monkeypatch):
     """A project folder with LLaVA-CoT's two files; the current one."""
     monkeypatch.chdir(tmp_path)
-    Path("source").mkdir()
-    Path("source/train.jsonl").write_text("{}\n")
-    Path("source/images.zip").write_bytes(b"zip")
+    write_source(Path("source"))
     return tmp_path
 
 
 @pytest.fixture
-def hub(place, monkeypatch, editions):
-    """A hub on loopback with an empty cache, and MMStar in two commits."""
-    with Hub() as server:
-        addresses = "{repo_id}/resolve/{revision}/{filename}"
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{server.url}/{addresses}",
-            "DOWNLOAD_CHUNK_SIZE": CHUNK,
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": str(place / "cache"),
-            "HF_TOKEN_PATH": str(place / "token"),
-        }.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        files = files_of(editions / "mmstar")
-        old = {**files, "README.md": files["README.md"] + b"first\n"}
-        server.repositories["Lin-Chen/MMStar"] = Repository(
-            {OLD: old, NEW: {**files, "images/1.png": b"x" * 10, "MMStar.tsv": b"y" * 10}}
-        )
-        yield server
+def hub(place, hub, monkeypatch, editions):
+    """A hub with an empty cache, and MMStar in two commits."""
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
+    files = files_of(editions / "mmstar")
+    old = {**files, "README.md": files["README.md"] + b"first\n"}
+    hub.repositories["Lin-Chen/MMStar"] = Repository(
+        {OLD: old, NEW: {**files, "images/1.png": b"x" * 10, "MMStar.tsv": b"y" * 10}}
+    )
+    return hub
 
 
 def run_prepare(params: str) -> None:
@@ -120,6 +105,33 @@ def test_the_toys_files_are_those_of_its_writers(place, raw_params):
     again = {p.relative_to("again"): p for p in Path("again").rglob("*")}
     assert written.keys() == again.keys()
     assert all(p.is_dir() or p.read_bytes() == written[n].read_bytes() for n, p in again.items())
+
+
+# The source on the hub
+
+
+def test_a_source_of_the_hub_is_downloaded_and_found_by_the_stages_after(place, hub, editions):
+    shutil.copytree(editions / "mmstar", "given/mmstar")
+    records, images = (Path("source", name).read_bytes() for name in ("train.jsonl", "images.zip"))
+    parts = {"image.zip.part-aa": images[:50], "image.zip.part-ab": images[50:]}
+    hub.repositories["a/cot"] = Repository({NEW: {"train.jsonl": records, **parts}})
+    raw = yaml.safe_load(paper_yaml(mmstar={"path": "given/mmstar"}))
+    raw["source"] |= {"kind": "hub", "id": "a/cot", "path": "data/cot"}
+    for _ in range(2):  # DVC deletes data/source before it runs the stage again
+        run_prepare(yaml.safe_dump(raw))
+        folder = corpus.locate("data/source")
+        assert folder == Path("data/cot")
+        assert corpus.ImageZip(folder / "images.zip").read_file("a/1.png") == b"not drawn: a/1.png"
+        found = read_json("data/source/source.json")
+        assert (found["id"], found["revision"]) == ("a/cot", NEW)
+        assert found["train.jsonl"]["sha256"] == hashlib.sha256(records).hexdigest()
+        assert set(found["parts"]) == {"train.jsonl", *parts}
+        assert found["images"] == {"named": 1, "missing": 0}
+        assert len(hub.downloads()) == 3
+        shutil.rmtree("data/source")
+    raw["source"]["revision"] = GONE
+    assert "source: the data set a/cot has moved" in failure_of_prepare(yaml.safe_dump(raw))
+    assert not Path("data/source").exists()
 
 
 # Given folders

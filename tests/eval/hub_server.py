@@ -1,4 +1,4 @@
-"""A server on loopback that speaks the hub's API for data sets, and fails on demand."""
+"""A server on loopback that speaks the hub's API for data sets and models, and fails on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ TOKEN = "hf_secretsecretsecretsecretsecret"
 
 @dataclass
 class Repository:
-    """Commits, oldest first: commit -> file -> bytes. `state` is open, gated or private."""
+    """Commits, oldest first: commit -> file -> bytes.
+
+    `state` is open, gated, private, or not granted: gated, and refused to this account, too.
+    """
 
     commits: dict[str, dict[str, bytes]]
     state: str = "open"
@@ -23,16 +26,24 @@ class Repository:
 
 @dataclass
 class Hub:
-    """`cut` names files whose next download breaks off in the middle; `log` has every request."""
+    """`log` has every request.
+
+    `cut` names files whose next download breaks off in the middle, `stall` those whose download
+    stops in the middle and keeps its client waiting. `sizes` and `sums` (SHA-256) replace what is
+    told of a file.
+    """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    stall: set[str] = field(default_factory=set)
+    sums: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     log: list[tuple[str, str, str | None]] = field(default_factory=list)
     down: bool = False
 
     def __enter__(self) -> Hub:
         hub = self
+        self.closing = threading.Event()
 
         class Handler(_Handler):
             pass
@@ -47,6 +58,7 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -83,8 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.down:
             return self._refuse(503, "")
         found = re.fullmatch(
-            r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path
-        ) or re.fullmatch(r"/datasets/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path)
+            r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path
+        ) or re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path)
         if found is None:
             return self._refuse(404, "")
         name, call, revision = found.group(1), found.group(2), found.group(3)
@@ -99,6 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         if call == "resolve":
             if repository.state == "gated" and not known:
                 return self._refuse(401, "GatedRepo")
+            if repository.state == "not granted":
+                return self._refuse(403 if known else 401, "GatedRepo")
             return self._file(commit, found.group(4), files)
         if call == "tree":
             return self._json([self._described(file, files[file]) for file in sorted(files)])
@@ -109,9 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _described(self, file: str, content: bytes) -> dict[str, object]:
         size = self.hub.sizes.get(file, len(content))
-        digest = hashlib.sha256(content).hexdigest()
+        found = {"type": "file", "path": file, "size": size}
+        if not _is_large(file):
+            blob = _git_blob(content)
+            return found | {"oid": blob, "blobId": blob}
+        digest = self.hub.sums.get(file, hashlib.sha256(content).hexdigest())
         lfs = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 100}
-        return {"type": "file", "path": file, "size": size, "oid": digest[:40], "lfs": lfs}
+        return found | {"oid": digest[:40], "blobId": digest[:40], "lfs": lfs}
 
     def _file(self, commit: str, file: str, files: dict[str, bytes]) -> None:
         if file not in files:
@@ -121,7 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(part.group(1)) if part else 0
         self.send_response(206 if part else 200)
         self.send_header("X-Repo-Commit", commit)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        etag = hashlib.sha256(content).hexdigest() if _is_large(file) else _git_blob(content)
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("Accept-Ranges", "bytes")
         if part:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -133,6 +152,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.cut.discard(file)
             self.wfile.write(content[start : start + (len(content) - start) // 2])
             self.wfile.flush()
+            self.close_connection = True
+            return None
+        if file in self.hub.stall:
+            self.wfile.write(content[start : start + (len(content) - start) // 2])
+            self.wfile.flush()
+            self.hub.closing.wait()
             self.close_connection = True
             return None
         self.wfile.write(content[start:])
@@ -154,3 +179,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Error-Message", f"{code} for {self.headers.get('Authorization')}")
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _is_large(file: str) -> bool:
+    """Whether the hub keeps such a file in LFS."""
+    return file.endswith((".parquet", ".jsonl", ".safetensors", ".bin", ".zip")) or ".part-" in file
+
+
+def _git_blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
