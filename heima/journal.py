@@ -33,7 +33,7 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "pillow")
 def weights_digest(models: Path, name: str) -> str:
     """A SHA-256 over the files of a model, and of `text-cot`: its processor serves every model.
 
-    A model on the hub is known by its id and revision; where the id is a folder, its files count.
+    A model on the hub is known by its commit; of one in a given folder, the files count.
     Raises `FileNotFoundError` for a model that is not there.
     """
     total = hashlib.sha256()
@@ -43,8 +43,8 @@ def weights_digest(models: Path, name: str) -> str:
         files = _files(folder)
         pointer = folder / "pretrained.json"
         if pointer.exists():
-            source = Path(json.loads(pointer.read_text(encoding="utf-8"))["id"])
-            files |= _files(source) if source.is_dir() else {}
+            given = json.loads(pointer.read_text(encoding="utf-8")).get("path")
+            files |= _files(Path(given)) if given else {}
         for relative, file in sorted(files.items()):
             total.update(f"{relative}\0{_sha256(file)}\n".encode())
     return total.hexdigest()

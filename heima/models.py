@@ -1,14 +1,14 @@
 """Models: loading and saving them, base and adapter apart.
 
 On disk every model has a folder below `models/`: a full model (`text-cot`, `base`,
-`interpreter`), a `pretrained.json` that names one on the hub, or an adapter on `text-cot`.
+`interpreter`), a `pretrained.json` that says where one lies, or an adapter on `text-cot`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,6 +28,7 @@ from heima.config import Lora, Params
 from heima.corpus import ImageZip
 from heima.families import FAMILIES
 from heima.llava_next import LlavaNextCollator
+from heima.pretrained import locate
 from heima.tokens import Vocabulary
 
 ROOT = Path("models")
@@ -45,27 +46,13 @@ def dtype(params: Params) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[params.precision]
 
 
-def write_pretrained(folder: Path, model_id: str, revision: str | None) -> None:
-    """Let `models/<name>` stand for a model on the hub, without a copy of its weights."""
-    folder.mkdir(parents=True)
-    pointer = {"id": model_id, "revision": revision}
-    (folder / "pretrained.json").write_text(json.dumps(pointer, indent=1) + "\n", encoding="utf-8")
-
-
-def _source(folder: Path) -> dict[str, str | None]:
-    """Arguments of `from_pretrained` for a full model's folder.
-
-    Raises `FileNotFoundError` naming the stage that makes the folder.
-    """
-    pointer = folder / "pretrained.json"
-    if pointer.exists():
-        named = json.loads(pointer.read_text(encoding="utf-8"))
-        return {"pretrained_model_name_or_path": named["id"], "revision": named["revision"]}
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds no model; `dvc repro teach@{folder.name}` makes it"
-        )
-    return {"pretrained_model_name_or_path": str(folder)}
+def _source(folder: Path) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a full model's folder (see `pretrained.locate`)."""
+    return {
+        "pretrained_model_name_or_path": str(locate(folder)),
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
 
 
 def load_processor(models: Path) -> ProcessorMixin:

@@ -8,7 +8,6 @@ the tests put a small stand-in in its place. What it returns is therefore checke
 from __future__ import annotations
 
 import gc
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from heima.config import Decoding, Params
+from heima.config import PRETRAINED, Decoding, Params
 from heima.generation import Prompt
 from heima.models import load_processor, load_vlm
+from heima.pretrained import locate
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -50,12 +50,11 @@ class Vllm:
             )
         self._sampling = vllm.SamplingParams
         with tempfile.TemporaryDirectory() as scratch:
-            source, revision = _source(models, name, params, Path(scratch))
-            ends = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
+            source = _source(models, name, params, Path(scratch))
+            ends = GenerationConfig.from_pretrained(source).eos_token_id
             self.ends = frozenset(ends if isinstance(ends, list) else [ends])
             self._llm = vllm.LLM(
                 model=source,
-                revision=revision,
                 dtype=_DTYPES[params.precision],
                 # Nothing of the checkpoint's own sampling may leak in.
                 generation_config="vllm",
@@ -124,15 +123,10 @@ class Vllm:
         )
 
 
-def _source(models: Path, name: str, params: Params, scratch: Path) -> tuple[str, str | None]:
-    """What vLLM loads: the id and revision of a full model, or a folder with a merged one."""
-    folder = models / name
-    pointer = folder / "pretrained.json"
-    if pointer.exists():
-        named = json.loads(pointer.read_text(encoding="utf-8"))
-        return named["id"], named["revision"]
-    if (folder / "config.json").exists():
-        return str(folder), None
+def _source(models: Path, name: str, params: Params, scratch: Path) -> str:
+    """The folder that vLLM loads: a full model's, or `scratch` with a merged one."""
+    if name in PRETRAINED:
+        return str(locate(models / name))
     model, _ = load_vlm(models, name, params)
     model.save_pretrained(scratch)
     load_processor(models).save_pretrained(scratch)
@@ -141,4 +135,4 @@ def _source(models: Path, name: str, params: Params, scratch: Path) -> tuple[str
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return str(scratch), None
+    return str(scratch)

@@ -2,8 +2,11 @@
 
     python -m stages.teach text-cot
 
-The toy profile trains it from scratch; a profile with `kind: pretrained` names it. Writes
-`models/<name>/` and `metrics/teach/<name>.json` (held-out loss per labelled token, in nats).
+The toy profile trains it from scratch. With `kind: pretrained` it is fetched into the hub's cache,
+or lies in a given folder, and is checked: `models/<name>/` then holds a `pretrained.json`, by which
+all later stages load those very files without the hub. DVC does not watch a given folder: after
+changing one, `dvc repro -f teach@<name>`. Writes `models/<name>/` and `metrics/teach/<name>.json`
+(held-out loss per labelled token, in nats; or which files were found).
 """
 
 from __future__ import annotations
@@ -11,7 +14,11 @@ from __future__ import annotations
 import sys
 import time
 
-from heima import config, corpus, models
+from heima import config, corpus, models, pretrained
+from heima.families import FAMILIES
+from heima.hub import HubError
+from heima.licences import terms
+from heima.pretrained import ModelError
 from heima.results import atomic, provenance, write_json, write_metrics
 
 
@@ -61,14 +68,27 @@ def train_toy(name: str, params: config.Params) -> None:
 
 
 def name_pretrained(name: str, params: config.Params) -> None:
-    teach = params.teach
+    llm = name == "interpreter"
+    key = "teach.llm" if llm else f"teach.vlm.{name}"
     named = {"text-cot": "text_cot", "base": "base"}
-    model = teach.llm if name == "interpreter" else getattr(teach.vlm, named[name])
-    with atomic(models.ROOT / name) as folder:
-        models.write_pretrained(folder, model.id, model.revision)
+    model = params.teach.llm if llm else getattr(params.teach.vlm, named[name])
+    if model.id is not None and (licence := terms(model.id)):
+        print(f"{model.id}: {licence}")
+    try:
+        with atomic(models.ROOT / name) as folder:
+            found = pretrained.provide(
+                model,
+                folder,
+                key=key,
+                again=f"run `dvc repro -f teach@{name}`",
+                kind="llm" if llm else "vlm",
+                model_type=None if llm else FAMILIES[params.family].model_type,
+            )
+    except (HubError, ModelError) as error:
+        sys.exit(f"error: {error}")
     write_json(
         f"metrics/teach/{name}.json",
-        {"cells": {}, "provenance": provenance(f"teach@{name}", params, model=model.model_dump())},
+        {"cells": {}, "provenance": provenance(f"teach@{name}", params, model=found)},
     )
 
 

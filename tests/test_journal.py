@@ -158,19 +158,17 @@ class TestWeights:
     def test_a_pointer_counts_by_revision_or_by_the_files_of_its_folder(self, models, tmp_path):
         folder = models / "text-cot"
 
-        def point(identifier, revision):
-            (folder / "pretrained.json").write_text(
-                json.dumps({"id": identifier, "revision": revision})
-            )
+        def point(**named):
+            (folder / "pretrained.json").write_text(json.dumps(named))
             return weights_digest(models, "text-cot")
 
-        assert point("some/model", "a") != point("some/model", "b")
+        assert point(id="some/model", revision="a") != point(id="some/model", revision="b")
         local = tmp_path / "local"
         local.mkdir()
         (local / "weights").write_text("1")
-        first = point(str(local), None)
+        first = point(path=str(local))
         (local / "weights").write_text("2")
-        assert point(str(local), None) != first
+        assert point(path=str(local)) != first
 
     def test_missing(self, models):
         with pytest.raises(FileNotFoundError, match="p9 holds no model"):
