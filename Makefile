@@ -44,5 +44,5 @@ ui: install ## Mirror the results into MLflow and serve its UI on 127.0.0.1 (POR
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
 
 clean: ## Remove what the pipeline made and git does not hold, and its cache (downloads and paid replies stay)
-	rm -rf data/source data/benchmarks data/rewritten models states interpreters reconstructions judgements predictions scores latency fingerprints
+	rm -rf data/source data/benchmarks data/rewritten data/.*.tmp models states interpreters reconstructions judgements predictions scores latency fingerprints
 	rm -rf .cache/predictions .dvc/cache .dvc/tmp mlruns mlflow.db* reports/tracking.json

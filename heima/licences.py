@@ -6,8 +6,9 @@ A summary for orientation, not legal advice; the licence itself is on a reposito
 from __future__ import annotations
 
 _NOT_IN_THE_EU = (
-    "for multimodal models it grants no rights to individuals domiciled in the European Union, "
-    "nor to companies with their principal place of business there"
+    "Llama 3.2 Community License, whose use policy grants no rights in multimodal models to "
+    "individuals domiciled in the European Union or companies with their principal place of "
+    "business there"
 )
 _LLAMA_2 = (
     "Llama 2 Community License; trained on conversations and answers that OpenAI's models wrote, "
@@ -21,10 +22,10 @@ _TERMS = {
         "commercial use"
     ),
     "Xkev/Llama-3.2V-11B-cot": (
-        "published as Apache-2.0, but tuned from Llama-3.2-11B-Vision-Instruct, so that Meta's "
-        f"Llama 3.2 Community License binds as well: {_NOT_IN_THE_EU}"
+        "published as Apache-2.0, but tuned from Llama-3.2-11B-Vision-Instruct, and bound by "
+        f"Meta's terms as well: {_NOT_IN_THE_EU}"
     ),
-    "meta-llama/Llama-3.2-": f"Llama 3.2 Community License: {_NOT_IN_THE_EU}",
+    "meta-llama/Llama-3.2-": _NOT_IN_THE_EU,
     "meta-llama/Llama-3.1-": (
         "Llama 3.1 Community License: what is built with it says so, and models trained on its "
         "output carry Llama in their name"
