@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from transformers import (
@@ -22,6 +24,9 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
+from heima.config import Params
+from heima.toy.models import build_llm
 
 _LLAMA_3 = {
     "hidden_size": 4096,
@@ -135,6 +140,23 @@ FULL_SIZE: Mapping[str, Callable[[], Architecture]] = {
     "llava-next-vicuna-7b": lambda: Architecture(llava_next_vicuna_7b(), vicuna_7b()),
 }
 """The architectures of the families whose models are not trained here."""
+
+
+def of(params: Params) -> Architecture:
+    """The architecture of the parameters' family; a toy's is that of the model `teach` builds."""
+    if params.family in FULL_SIZE:
+        return FULL_SIZE[params.family]()
+    twin, llm = toy(params.family), params.teach.llm
+    processor = twin.build_processor()
+    with torch.device("meta"):
+        vlm = twin.build_vlm(processor, hidden_size=params.teach.vlm.hidden_size, seed=params.seed)
+        llm = build_llm(processor.tokenizer, hidden_size=llm.hidden_size, seed=params.seed)
+    return Architecture(vlm.config, llm.config)
+
+
+def toy(family: str) -> ModuleType:
+    """The module that builds a toy family's processor and VLM."""
+    return import_module({"toy-mllama": "heima.toy.models"}.get(family, "heima.toy.llava_next"))
 
 
 def on_meta(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:

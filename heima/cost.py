@@ -68,7 +68,7 @@ def picture(config: PreTrainedConfig, height: int, width: int, *, padded: bool =
     side = vision.image_size
     if isinstance(config, MllamaConfig):
         canvas = get_optimal_tiled_canvas(height, width, vision.max_num_tiles, side)
-        tiles = vision.max_num_tiles if padded else canvas[0] * canvas[1] // side**2
+        tiles = vision.max_num_tiles if padded else int(canvas[0] * canvas[1]) // side**2
         return Picture(tiles, tiles * _mllama_tile(vision))
     size, pinpoints = [height, width], config.image_grid_pinpoints
     rows, columns = get_anyres_image_grid_shape(size, pinpoints, side)
