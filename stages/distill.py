@@ -65,6 +65,7 @@ def main(name: str) -> None:
             params,
             data=checkpoint.data,
             init=checkpoint.init,
+            thinking=checkpoint.thinking.model_dump(exclude_none=True),
             updates=curve[-1]["step"],
             trainable_parameters=models.trainable_parameters(model),
             seconds=round(seconds, 1),

@@ -13,7 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from heima.cot import SECTIONS, constant_prefix, render
+from heima.cot import SECTIONS, constant_prefix, numbered, render
 from heima.models import vocabulary as family_vocabulary
 from heima.toy.models import CHAT_TEMPLATE
 
@@ -71,6 +71,18 @@ def test_the_constant_prefix_has_32_tokens(vocabulary):
     assert sizes == [10, 10, 12]
     whole = vocabulary.prompt_ids("q", "first", prefix)
     assert len(whole) - len(vocabulary.prompt_ids("q", "first")) == 32
+
+
+@pytest.mark.parametrize("count", [2, 8, 32])
+def test_a_numbered_thinking_token_costs_one_token(vocabulary, count):
+    """They follow each other without anything between, each on its own reserved id."""
+    prefix = constant_prefix("p3", numbered(count))
+    bare = vocabulary.prompt_ids("q", "first")
+    ids = vocabulary.prompt_ids("q", "first", prefix)[len(bare) :]
+    assert len(ids) == 32 + 3 * (count - 1)
+    first = [128016 + 32 * place for place in range(3)]
+    assert [i for i in ids if i > 128009] == [i + k for i in first for k in range(count)]
+    assert vocabulary.decode(ids) == prefix.strip()
 
 
 def test_the_answer_b_costs_42_decoded_tokens(vocabulary):
