@@ -37,6 +37,10 @@ class Sample:
     def __len__(self) -> int:
         return len(self.encoded)
 
+    @property
+    def labelled(self) -> int:
+        return self.encoded.labelled
+
 
 def encode_turns(
     turns: Sequence[Turn],
@@ -99,14 +103,28 @@ def pad_text(encoded: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]
     }
 
 
-class MllamaCollator:
-    """Batches of `Sample`s for `MllamaForConditionalGeneration`; images come from one zip."""
+def distinct(names: Sequence[str], *, once: bool) -> tuple[list[str], list[int]]:
+    """The distinct names and each one's place among them; without `once`, all names in order."""
+    if not once:
+        return list(names), list(range(len(names)))
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return list(places), [places[name] for name in names]
 
-    def __init__(self, processor: ProcessorMixin, images: ImageZip) -> None:
+
+class MllamaCollator:
+    """Batches of `Sample`s for `heima.bodies.body`; images come from one zip.
+
+    `image_rows`, (rows,), says which of the batch's images a row is about: with `once`, its
+    distinct images are there once each, otherwise one a row, as transformers has it. `num_tiles`,
+    (images,), counts the tiles that an image really has.
+    """
+
+    def __init__(self, processor: ProcessorMixin, images: ImageZip, *, once: bool = True) -> None:
         self._image_processor = processor.image_processor
         self._image_token_id = processor.image_token_id
         self._pad_id = processor.tokenizer.pad_token_id
         self._images = images
+        self._once = once
         self._cache: LRUCache[str, Mapping[str, np.ndarray]] = LRUCache(
             IMAGE_CACHE_BYTES, getsizeof=lambda one: one["pixel_values"].nbytes
         )
@@ -121,17 +139,21 @@ class MllamaCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         batch = pad_text([sample.encoded for sample in samples], self._pad_id)
-        images = [self._image(sample.image) for sample in samples]
+        names, rows = distinct([sample.image for sample in samples], once=self._once)
+        images = [self._image(name) for name in names]
         for key in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
             batch[key] = torch.from_numpy(np.concatenate([one[key] for one in images]))
-        # (batch, longest, 1 image, tiles): text after an image attends to it, padding to none.
+        counts = [one["num_tiles"][0][0] for one in images]
+        batch["num_tiles"] = torch.tensor(counts)
+        batch["image_rows"] = torch.tensor(rows)
+        # (rows, longest, 1 image, tiles): text after an image attends to it, padding to none.
         batch["cross_attention_mask"] = torch.from_numpy(
             convert_sparse_cross_attention_mask_to_dense(
                 [
                     get_cross_attention_token_mask(sample.encoded.input_ids, self._image_token_id)
                     for sample in samples
                 ],
-                num_tiles=[one["num_tiles"][0] for one in images],
+                num_tiles=[[counts[row]] for row in rows],
                 max_num_tiles=batch["pixel_values"].shape[2],
                 length=batch["input_ids"].shape[1],
             )

@@ -41,6 +41,7 @@ QuestionKind = Literal[
 InterpreterInput = Literal["own", "question-only"]
 Benchmark = Literal["mmstar", "mmbench", "mmvet", "mathvista", "ai2d", "hallusionbench"]
 ProtocolName = Literal["lmms", "paper"]
+Tiles = Literal["padded", "real"]
 
 PRETRAINED = ("text-cot", "base", "interpreter")
 """The models that `teach` provides; checkpoints are adapters on `text-cot`."""
@@ -238,6 +239,48 @@ class Teach(_Model):
                 f"{self.vlm.hidden_size}: a thinking state replaces an embedding without projection"
             )
         return self
+
+
+class Training(_Model):
+    """How every training run computes; what it learns is its schedule's.
+
+    Each saving can be turned off, for comparison; all but `tiles` are exact. What decides about
+    batches or about what the model sees (`group_by_length`, `images_once`, `tiles`) makes another
+    result; the rest changes no more than rounding, so that DVC does not watch it.
+
+    - `micro_batch_size`: samples that a process computes at once; none: its whole share of a batch.
+      Gradients of a batch add up over micro-batches and processes, whatever their number.
+    - `gradient_checkpointing`: compute activations again in the backward pass (non-reentrant).
+    - `group_by_length`: batches of samples of like length, for less padding.
+    - `images_once`: the turns of an image stand in one batch, which encodes it once.
+    - `labelled_only`: only positions with a label go through the lm_head, `logits_chunk` at once.
+    - `tiles`: `padded` fills every image up to the model's number of tiles, as it was pretrained;
+      `real` computes only the tiles that an image has, which changes what the model sees.
+    - `workers`: processes that read images ahead; none: the training process itself.
+    - `snapshot_steps`: updates between two snapshots of a run, from which a killed run goes on.
+    """
+
+    micro_batch_size: PositiveInt | None = None
+    gradient_checkpointing: bool = False
+    group_by_length: bool = True
+    images_once: bool = True
+    labelled_only: bool = True
+    logits_chunk: PositiveInt = 1024
+    tiles: Tiles = "padded"
+    workers: Annotated[int, Field(ge=0)] = 0
+    snapshot_steps: PositiveInt = 100
+
+
+class Hardware(_Model):
+    """On how many processes stages that can use several run; no result depends on it but rounding.
+
+    - `processes`: one a GPU; none: as many as there are GPUs, and one without a GPU.
+    - `accelerate`: the configuration that training is launched with (`accelerate launch`), such as
+      `profiles/accelerate/fsdp2.yaml`; none: each process holds the whole model.
+    """
+
+    processes: PositiveInt | None = None
+    accelerate: str | None = Field(default=None, min_length=1)
 
 
 class Lora(_Model):
@@ -549,6 +592,8 @@ class Params(_Model):
     source: Annotated[ToySource | FolderSource | HubSource, Field(discriminator="kind")]
     rewrite: Rewrite
     teach: Teach
+    hardware: Hardware = Hardware()
+    training: Training
     distill: Distill
     checkpoints: dict[Name, Checkpoint] = Field(min_length=1)
     states: States
@@ -589,6 +634,11 @@ class Params(_Model):
             )
         if "heima" not in self.variants:
             raise ValueError("variants must name `heima`: ablations are compared with it")
+        if self.training.tiles == "real" and "llava-next" in self.family:
+            raise ValueError(
+                f"training.tiles = 'real' must be 'padded' for the family {self.family}, whose "
+                "images are never padded"
+            )
         self._check_source()
         self._check_reconstructions()
         self._check_benchmarks()

@@ -19,13 +19,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from heima.batching import pad, pad_text
-from heima.config import Decoding, InterpreterInput
+from heima.config import Decoding, InterpreterInput, Training
 from heima.corpus import Turn
 from heima.cot import tagged, thinking_token
+from heima.models import pretrained
 from heima.sampling import sampling
 from heima.states import SectionStates
 from heima.tokens import Encoded, Vocabulary
-from heima.training import token_losses
+from heima.training import AnswerLoss
 
 Wordings = Literal["plain", "varied"]
 
@@ -72,6 +73,10 @@ class Reading:
 
     def __len__(self) -> int:
         return len(self.encoded)
+
+    @property
+    def labelled(self) -> int:
+        return self.encoded.labelled
 
 
 def encode_readings(
@@ -156,19 +161,15 @@ class StateReader(nn.Module):
         return torch.where(here.unsqueeze(-1), states.to(embedded.dtype)[rows, order], embedded)
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        states: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        **loss_arguments,
-    ):
-        return self.llm(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, states: torch.Tensor
+    ) -> torch.Tensor:
+        """Last hidden states, (batch, length, hidden_size), after the final norm."""
+        output = pretrained(self.llm).model(
             inputs_embeds=self.embed(input_ids, states),
             attention_mask=attention_mask,
-            labels=labels,
-            **loss_arguments,
+            use_cache=False,
         )
+        return output.last_hidden_state
 
 
 @dataclass(frozen=True)
@@ -232,5 +233,5 @@ def _nll(
     labels = batch.pop("labels")
     for row, reading in enumerate(readings):
         labels[row, : reading.encoded.body] = -100
-    sums, counts = token_losses(reader(**batch).logits, labels)
+    sums, counts = AnswerLoss(reader, Training(), body=reader.forward)(labels=labels, **batch)
     return sums.tolist(), counts.tolist()

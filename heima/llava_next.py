@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from heima.batching import IMAGE_CACHE_BYTES, Sample, pad, pad_text
+from heima.batching import IMAGE_CACHE_BYTES, Sample, distinct, pad, pad_text
 from heima.corpus import ImageZip
 from heima.tokens import Encoded
 
@@ -82,11 +82,16 @@ def _image_tensors(images: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tenso
 
 
 class LlavaNextCollator:
-    """Batches of `Sample`s for `LlavaNextForConditionalGeneration`; images come from one zip."""
+    """Batches of `Sample`s for `heima.bodies.body`; images come from one zip.
 
-    def __init__(self, processor: ProcessorMixin, images: ImageZip) -> None:
+    `image_rows`, (rows,), says which of the batch's images a row is about: with `once`, its
+    distinct images are there once each, otherwise one a row, as transformers has it.
+    """
+
+    def __init__(self, processor: ProcessorMixin, images: ImageZip, *, once: bool = True) -> None:
         self._processor = processor
         self._images = images
+        self._once = once
         self._cache: LRUCache[str, Mapping[str, Any]] = LRUCache(
             IMAGE_CACHE_BYTES, getsizeof=lambda one: one["pixel_values"].nbytes
         )
@@ -100,14 +105,16 @@ class LlavaNextCollator:
         return self._cache[name]
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        images = [self._image(sample.image) for sample in samples]
+        names, rows = distinct([sample.image for sample in samples], once=self._once)
+        images = [self._image(name) for name in names]
         expanded = [
-            self._expanded(sample.encoded, one["tokens"])
-            for sample, one in zip(samples, images, strict=True)
+            self._expanded(sample.encoded, images[row]["tokens"])
+            for sample, row in zip(samples, rows, strict=True)
         ]
         return {
             **pad_text(expanded, self._processor.tokenizer.pad_token_id),
             **_image_tensors(images),
+            "image_rows": torch.tensor(rows),
         }
 
     def _expanded(self, encoded: Encoded, tokens: int) -> Encoded:

@@ -7,6 +7,7 @@ On disk every model has a folder below `models/`: a full model (`text-cot`, `bas
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def collator(
 ) -> MllamaCollator | LlavaNextCollator:
     """What makes batches of the family's VLM from `batching.Sample`s."""
     kinds = {"mllama": MllamaCollator, "llava_next": LlavaNextCollator}
-    return kinds[FAMILIES[params.family].model_type](processor, images)
+    kind = kinds[FAMILIES[params.family].model_type]
+    return kind(processor, images, once=params.training.images_once)
 
 
 def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -160,9 +162,14 @@ def add_lora(model: PreTrainedModel, targets: str, lora: Lora, seed: int) -> Pef
     )
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Save the adapter alone; the embeddings are frozen and stay with the base model."""
-    model.save_pretrained(folder, save_embedding_layers=False)
+def save_adapter(
+    model: PeftModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Save the adapter alone; the embeddings are frozen and stay with the base model.
+
+    `weights` are the adapter's if `model` is sharded (`training.trained_weights`).
+    """
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     # peft adds a model card full of local paths.
     (folder / "README.md").unlink(missing_ok=True)
 
@@ -172,6 +179,11 @@ def _adapter(models: Path, name: str) -> Path:
     if not (folder / "adapter_config.json").exists():
         raise FileNotFoundError(f"{folder} holds no adapter; `dvc repro distill@{name}` makes it")
     return folder
+
+
+def pretrained(model: torch.nn.Module) -> PreTrainedModel:
+    """The model of transformers in what adapters and losses have been put around it."""
+    return next(part for part in model.modules() if isinstance(part, PreTrainedModel))
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from heima.batching import Sample
+from heima.bodies import body
 from heima.config import Thinking
 from heima.corpus import Turn
 from heima.cot import numbered
@@ -77,6 +78,7 @@ def extract(
         for section, tokens in numbered(thinking.tokens or 1).items()
     }
     found: dict[str, list[SectionStates]] = {section: [] for section in expected}
+    look = body(model)
     for start in range(0, len(samples), batch_size):
         batch = collate(samples[start : start + batch_size])
         del batch["labels"]
@@ -85,7 +87,7 @@ def extract(
             for section, tokens in expected.items()
         }
         batch = {key: value.to(model.device) for key, value in batch.items()}
-        hidden = model.model(**batch, use_cache=False).last_hidden_state
+        hidden = look(**batch)
         for section, here in places.items():
             rows, columns = here.nonzero(as_tuple=True)
             values = hidden[rows.to(hidden.device), (columns - offset).to(hidden.device)]

@@ -35,6 +35,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def labelled(self) -> int:
+        """Tokens that are predicted and have a label."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
 
 class Vocabulary:
     """A tokenizer and the ids of its thinking tokens.

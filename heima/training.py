@@ -1,166 +1,124 @@
-"""One training loop for every model of the pipeline: Hugging Face's Trainer.
+"""One training loop for every model of the pipeline, on one process or many (accelerate).
 
 AdamW (0.9, 0.999), warm-up then cosine to zero, clipped gradients, a fresh optimizer each time
-(recipe, section 2). Batches are drawn by the seed alone, so that the same parameters give the same
-weights on the same machine.
+(recipe, section 2). The same parameters give the same weights on the same machine; a run that was
+killed ends with the weights of an undisturbed one.
+
+Started by `accelerate launch`, the processes share every batch, and, as their configuration says,
+shard the model (FSDP2). A batch of the schedule is then still one batch: its gradient is that of
+the sum of its token losses over the number of its labelled tokens, however it is divided.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence, Sized
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
 from torch import nn
-from torch.utils.data import Sampler
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import get_cosine_schedule_with_warmup
 
-from heima.config import Schedule
+from heima import order
+from heima.config import Schedule, Training
+from heima.models import pretrained
+from heima.resume import Resume
 from heima.tokens import IGNORED
 
+
+class Trainable(Protocol):
+    """A sample: its length in tokens groups batches, `labelled` counts those with a loss."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labelled(self) -> int: ...
+
+
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+Body = Callable[..., torch.Tensor]
+"""Last hidden states, (rows, length, hidden_size), after the final norm, for a batch."""
 
 _LOGS = 100
 """How many points a loss curve has, about."""
 
 
-class _LossCurve(TrainerCallback):
-    """Collects what the Trainer logs, one row {step, loss, learning_rate} a log; prints a few."""
+class AnswerLoss(nn.Module):
+    """A model with the loss of its labelled tokens, as training and evaluation call it.
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if logs and "loss" in logs:
-            self.rows.append(
-                {
-                    "step": state.global_step,
-                    "loss": float(logs["loss"]),
-                    "learning_rate": float(logs["learning_rate"]),
-                }
-            )
-            if len(self.rows) % (_LOGS // 5) == 0:
-                print(f"step {state.global_step}/{state.max_steps} loss {logs['loss']}", flush=True)
-
-
-class _LikeLengths(Sampler[int]):
-    """An epoch's order: batches of samples of like length, in random order.
-
-    Every `_POOL` batches of a fresh shuffle are sorted by length, cut into batches, and the batches
-    shuffled: little padding, yet neighbouring batches are not alike. (The Trainer's own grouping
-    runs from long to short within each pool, which here means from one question kind to the next;
-    the one trial of the toy teacher with it learnt next to nothing.)
+    `body` gives the hidden states for a batch without its labels (`heima.vlm.body`); None: `model`
+    computes them itself. With `training.labelled_only`,
+    only positions that predict a label go through the lm_head, `logits_chunk` of them at once,
+    so that no more logits than that are ever kept.
     """
 
-    _POOL = 16
+    def __init__(self, model: nn.Module, training: Training, *, body: Body | None = None) -> None:
+        super().__init__()
+        self.model = model
+        base = pretrained(model)
+        self._body = body or (
+            lambda **inputs: base.model(**inputs, use_cache=False).last_hidden_state
+        )
+        self._base = [base]  # in a list: it is part of `model` already
+        self._training = training
+        if training.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._rng = np.random.default_rng(seed)
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers that FSDP shards one by one."""
+        return sorted(self._base[0]._no_split_modules)
 
-    def __len__(self) -> int:
-        return len(self._lengths)
+    def forward(
+        self,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: int | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The loss summed over tokens and divided by `num_items_in_batch`, in nats.
 
-    def __iter__(self) -> Iterator[int]:
-        order = self._rng.permutation(len(self._lengths)).tolist()
-        pool = self._POOL * self._batch_size
-        batches = []
-        for start in range(0, len(order), pool):
-            alike = sorted(order[start : start + pool], key=self._lengths.__getitem__)
-            batches += [
-                alike[i : i + self._batch_size] for i in range(0, len(alike), self._batch_size)
+        Without that number: the (rows,) sums, and the (rows,) numbers of labelled tokens. Without
+        labels: the (rows, length, vocabulary) logits.
+        """
+        hidden = self._body(**inputs)
+        head = self._base[0].lm_head
+        if labels is None:
+            return head(hidden)
+        if not self._training.labelled_only:
+            sums, counts = token_losses(head(hidden), labels)
+            return sums.sum() / num_items_in_batch if num_items_in_batch else (sums, counts)
+        targets = labels[:, 1:]
+        rows, places = (targets != IGNORED).nonzero(as_tuple=True)
+        losses = self._losses(head, hidden[rows, places], targets[rows, places])
+        if num_items_in_batch:
+            return losses.sum() / num_items_in_batch
+        zeros = losses.new_zeros(len(labels))
+        return zeros.index_add(0, rows, losses), (targets != IGNORED).sum(dim=1)
+
+    def _losses(self, head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Each token's loss; hidden is (tokens, hidden_size)."""
+        size = self._training.logits_chunk
+        if len(targets) <= size:
+            return _cross_entropy(head, hidden, targets)
+        return torch.cat(
+            [
+                checkpoint(_cross_entropy, head, *part, use_reentrant=False)
+                for part in zip(hidden.split(size), targets.split(size), strict=True)
             ]
-        # A short batch anywhere but at the end would shift all that follow it.
-        last = [batches.pop()] if len(batches[-1]) < self._batch_size else []
-        for index in self._rng.permutation(len(batches)).tolist():
-            yield from batches[index]
-        for batch in last:
-            yield from batch
-
-
-class _Trainer(Trainer):
-    def __init__(self, *args, lengths: Sequence[int], **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._lengths = lengths
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
-        return _LikeLengths(self._lengths, self.args.train_batch_size, self.args.data_seed)
-
-
-def train(
-    model: nn.Module,
-    samples: Sequence[Sized],
-    collate: Collate,
-    schedule: Schedule,
-    *,
-    seed: int,
-    precision: str,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> list[dict[str, float]]:
-    """Train the weights of `model` that require gradients, in place.
-
-    Parameters: `collate` turns samples into the keyword arguments of `model`, labels included;
-    the length of a sample is its tokens, by which batches are grouped;
-    `optimizer` replaces AdamW with the schedule's learning rate and weight decay.
-    Returns the loss curve as rows {step, loss, learning_rate}; `loss` averages the steps since the
-    row before. Raises `RuntimeError` where the loss is not finite.
-    """
-    if torch.cuda.is_available():
-        model.cuda()
-    curve = _LossCurve()
-    steps = schedule.steps or -1
-    per_epoch = -(-len(samples) // schedule.batch_size)
-    total = schedule.steps or round(schedule.epochs * per_epoch)
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            max_steps=steps,
-            num_train_epochs=schedule.epochs or 1.0,
-            per_device_train_batch_size=schedule.batch_size,
-            learning_rate=schedule.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=schedule.warmup_steps,
-            weight_decay=schedule.weight_decay,
-            max_grad_norm=schedule.max_grad_norm,
-            optim="adamw_torch",
-            seed=seed,
-            data_seed=seed,
-            bf16=precision == "bf16",
-            logging_steps=max(1, total // _LOGS),
-            # The default hides a loss that is not finite from the log.
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to=[],
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            use_cpu=not torch.cuda.is_available(),
         )
-        trainer = _Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=list(samples),
-            data_collator=collate,
-            callbacks=[curve],
-            optimizers=(optimizer, None),
-            lengths=[len(sample) for sample in samples],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    bad = [row["step"] for row in curve.rows if not torch.isfinite(torch.tensor(row["loss"]))]
-    if bad:
-        raise RuntimeError(f"the loss is not finite from step {bad[0]} on; lower the learning_rate")
-    return curve.rows
 
 
-def write_curve(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _cross_entropy(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,24 +133,225 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
     return losses.sum(dim=1), (shifted != IGNORED).sum(dim=1)
 
 
-@torch.inference_mode()
+def train(
+    model: nn.Module,
+    samples: Sequence[Trainable],
+    collate: Collate,
+    schedule: Schedule,
+    *,
+    seed: int,
+    precision: str,
+    training: Training,
+    groups: Sequence[str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    resume: Resume | None = None,
+) -> list[dict[str, float]]:
+    """Train the weights of `model` that require gradients, in place.
+
+    Parameters: `model` is an `AnswerLoss`, or gives as it does the loss of a batch for
+    `num_items_in_batch`; `collate` turns samples into its other arguments; samples of equal
+    `groups` stand in one batch (the turns of an image); `optimizer` replaces AdamW with the
+    schedule's learning rate and weight decay; `resume` keeps snapshots, and a run that it holds is
+    continued.
+    Returns the loss curve as rows {step, loss, learning_rate}; `loss` averages the steps since the
+    row before. Raises `RuntimeError` where the loss is not finite.
+    """
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
+        cpu=not torch.cuda.is_available(),
+    )
+    optimizer = optimizer or torch.optim.AdamW(
+        _trained(model), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    per_epoch = -(-len(samples) // schedule.batch_size)
+    total = schedule.steps or round(schedule.epochs * per_epoch)
+    # Not prepared by accelerate, which would step it once a process.
+    scheduler = get_cosine_schedule_with_warmup(optimizer.optimizer, schedule.warmup_steps, total)
+    progress = {"step": 0, "loss": 0.0, "since": 0, "curve": []}
+    found = resume.load(model, optimizer.optimizer) if resume else None
+    if found:
+        progress = found
+        scheduler.load_state_dict(progress.pop("scheduler"))
+        accelerator.print(f"goes on after step {progress['step']}/{total}")
+    model.train()
+    work = _Work(samples, collate, schedule, training, accelerator, seed, groups)
+    for step, (items, micros) in enumerate(
+        work.updates(progress["step"], total), progress["step"] + 1
+    ):
+        # Where anything is drawn (dropout), an update draws the same after an interruption.
+        torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
+        for last, batch in micros:
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                loss = model(**batch, num_items_in_batch=items)
+                # Gradients are averaged over the processes, and the batch's loss is a sum.
+                accelerator.backward(loss * accelerator.num_processes)
+            progress["loss"] += loss.item()
+        if not math.isfinite(progress["loss"]):
+            raise RuntimeError(
+                f"the loss is not finite from step {step} on; lower the learning_rate"
+            )
+        accelerator.clip_grad_norm_(_trained(model), schedule.max_grad_norm)
+        rate = scheduler.get_last_lr()[-1]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        progress["step"], progress["since"] = step, progress["since"] + 1
+        if step % max(1, total // _LOGS) == 0 or step == total:
+            _log(progress, rate, total, accelerator)
+        if resume and step % training.snapshot_steps == 0 and step < total:
+            _gather_loss(progress, accelerator)
+            saved = {**progress, "scheduler": scheduler.state_dict()}
+            resume.save(model, optimizer.optimizer, saved)
+    accelerator.free_memory()
+    return progress["curve"]
+
+
+class _Work:
+    """The updates of a run as this process computes them."""
+
+    def __init__(
+        self,
+        samples: Sequence[Trainable],
+        collate: Collate,
+        schedule: Schedule,
+        training: Training,
+        accelerator: Accelerator,
+        seed: int,
+        groups: Sequence[str] | None,
+    ) -> None:
+        self._samples = samples
+        self._collate = collate
+        self._schedule = schedule
+        self._training = training
+        self._accelerator = accelerator
+        self._seed = seed
+        self._groups = groups or range(len(samples))
+
+    def updates(
+        self, first: int, total: int
+    ) -> Iterator[tuple[int, Iterator[tuple[bool, dict[str, torch.Tensor]]]]]:
+        """For each update: its number of labelled tokens, and its micro-batches on the device.
+
+        With each micro-batch: whether it is the update's last.
+        """
+        orders = order.batches(
+            [len(sample) for sample in self._samples],
+            self._groups,
+            self._schedule.batch_size,
+            seed=self._seed,
+            by_length=self._training.group_by_length,
+        )
+        batches = [batch for batch, _ in zip(orders, range(total), strict=False)][first:]
+        shares = [
+            order.share(
+                batch,
+                process=self._accelerator.process_index,
+                processes=self._accelerator.num_processes,
+                micro_batch_size=self._training.micro_batch_size,
+            )
+            for batch in batches
+        ]
+        loader = iter(
+            DataLoader(
+                self._samples,
+                batch_sampler=[micro.indices for share in shares for micro in share],
+                collate_fn=self._collate,
+                num_workers=self._training.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+        for batch, share in zip(batches, shares, strict=True):
+            items = sum(self._samples[index].labelled for index in batch)
+            yield items, self._micros(share, loader)
+
+    def _micros(
+        self, share: Sequence[order.Micro], loader: Iterator[dict[str, torch.Tensor]]
+    ) -> Iterator[tuple[bool, dict[str, torch.Tensor]]]:
+        for number, micro in enumerate(share, 1):
+            batch = next(loader)
+            if not micro.counted:
+                batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+            yield number == len(share), _on(self._accelerator.device, batch)
+
+
+def _on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step * 1009 + process) % 2**63
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def _gather_loss(progress: dict[str, Any], accelerator: Accelerator) -> None:
+    """Sum up what the processes have seen of the loss; from here on the first one holds it."""
+    if accelerator.num_processes == 1:
+        return
+    seen = torch.tensor(progress["loss"], dtype=torch.float64, device=accelerator.device)
+    total = accelerator.reduce(seen, "sum").item()
+    progress["loss"] = total if accelerator.is_main_process else 0.0
+
+
+def _log(progress: dict[str, Any], rate: float, total: int, accelerator: Accelerator) -> None:
+    """Add a row to the curve, and print a few."""
+    _gather_loss(progress, accelerator)
+    curve, step = progress["curve"], progress["step"]
+    mean = progress["loss"] / progress["since"]
+    curve.append({"step": step, "loss": mean, "learning_rate": rate})
+    progress["loss"], progress["since"] = 0.0, 0
+    if len(curve) % (_LOGS // 5) == 0:
+        accelerator.print(f"step {step}/{total} loss {mean:.4f}", flush=True)
+
+
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that train, whole, by name; on all processes but the first, none.
+
+    Every process must call it: a sharded model is put together here.
+    """
+    options = StateDictOptions(
+        full_state_dict=True, cpu_offload=dist.is_initialized(), ignore_frozen_params=True
+    )
+    return get_model_state_dict(model, options=options)
+
+
+def write_curve(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@torch.no_grad()
 def heldout_losses(
-    model: nn.Module, samples: Sequence[Any], collate: Collate, *, batch_size: int
+    model: nn.Module, samples: Sequence[Any], collate: Collate, *, batch_size: int, **options: Any
 ) -> list[float]:
-    """The mean loss per labelled token of each sample, in nats, in the order of `samples`."""
+    """The mean loss per labelled token of each sample, in nats, in the order of `samples`.
+
+    `model` is an `AnswerLoss`, whose body gets the `options`. Processes share the batches, and all
+    get all losses.
+    """
     model.eval()
-    values: list[float] = []
+    state = PartialState()
     place = next(model.parameters()).device
-    for start in range(0, len(samples), batch_size):
-        batch = {k: v.to(place) for k, v in collate(samples[start : start + batch_size]).items()}
-        labels = batch.pop("labels")
-        sums, counts = token_losses(model(**batch).logits, labels)
-        values.extend((sums / counts).tolist())
-    return values
+    starts = list(range(0, len(samples), batch_size))
+    values: dict[int, list[float]] = {}
+    # Sharded processes must keep step: one that has no batch left repeats its first.
+    for turn in range(-(-len(starts) // state.num_processes)):
+        mine = turn * state.num_processes + state.process_index
+        start = starts[mine if mine < len(starts) else 0]
+        batch = _on(place, collate(samples[start : start + batch_size]))
+        sums, counts = model(**batch, **options)
+        values[start] = (sums / counts).tolist()
+    if state.num_processes > 1:
+        gathered: list[dict[int, list[float]]] = [{} for _ in range(state.num_processes)]
+        dist.all_gather_object(gathered, values)
+        values = {start: found for part in gathered for start, found in part.items()}
+    return [value for start in starts for value in values[start]]
 
 
 def flops_per_sample(
-    model: nn.Module, samples: Sequence[Any], collate: Collate, *, batch_size: int
+    model: nn.Module, samples: Sequence[Trainable], collate: Collate, *, batch_size: int
 ) -> float:
     """Counted FLOPs of one forward and backward pass, a sample, over the first few batches."""
     batches = 2
@@ -200,7 +359,7 @@ def flops_per_sample(
     used = samples[: batches * batch_size]
     with FlopCounterMode(display=False) as counter:
         for start in range(0, len(used), batch_size):
-            batch = collate(used[start : start + batch_size])
-            model(**{k: v.to(place) for k, v in batch.items()}).loss.backward()
+            batch = _on(place, collate(used[start : start + batch_size]))
+            model(**batch, num_items_in_batch=1).backward()
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops() / len(used)

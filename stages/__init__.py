@@ -4,6 +4,8 @@ import atexit
 import gc
 import os
 
+from stages import orphan
+
 # One thread a process, as torchrun does: tiny models are 3-5 times slower with two under load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -11,3 +13,5 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # through them again and again, and once more at exit, takes 2-3 s of each stage.
 gc.set_threshold(200_000, 100, 100)
 atexit.register(gc.freeze)
+
+orphan.watch()

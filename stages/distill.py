@@ -4,27 +4,37 @@
 
 Reads the checkpoint's entry in `params.yaml`: the rendering it trains on, the checkpoint whose
 adapter it continues, its schedule. Writes `models/<checkpoint>/` (the adapter, `loss.jsonl`) and
-`metrics/distill/<checkpoint>.json` (held-out loss per labelled token, in nats).
+`metrics/distill/<checkpoint>.json` (held-out loss per labelled token, in nats). On several GPUs it
+starts itself once on each, as `hardware` says. Killed at any moment and started again, it goes on
+from its last snapshot (`.cache/training`) and ends with the same adapter.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
-from heima import config, corpus, models
+from heima import config, corpus, models, resume
 from heima.batching import encode_turns
+from heima.bodies import body, tile_shift
 from heima.results import atomic, provenance, write_metrics
 from heima.statistics import DRAWS, cell
-from heima.training import heldout_losses, train, write_curve
+from heima.training import AnswerLoss, heldout_losses, train, trained_weights, write_curve
+from stages import launch
+
+_TILE_SAMPLES = 64
+"""Held-out samples over which the effect of `tiles: real` is measured."""
 
 
 def main(name: str) -> None:
     # Model
     params = config.load()
+    launch.on_all_devices(params, "stages.distill", name, shard=True)
     checkpoint = params.checkpoints[name]
     root = models.ROOT
     model = models.trainable_vlm(root, checkpoint.init, params)
+    answering = AnswerLoss(model, params.training, body=body(model, tiles=params.training.tiles))
     processor = models.load_processor(root)
     vocabulary = models.vocabulary(processor.tokenizer, params)
 
@@ -43,19 +53,31 @@ def main(name: str) -> None:
     )
 
     # Training
+    run = resume.Resume(_snapshots(name, params))
     started = time.monotonic()
     curve = train(
-        model,
+        answering,
         samples,
         collate,
         checkpoint,
         seed=params.seed,
         precision=params.precision,
+        training=params.training,
+        groups=[sample.image for sample in samples] if params.training.images_once else None,
+        resume=run,
     )
     seconds = time.monotonic() - started
-    losses = heldout_losses(model, heldout, collate, batch_size=checkpoint.batch_size)
+    batch_size = params.training.micro_batch_size or checkpoint.batch_size
+    losses = heldout_losses(answering, heldout, collate, batch_size=batch_size)
+    facts = {}
+    if params.training.tiles == "real":
+        some = heldout[:_TILE_SAMPLES]
+        facts["tiles"] = tile_shift(answering, some, collate, batch_size=batch_size)
+    weights = trained_weights(model)
+    if not launch.writes():
+        return
     with atomic(root / name) as folder:
-        models.save_adapter(model, folder)
+        models.save_adapter(model, folder, weights)
         write_curve(folder / "loss.jsonl", curve)
     write_metrics(
         f"metrics/distill/{name}.json",
@@ -69,8 +91,22 @@ def main(name: str) -> None:
             updates=curve[-1]["step"],
             trainable_parameters=models.trainable_parameters(model),
             seconds=round(seconds, 1),
+            **facts,
         ),
     )
+    run.discard()
+
+
+def _snapshots(name: str, params: config.Params) -> Path:
+    """Where the run's snapshots are: a folder named by all that it depends on."""
+    checkpoint = f"checkpoints.{name}"
+    inputs = [
+        Path("data/rewritten/train.parquet"),
+        models.ROOT / "text-cot",
+        models.ROOT / params.checkpoints[name].init,
+    ]
+    used = ("family", "precision", "seed", *resume.TRAINING, "distill", checkpoint)
+    return resume.ROOT / resume.key(f"distill@{name}", params, *used, inputs=inputs)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     python -m stages.interpret shared own                # one for all sections
 
 Writes `interpreters/<name>/<input>/` (the adapter, `loss.jsonl`) and
-`metrics/interpret/<name>-<input>.json` (held-out loss per labelled token, in nats).
+`metrics/interpret/<name>-<input>.json` (held-out loss per labelled token, in nats). It never loads
+the VLM. Several GPUs and interruptions are as for `stages.distill`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-from heima import config, corpus, interpreter, models, states
+from heima import config, corpus, interpreter, models, resume, states
 from heima.cot import thinking_token
 from heima.families import FAMILIES
 from heima.results import atomic, provenance, write_metrics
 from heima.statistics import DRAWS, cell
-from heima.training import heldout_losses, train, write_curve
+from heima.training import AnswerLoss, heldout_losses, train, trained_weights, write_curve
+from stages import launch
 
 
 def main(name: str, source: config.InterpreterInput) -> None:
     # Model
     params = config.load()
+    launch.on_all_devices(params, "stages.interpret", name, source, shard=True)
     sections = params.interpreters[name].sections
     llm = models.load_llm(models.ROOT, params)
     targets = FAMILIES[params.family].llm_lora
@@ -34,6 +37,7 @@ def main(name: str, source: config.InterpreterInput) -> None:
     reader = interpreter.StateReader(
         adapted, [vocabulary.thinking_ids[thinking_token(section)] for section in sections]
     )
+    answering = AnswerLoss(reader, params.training, body=reader.forward)
 
     # Data
     splits = {}
@@ -58,21 +62,26 @@ def main(name: str, source: config.InterpreterInput) -> None:
     schedule = params.interpret
     if schedule.steps is not None:
         schedule = schedule.model_copy(update={"steps": schedule.steps * len(sections)})
+    run = resume.Resume(_snapshots(name, source, params))
     started = time.monotonic()
     curve = train(
-        reader,
+        answering,
         splits["train"],
         collate,
         schedule,
         seed=params.seed,
         precision=params.precision,
+        training=params.training,
+        resume=run,
     )
     seconds = time.monotonic() - started
-    losses = heldout_losses(
-        reader, splits["heldout"], collate, batch_size=params.interpret.batch_size
-    )
+    batch_size = params.training.micro_batch_size or schedule.batch_size
+    losses = heldout_losses(answering, splits["heldout"], collate, batch_size=batch_size)
+    weights = trained_weights(adapted)
+    if not launch.writes():
+        return
     with atomic(Path("interpreters") / name / source) as folder:
-        models.save_adapter(adapted, folder)
+        models.save_adapter(adapted, folder, weights)
         write_curve(folder / "loss.jsonl", curve)
     write_metrics(
         f"metrics/interpret/{name}-{source}.json",
@@ -85,6 +94,19 @@ def main(name: str, source: config.InterpreterInput) -> None:
             seconds=round(seconds, 1),
         ),
     )
+    run.discard()
+
+
+def _snapshots(name: str, source: str, params: config.Params) -> Path:
+    """Where the run's snapshots are: a folder named by all that it depends on."""
+    inputs = [
+        Path("data/rewritten/train.parquet"),
+        Path("states/train.safetensors"),
+        models.ROOT / "interpreter",
+    ]
+    used = ("family", "precision", "seed", *resume.TRAINING, "interpret", f"interpreters.{name}")
+    stage = f"interpret@{name}-{source}"
+    return resume.ROOT / resume.key(stage, params, *used, inputs=inputs)
 
 
 if __name__ == "__main__":

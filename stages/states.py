@@ -3,7 +3,8 @@
     python -m stages.states
 
 Reads the checkpoint and position of `params.states`; writes `states/{train,heldout}.safetensors`
-(see `heima.states.save`).
+(see `heima.states.save`). On several GPUs it starts itself once on each, and each takes a part of
+the turns.
 """
 
 from __future__ import annotations
@@ -11,36 +12,47 @@ from __future__ import annotations
 from heima import config, corpus, models, states
 from heima.batching import encode_turns
 from heima.results import atomic
+from stages import launch
 
 
 def main() -> None:
     params = config.load()
+    launch.on_all_devices(params, "stages.states")
     thinking = params.thinking(params.states.checkpoint)
     model, processor = models.load_vlm(models.ROOT, params.states.checkpoint, params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
     images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
     collate = models.collator(processor, images, params)
+    found = {}
+    for split in ("train", "heldout"):
+        turns = corpus.load_turns(f"data/rewritten/{split}.parquet")
+        samples = encode_turns(
+            # Neighbouring turns share their image, so each process takes a run of them.
+            launch.part(turns),
+            "p3",
+            vocabulary,
+            max_length=params.distill.max_length,
+            thinking=thinking,
+        )
+        extracted = states.extract(
+            model,
+            samples,
+            collate,
+            vocabulary,
+            thinking,
+            position=params.states.position,
+            batch_size=params.states.batch_size,
+        )
+        found[split] = turns, launch.gathered(extracted)
+    if not launch.writes():
+        return
     with atomic("states") as folder:
         folder.mkdir()
-        for split in ("train", "heldout"):
-            turns = corpus.load_turns(f"data/rewritten/{split}.parquet")
-            samples = encode_turns(
-                turns,
-                "p3",
-                vocabulary,
-                max_length=params.distill.max_length,
-                thinking=thinking,
-            )
-            extracted = states.extract(
-                model,
-                samples,
-                collate,
-                vocabulary,
-                thinking,
-                position=params.states.position,
-                batch_size=params.states.batch_size,
-            )
-            states.save(folder / f"{split}.safetensors", extracted, turns)
+        for split, (turns, parts) in found.items():
+            whole = {
+                section: states.join([part[section] for part in parts]) for section in parts[0]
+            }
+            states.save(folder / f"{split}.safetensors", whole, turns)
 
 
 if __name__ == "__main__":

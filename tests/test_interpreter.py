@@ -10,10 +10,10 @@ import torch
 
 from heima import cot, interpreter, models
 from heima.batching import pad
-from heima.config import Decoding, Schedule
+from heima.config import Decoding, Schedule, Training
 from heima.families import FAMILIES
 from heima.states import SectionStates
-from heima.training import train
+from heima.training import AnswerLoss, train
 
 
 @pytest.fixture
@@ -184,7 +184,8 @@ def test_an_interpreter_learns_to_use_its_state(params, toy_llm, toy_turns, toy_
     turns = [replace(turn, question="What is at a1?") for turn in toy_turns]
     some = readings(turns, own, toy_vocabulary)
     collate = interpreter.ReadingCollator(toy_vocabulary.tokenizer.pad_token_id)
-    train(reader, some, collate, schedule, seed=0, precision="fp32")
+    loss = AnswerLoss(reader, Training(), body=reader.forward)
+    train(loss, some, collate, schedule, seed=0, precision="fp32", training=Training())
     mine, others = (
         sum(r.nll for r in reconstruct(reader, readings(turns, state, toy_vocabulary),
                                        toy_vocabulary, 48))

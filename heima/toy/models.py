@@ -21,7 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import (
+    MllamaImageProcessorPil,
+    get_all_supported_aspect_ratios,
+)
 
 from heima.toy.world import (
     CELL_SIDE,
@@ -172,6 +175,7 @@ def build_vlm(
     heads: int = 4,
     intermediate_size: int = 192,
     vision_size: int = 64,
+    max_tiles: int = 1,
     initializer_range: float = INITIALIZER_RANGE,
     rope_theta: float = ROPE_THETA,
     seed: int,
@@ -184,6 +188,7 @@ def build_vlm(
             as layers.
         cross_attention_layers: which of the layers attend to the image instead of the text.
         vision_size: width of the vision tower (one local and one global layer).
+        max_tiles: tiles that an image may have, each of the toy images' size.
         initializer_range: standard deviation of the initial weights.
         rope_theta: base of the rotary embedding.
         seed: of the initial weights.
@@ -220,8 +225,8 @@ def build_vlm(
         intermediate_layers_indices=[0],
         image_size=IMAGE_SIDE,
         patch_size=CELL_SIDE,
-        max_num_tiles=1,
-        supported_aspect_ratios=[[1, 1]],
+        max_num_tiles=max_tiles,
+        supported_aspect_ratios=[list(one) for one in get_all_supported_aspect_ratios(max_tiles)],
     )
     config = MllamaConfig(
         text_config=text,

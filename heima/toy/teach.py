@@ -24,6 +24,7 @@ from transformers import (
 
 from heima import training
 from heima.batching import MllamaCollator, Sample, encode_turns, pad_text
+from heima.bodies import body
 from heima.config import Params, Schedule, ToyLlm, ToyVlm
 from heima.corpus import ImageZip, Turn
 from heima.cot import COMPRESSIBLE
@@ -74,11 +75,13 @@ def teach_vlm(
         for turns in (train, heldout)
     )
     model = build_vlm(processor, hidden_size=vlm.hidden_size, seed=params.seed)
+    look = body(model)
+    answering = training.AnswerLoss(model, params.training, body=look)
     schedule, facts = vlm, {}
     if name == "base":
         reference = encode_turns(train, RENDERING["text-cot"], vocabulary, max_length=limit)
         own, other = (
-            training.flops_per_sample(model, some, collate, batch_size=vlm.batch_size)
+            training.flops_per_sample(answering, some, collate, batch_size=vlm.batch_size)
             for some in (samples, reference)
         )
         schedule = vlm.model_copy(update={"steps": round(vlm.steps * other / own)})
@@ -87,14 +90,15 @@ def teach_vlm(
         model, processor, list(scenes.values()), steps=vlm.vision_steps, seed=params.seed
     )
     curve = _fit(
-        _Grounded(model, params.seed),
+        _Grounded(model, look, params.seed),
         samples,
         _GroundedCollator(collate, scenes, vocabulary),
         schedule,
         vlm.muon_learning_rate,
         params,
+        groups=[sample.image for sample in samples],
     )
-    losses = training.heldout_losses(model, held, collate, batch_size=vlm.batch_size)
+    losses = training.heldout_losses(answering, held, collate, batch_size=vlm.batch_size)
     return Taught(model, curve, losses, facts)
 
 
@@ -129,20 +133,27 @@ class _Grounded(nn.Module):
     cell that a prompt names, what stands there; its loss is added to the language model's.
     """
 
-    def __init__(self, model: MllamaForConditionalGeneration, seed: int) -> None:
+    def __init__(
+        self, model: MllamaForConditionalGeneration, look: training.Body, seed: int
+    ) -> None:
         super().__init__()
         self.model = model
+        self._look = look
         torch.manual_seed(seed)
         self.head = nn.Linear(model.config.text_config.hidden_size, len(THINGS))
 
     def forward(
-        self, labels: torch.Tensor, named: torch.Tensor, **inputs: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
-        sums, counts = token_losses(self.model.lm_head(hidden), labels)
+        self,
+        labels: torch.Tensor,
+        named: torch.Tensor,
+        num_items_in_batch: int,
+        **inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        hidden = self._look(**inputs)
+        sums, _ = token_losses(self.model.lm_head(hidden), labels)
         here = named != IGNORED
         grounding = nn.functional.cross_entropy(self.head(hidden[here]), named[here])
-        return {"loss": sums.sum() / counts.sum() + grounding}
+        return sums.sum() / num_items_in_batch + grounding
 
 
 def training_scenes(params: Params, images: Iterable[str]) -> dict[str, Scene]:
@@ -186,8 +197,9 @@ def teach_llm(
         for turns in (train, heldout)
     )
     model = build_llm(tokenizer, hidden_size=llm.hidden_size, seed=params.seed)
-    curve = _fit(model, samples, collate, llm, llm.muon_learning_rate, params)
-    losses = training.heldout_losses(model, held, collate, batch_size=llm.batch_size)
+    answering = training.AnswerLoss(model, params.training)
+    curve = _fit(answering, samples, collate, llm, llm.muon_learning_rate, params)
+    losses = training.heldout_losses(answering, held, collate, batch_size=llm.batch_size)
     return Taught(model, curve, losses, {})
 
 
@@ -207,6 +219,7 @@ def _fit(
     schedule: Schedule,
     muon_learning_rate: float,
     params: Params,
+    groups: Sequence[str] | None = None,
 ) -> list[dict[str, float]]:
     return training.train(
         model,
@@ -215,6 +228,8 @@ def _fit(
         schedule,
         seed=params.seed,
         precision=params.precision,
+        training=params.training,
+        groups=groups,
         optimizer=MuonWithAdamW(
             model,
             matrix_learning_rate=muon_learning_rate,

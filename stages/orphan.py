@@ -1,0 +1,56 @@
+"""A stage ends with the `dvc` that started it.
+
+Killed alone, `dvc` leaves its stage running, which then races the next `dvc repro` for the same
+outputs. So a stage watches it, and a process of several its launcher, and ends when they have.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+_LEVELS = 4
+"""dvc, its shell, a launcher, this process: no ancestor that counts is further away."""
+_SECONDS = 0.2
+
+
+def guardians() -> list[psutil.Process]:
+    """The ancestors without which this process must not go on; none outside of a pipeline."""
+    parents = psutil.Process().parents()[:_LEVELS]
+    found = [parent for parent in parents if _is_dvc(parent)][:1]
+    if "RANK" in os.environ:
+        found += parents[:1]
+    return found
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        return any(Path(part).name == "dvc" for part in process.cmdline()[:3])
+    except psutil.Error:
+        return False
+
+
+def watch() -> None:
+    """End this process soon after one of its guardians has ended."""
+    watched = guardians()
+    if watched:
+        threading.Thread(target=_watch, args=(watched,), daemon=True).start()
+
+
+def _watch(watched: list[psutil.Process]) -> None:
+    while all(_lives(one) for one in watched):
+        time.sleep(_SECONDS)
+    print("error: the process that started this stage has ended", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

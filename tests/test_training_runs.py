@@ -1,0 +1,97 @@
+"""Training as processes: killed and resumed, and shared by two that shard the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from heima import corpus
+from tests.conftest import ROOT
+
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, toy_vlm, toy_processor, toy_turns, toy_source):
+    """What `tests.training_run` reads; dropout, so that random numbers count, too."""
+    folder = tmp_path_factory.mktemp("runs")
+    toy_vlm.save_pretrained(folder / "models" / "text-cot")
+    toy_processor.save_pretrained(folder / "models" / "text-cot")
+    corpus.write_turns(folder / "turns.parquet", toy_turns)
+    shutil.copy(toy_source / "images.zip", folder)
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw["checkpoints"]["p3"].update(steps=STEPS, batch_size=10, warmup_steps=2)
+    raw["checkpoints"]["one-shot"]["matched"] = raw["checkpoints"]["answer-only"]["matched"] = []
+    raw["distill"]["lora"]["dropout"] = 0.1
+    raw["training"].update(snapshot_steps=2, micro_batch_size=4)
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    raw["distill"]["lora"]["dropout"] = 0.0
+    (folder / "sharded").mkdir()
+    for name in ("models", "turns.parquet", "images.zip"):
+        (folder / "sharded" / name).symlink_to(folder / name)
+    (folder / "sharded" / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return folder
+
+
+def run(folder, out, *arguments, launcher=()):
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.training_run", str(folder), out, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def finished(folder, out, **options):
+    ended = run(folder, out, **options)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    weights = load_file(folder / out / "adapter_model.safetensors")
+    return weights, json.loads((folder / out / "result.json").read_text()), ended.stdout
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    return finished(folder, "undisturbed")
+
+
+@pytest.mark.parametrize(
+    "forward", [8, *(pytest.param(late, marks=pytest.mark.slow) for late in (2, 20))]
+)
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(folder, undisturbed, forward):
+    """Three micro-batches an update: killed before any snapshot, within an update, near the end."""
+    out = f"killed-{forward}"
+    assert run(folder, out, str(forward)).returncode == -signal.SIGKILL
+    weights, result, printed = finished(folder, out)
+    expected, reference, _ = undisturbed
+    snapshot = (forward - 1) // 3 // 2 * 2
+    assert (f"goes on after step {snapshot}/{STEPS}" in printed) == (snapshot > 0)
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, expected[name]), name
+    assert result == reference
+
+
+def test_two_processes_that_shard_the_model_train_as_one(folder):
+    config = ROOT / "profiles" / "accelerate" / "fsdp2-cpu.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launcher += ["--num_processes", "2"]
+    alone, one, _ = finished(folder / "sharded", "alone")
+    shared, two, _ = finished(folder / "sharded", "shared", launcher=launcher)
+    assert (one["processes"], two["processes"]) == (1, 2) and two["sharded"]
+    for ours, theirs in zip(one["curve"], two["curve"], strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
+        assert theirs["learning_rate"] == ours["learning_rate"]
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    for name, weight in alone.items():
+        torch.testing.assert_close(shared[name], weight, rtol=1e-3, atol=1e-4)
