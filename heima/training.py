@@ -21,6 +21,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.checkpoint import checkpoint
@@ -156,10 +161,7 @@ def train(
     Returns the loss curve as rows {step, loss, learning_rate}; `loss` averages the steps since the
     row before. Raises `RuntimeError` where the loss is not finite.
     """
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
-        cpu=not torch.cuda.is_available(),
-    )
+    accelerator = _accelerator(precision)
     optimizer = optimizer or torch.optim.AdamW(
         _trained(model), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
     )
@@ -205,6 +207,22 @@ def train(
             resume.save(model, optimizer.optimizer, saved)
     accelerator.free_memory()
     return progress["curve"]
+
+
+def _accelerator(precision: str) -> Accelerator:
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
+        cpu=not torch.cuda.is_available(),
+    )
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env(
+        "ACCELERATE_USE_FSDP"
+    ):
+        # PyTorch shards on CPUs, too, and so a run on GPUs can be tested without any; accelerate
+        # would take the configuration and ignore it.
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return accelerator
 
 
 class _Work:

@@ -1,7 +1,7 @@
 """A small training run as a process of its own: python -m tests.training_run FOLDER OUT [N].
 
-`FOLDER` holds `models/text-cot`, `turns.parquet`, `images.zip` and `params.yaml`. Writes the adapter and the curve to
-`FOLDER/OUT/`. N kills the process (SIGKILL) at its N-th forward pass.
+`FOLDER` holds `models/text-cot`, `turns.parquet`, `images.zip` and `params.yaml`. Writes the
+adapter and the curve to `FOLDER/OUT/`. N kills the process (SIGKILL) at its N-th forward pass.
 """
 
 from __future__ import annotations
