@@ -1,8 +1,7 @@
-"""LLaVA-CoT records -> turns with parsed sections, split into train and held-out.
+"""LLaVA-CoT's records, the turns that `heima.rewriting` makes of them, and their images, in files.
 
-A record is `{"id", "image", "conversations": [{"from": "human"|"gpt", "value"}, …]}`; every
-(human, gpt) pair becomes one turn without history (recipe, section 1). Whatever cannot become a
-turn is a `Drop` with a reason; nothing disappears uncounted.
+A record is `{"id", "image", "conversations": [{"from": "human"|"gpt", "value"}, …]}`. A line that
+holds none is a `Drop` with a reason; nothing disappears uncounted.
 """
 
 from __future__ import annotations
@@ -13,19 +12,25 @@ import json
 import posixpath
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import pandas as pd
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image, ImageFile
 
 from heima import cot
 
 COLUMNS = ["id", "image", "question", *cot.SECTIONS, "image_first"]
+SCHEMA = pa.schema(
+    [(name, pa.bool_() if name == "image_first" else pa.string()) for name in COLUMNS]
+)
+
+_ROWS = 8192
+"""Turns of a row group: some 20 MB of text."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,11 @@ class Turn:
         return {section: getattr(self, section) for section in cot.SECTIONS}
 
 
-@dataclass(frozen=True)
-class Drop:
-    """A line, record or turn that was left out: where it stood, why, and what was wrong."""
+class Drop(NamedTuple):
+    """A line, message or turn that was left out: where it stood, why, and what was wrong.
+
+    `reason` is a short, countable name.
+    """
 
     where: str
     reason: str
@@ -101,25 +108,51 @@ class ImageZip:
 
     def read(self, name: str) -> Image.Image:
         """The decoded RGB image. Raises `ImageFault` with a countable reason."""
+        return self._decode(name, reduced=False)
+
+    def read_file(self, name: str) -> bytes:
+        """The image's file as it ships. Raises `ImageFault` with a countable reason."""
+        self._find(name)
+        try:
+            return self._zip.read(name)
+        except _IMAGE_FAULTS as error:
+            raise ImageFault("broken_image", f"{name!r} cannot be read: {error}") from error
+
+    def verify(self, name: str, by: Literal["decode", "header", "exists"]) -> None:
+        """Raise `ImageFault` with a countable reason where an image cannot be used.
+
+        `exists` asks whether the zip has the name, `header` whether Pillow knows what the file
+        begins with; `decode` reads all of it: whatever passes, `read` can read.
+        """
+        if by == "decode":
+            self._decode(name, reduced=True)
+            return
+        self._find(name)
+        if by == "header":
+            try:
+                with self._zip.open(name) as file, Image.open(file):
+                    pass
+            except _IMAGE_FAULTS as error:
+                raise ImageFault("broken_image", f"{name!r} has no header: {error}") from error
+
+    def _find(self, name: str) -> None:
+        if posixpath.isabs(name) or ".." in name.replace("\\", "/").split("/"):
+            raise ImageFault("unsafe_image_path", f"{name!r} leaves the zip")
+        if name not in self._names:
+            raise ImageFault("missing_image", f"{name!r} is not in {self.path.name}")
+
+    def _decode(self, name: str, *, reduced: bool) -> Image.Image:
         data = self.read_file(name)
         # lmms-eval switches on, for the whole process, that what is cut off is filled with grey.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
             with Image.open(io.BytesIO(data)) as image:
+                if reduced:
+                    # A JPEG's bits are all read, but its pixels computed at an eighth of the size.
+                    image.draft("RGB", (1, 1))
                 return image.convert("RGB")
         except _IMAGE_FAULTS as error:
             raise ImageFault("broken_image", f"{name!r} cannot be decoded: {error}") from error
-
-    def read_file(self, name: str) -> bytes:
-        """The image's file as it ships. Raises `ImageFault` with a countable reason."""
-        if posixpath.isabs(name) or ".." in name.replace("\\", "/").split("/"):
-            raise ImageFault("unsafe_image_path", f"{name!r} leaves the zip")
-        if name not in self._names:
-            raise ImageFault("missing_image", f"{name!r} is not in {self.path.name}")
-        try:
-            return self._zip.read(name)
-        except _IMAGE_FAULTS as error:
-            raise ImageFault("broken_image", f"{name!r} cannot be read: {error}") from error
 
 
 class ImageFault(ValueError):
@@ -131,19 +164,32 @@ class ImageFault(ValueError):
 
 
 def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Drop]]:
-    """Yield (index, record) for each line of a `train.jsonl`, or (index, Drop) for a bad line."""
-    with Path(path).open("rb") as file:
-        for index, line in enumerate(file):
-            where = f"line {index + 1}"
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                yield index, Drop(where, "not_utf8", str(error))
-            except json.JSONDecodeError as error:
-                yield index, Drop(where, "not_json", str(error))
-            else:
-                fault = _record_fault(record)
-                yield index, (Drop(where, "bad_record", fault) if fault else record)
+    """The records of a `train.jsonl`, as `parse_records` yields them."""
+    with Path(path).open("rb") as lines:
+        yield from parse_records(lines)
+
+
+def parse_records(
+    lines: Iterable[bytes], first: int = 0
+) -> Iterator[tuple[int, dict[str, Any] | Drop]]:
+    """Yield (index, record) for each line, counted from `first`, or (index, Drop) for a bad one."""
+    for index, line in enumerate(lines, first):
+        where = f"line {index + 1}"
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield index, Drop(where, *_json_fault(line, error))
+        else:
+            fault = _record_fault(record)
+            yield index, (Drop(where, "bad_record", fault) if fault else record)
+
+
+def _json_fault(line: bytes, error: orjson.JSONDecodeError) -> tuple[str, str]:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as undecodable:
+        return "not_utf8", str(undecodable)
+    return "not_json", str(error)
 
 
 def _record_fault(record: Any) -> str | None:
@@ -162,125 +208,48 @@ def _record_fault(record: Any) -> str | None:
     return None
 
 
-def read_turns(
-    path: str | Path,
-    images: ImageZip,
-    *,
-    spacing: Literal["canonical", "any"],
-    image_place: Literal["alternate", "first"],
-) -> Iterator[Turn | Drop]:
-    """Flatten, check and parse every record of a `train.jsonl`, in the file's order.
+class TurnFile:
+    """A parquet file of turns, written table by table in row groups of one size.
 
-    With `spacing="canonical"` an answer must be spaced exactly as `cot.render` writes it
-    (the recipe's filter B). The image stands before every question, or, with
-    `image_place="alternate"`, after those of records with an odd index (recipe, section 1).
-    A record whose image is unusable drops all its turns, one `Drop` each; of turns with the same
-    id the first is kept.
+    The file depends on the rows alone, not on the tables that they come in.
     """
-    seen: set[str] = set()
-    for index, record in read_records(path):
-        if isinstance(record, Drop):
-            yield record
-            continue
-        paired, unpaired = _pair(record)
-        yield from unpaired
-        pairs = []
-        for pair in paired:
-            if pair[0] in seen:
-                yield Drop(pair[0], "repeated_id", "an earlier record has the same id")
-            else:
-                seen.add(pair[0])
-                pairs.append(pair)
-        try:
-            images.read(record["image"])
-        except ImageFault as fault:
-            for identity, _, _ in pairs:
-                yield Drop(identity, fault.reason, str(fault))
-            continue
-        for identity, question, answer in pairs:
-            image_first = image_place == "first" or index % 2 == 0
-            yield _turn(identity, record["image"], question, answer, image_first, spacing)
 
+    def __init__(self, path: str | Path) -> None:
+        # Few texts occur twice, so that a dictionary of them is not worth its time.
+        self._writer = pq.ParquetWriter(path, SCHEMA, use_dictionary=["image", "image_first"])
+        self._rest = SCHEMA.empty_table()
 
-def _pair(record: dict[str, Any]) -> tuple[list[tuple[str, str, str]], list[Drop]]:
-    """(turn id, question, answer) of each human message that a gpt message follows."""
-    pairs, unpaired = [], []
-    messages = record["conversations"]
-    position = 0
-    while position < len(messages):
-        following = messages[position + 1]["from"] if position + 1 < len(messages) else "nothing"
-        if messages[position]["from"] == "human" and following == "gpt":
-            identity = f"{record['id']}-{len(pairs) + 1}"
-            pairs.append((identity, messages[position]["value"], messages[position + 1]["value"]))
-            position += 2
-        else:
-            unpaired.append(
-                Drop(
-                    f"{record['id']} message {position + 1}",
-                    "unpaired_message",
-                    f"{messages[position]['from']} is followed by {following}",
-                )
-            )
-            position += 1
-    return pairs, unpaired
+    def __enter__(self) -> TurnFile:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and len(self._rest):
+            self._writer.write_table(self._rest.combine_chunks())
+        self._writer.close()
 
-def _turn(
-    identity: str, image: str, question: str, answer: str, image_first: bool, spacing: str
-) -> Turn | Drop:
-    # LLaVA marks the image's place in the question; here `image_first` decides it.
-    question = question.replace("<image>", "").strip()
-    if not question:
-        return Drop(identity, "empty_question", "the human message is empty")
-    try:
-        sections = cot.parse(answer)
-    except cot.ParseError as error:
-        return Drop(identity, error.reason, str(error))
-    for section in cot.COMPRESSIBLE:
-        token = cot.thinking_token(section)
-        if token in question or token in answer:
-            return Drop(identity, "thinking_token_in_text", f"{token} occurs in the text")
-    if spacing == "canonical" and not cot.is_canonical(answer):
-        return Drop(identity, "odd_spacing", "not spaced as `<TAG> text </TAG>` and an empty line")
-    return Turn(identity, image, question, **sections, image_first=image_first)
-
-
-def split(
-    turns: Sequence[Turn], *, heldout: float, by: Literal["image", "turn"], seed: int
-) -> tuple[list[Turn], list[Turn]]:
-    """Split into (train, held-out), each in the given order; `heldout` is the share of turns.
-
-    By `image`, whole images go to one side, so that no held-out image was trained on; by `turn`
-    is the official split, where an image can be in both halves.
-    Raises `ValueError` where either side would be empty.
-    """
-    group = [turn.image if by == "image" else turn.id for turn in turns]
-    names = sorted(set(group))
-    sizes = Counter(group)
-    chosen: set[str] = set()
-    count = 0
-    for position in np.random.default_rng(seed).permutation(len(names)):
-        if count >= heldout * len(turns):
-            break
-        chosen.add(names[position])
-        count += sizes[names[position]]
-    train = [turn for turn, name in zip(turns, group, strict=True) if name not in chosen]
-    held = [turn for turn, name in zip(turns, group, strict=True) if name in chosen]
-    if not train or not held:
-        raise ValueError(
-            f"rewrite.heldout = {heldout} of {len(turns)} turns on {len(names)} {by}s leaves "
-            f"{len(train)} to train and {len(held)} held out; both need at least one"
-        )
-    return train, held
+    def write(self, table: pa.Table) -> None:
+        self._rest = pa.concat_tables([self._rest, table])
+        while len(self._rest) >= _ROWS:
+            self._writer.write_table(self._rest.slice(0, _ROWS).combine_chunks())
+            self._rest = self._rest.slice(_ROWS)
 
 
 def write_turns(path: str | Path, turns: Sequence[Turn]) -> None:
-    pd.DataFrame([asdict(turn) for turn in turns], columns=COLUMNS).to_parquet(path, index=False)
+    with TurnFile(path) as file:
+        file.write(pa.Table.from_pylist([asdict(turn) for turn in turns], SCHEMA))
 
 
 def load_turns(path: str | Path) -> list[Turn]:
-    """The turns of a parquet file that `write_turns` wrote."""
-    return [Turn(**row) for row in pd.read_parquet(path).to_dict("records")]
+    """The turns of a parquet file that a `TurnFile` wrote."""
+    columns = (column.to_pylist() for column in pq.read_table(path, columns=COLUMNS).columns)
+    return [Turn(*row) for row in zip(*columns, strict=True)]
+
+
+def first_turn(path: str | Path) -> Turn:
+    """The first of the turns that `load_turns` returns, without reading the others."""
+    with pq.ParquetFile(path) as file:
+        batch = next(file.iter_batches(batch_size=1, columns=COLUMNS))
+    return Turn(**batch.to_pylist()[0])
 
 
 def locate(folder: str | Path) -> Path:

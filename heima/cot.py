@@ -14,7 +14,6 @@ An answer of LLaVA-CoT is four tagged sections in a fixed order:
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -37,6 +36,7 @@ RENDERINGS: dict[str, dict[str, Form]] = {
 """The form of each section in each rendering (paper, section 3.2: phase s compresses 1..s)."""
 
 _SEPARATOR = "\n\n"
+_TAGS = {section: (f"<{section.upper()}>", f"</{section.upper()}>") for section in SECTIONS}
 
 
 class ParseError(ValueError):
@@ -110,42 +110,87 @@ def tagged(section: str, body: str) -> str:
     return f"<{tag}> {body} </{tag}>"
 
 
+Span = tuple[int, int]
+"""Where a text starts in an answer, and where it ends."""
+
+
+def spans(answer: str) -> dict[str, Span]:
+    """Where the text of each section stands, without the white space around it.
+
+    Raises `ParseError` with reason `missing_<section>`, `repeated_<section>`, `empty_<section>`,
+    `disordered_sections` or `text_outside_sections`.
+    """
+    found = _plain_spans(answer)
+    return _any_spans(answer) if found is None else found
+
+
+def _plain_spans(answer: str) -> dict[str, Span] | None:
+    """The spans of an answer where only the eight tags have a `<`, or None for any other.
+
+    Most answers are so, and looking for single characters is several times faster.
+    """
+    found = {}
+    end = 0
+    for section, (opening, closing) in _TAGS.items():
+        tag = answer.find("<", end)
+        if tag < 0 or not answer.startswith(opening, tag) or answer[end:tag].strip():
+            return None
+        start = tag + len(opening)
+        tag = answer.find("<", start)
+        text = answer[start:tag].strip()
+        if tag < 0 or not answer.startswith(closing, tag) or not text:
+            return None
+        start = answer.index(text, start)
+        found[section] = (start, start + len(text))
+        end = tag + len(closing)
+    return None if "<" in answer[end:] or answer[end:].strip() else found
+
+
+def _any_spans(answer: str) -> dict[str, Span]:
+    found = {}
+    edges = [0]
+    for section, (opening, closing) in _TAGS.items():
+        start = answer.find(opening)
+        end = answer.find(closing, start)
+        if start < 0 or end < 0:
+            raise ParseError(f"missing_{section}", f"no {opening} … {closing} in the answer")
+        if answer.count(opening) > 1 or answer.count(closing) > 1:
+            raise ParseError(f"repeated_{section}", f"more than one {opening} in the answer")
+        edges += [start, end + len(closing)]
+        text = answer[start + len(opening) : end].strip()
+        if not text:
+            raise ParseError(f"empty_{section}", f"nothing between {opening} and {closing}")
+        start = answer.index(text, start + len(opening))
+        found[section] = (start, start + len(text))
+    if edges != sorted(edges):
+        raise ParseError("disordered_sections", f"sections must stand in the order {SECTIONS}")
+    edges.append(len(answer))
+    outside = "".join(answer[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)).strip()
+    if outside:
+        raise ParseError("text_outside_sections", f"text outside the sections: {outside!r}")
+    return found
+
+
 def parse(answer: str) -> dict[str, str]:
     """Split an answer into its sections by the position of their tags.
 
-    Returns section -> text without surrounding white space. Raises `ParseError` with reason
-    `missing_<section>`, `repeated_<section>`, `empty_<section>`, `disordered_sections` or
-    `text_outside_sections`.
+    Returns section -> text without surrounding white space. Raises `ParseError` as `spans` does.
 
     A section's text that occurs elsewhere in the answer is harmless here, unlike with the
     official replacement by string (recipe, section 1).
     """
-    spans = []
-    sections = {}
-    for section in SECTIONS:
-        tag = section.upper()
-        found = list(re.finditer(rf"<{tag}>(.*?)</{tag}>", answer, flags=re.DOTALL))
-        if not found:
-            raise ParseError(f"missing_{section}", f"no <{tag}> … </{tag}> in the answer")
-        if len(found) > 1 or answer.count(f"<{tag}>") > 1 or answer.count(f"</{tag}>") > 1:
-            raise ParseError(f"repeated_{section}", f"more than one <{tag}> in the answer")
-        text = found[0].group(1).strip()
-        if not text:
-            raise ParseError(f"empty_{section}", f"nothing between <{tag}> and </{tag}>")
-        spans.append(found[0].span())
-        sections[section] = text
-    if any(left[1] > right[0] for left, right in itertools.pairwise(spans)):
-        raise ParseError("disordered_sections", f"sections must stand in the order {SECTIONS}")
-    edges = [0, *(edge for span in spans for edge in span), len(answer)]
-    outside = "".join(answer[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True))
-    if outside.strip():
-        raise ParseError("text_outside_sections", f"text outside the sections: {outside.strip()!r}")
-    return sections
+    return {section: answer[start:end] for section, (start, end) in spans(answer).items()}
 
 
-def is_canonical(answer: str) -> bool:
-    """Whether the spacing is exactly `<TAG> text </TAG>` joined by an empty line (filter B)."""
-    return answer.strip() == render(parse(answer), "text-cot")
+def is_canonical(answer: str, found: Mapping[str, Span]) -> bool:
+    """Whether the spacing around these spans is as `render` writes it (the recipe's filter B).
+
+    What stands around the answer as a whole does not count.
+    """
+    edges = [0, *itertools.chain.from_iterable(found.values()), len(answer)]
+    gaps = [answer[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    gaps[0], gaps[-1] = gaps[0].lstrip(), gaps[-1].rstrip()
+    return gaps == _CANONICAL_GAPS
 
 
 def render(
@@ -166,6 +211,9 @@ def render(
             blocks.append(tagged(section, "".join(thinking[section])))
     blocks.append(tagged("conclusion", sections["conclusion"]))
     return _SEPARATOR.join(blocks)
+
+
+_CANONICAL_GAPS = render(dict.fromkeys(SECTIONS, "\0"), "text-cot").split("\0")
 
 
 def is_constant(rendering: str) -> bool:

@@ -42,17 +42,20 @@ def toy_source(tmp_path_factory, params):
 
 
 @pytest.fixture(scope="session")
-def toy_turns(toy_source):
+def toy_turns(toy_source, tmp_path_factory, params):
     from heima import corpus
+    from heima.rewriting import rewrite
 
-    images = corpus.ImageZip(toy_source / "images.zip")
-    turns = list(
-        corpus.read_turns(
-            toy_source / "train.jsonl", images, spacing="canonical", image_place="alternate"
-        )
-    )
-    assert all(isinstance(turn, corpus.Turn) for turn in turns)
-    return turns
+    folder = tmp_path_factory.mktemp("rewritten")
+    settings = params.rewrite.model_copy(update={"image_place": "alternate"})
+    counts = rewrite(toy_source, folder, settings, seed=7)
+    assert not counts["dropped"]
+    turns = [
+        turn
+        for split in ("train", "heldout")
+        for turn in corpus.load_turns(folder / f"{split}.parquet")
+    ]
+    return sorted(turns, key=lambda turn: turn.id)
 
 
 @pytest.fixture(scope="session")

@@ -75,3 +75,23 @@ def test_the_benchmark_of_prediction_runs_and_all_ways_answer_alike(tmp_path):
     assert any("untrained toy" in line for line in table)
     for row in ("batch-1 loop", "batch 1,", "batch 8,", "batch 64,", "static cache"):
         assert any(row in line for line in table), row
+
+
+def test_the_benchmark_of_rewriting_runs_and_its_sides_agree():
+    """The process fails where a turn or a text differs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.rewrite", "--quick"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert set(result) == {
+        *("benchmark", "baseline", "ratio", "ratio_cpu", "peak_mb", "baseline_peak_mb"),
+        *("records", "turns", "kept", "header_ms", "decode_ms", "read_ms"),
+    }
+    assert (result["benchmark"], result["baseline"]) == ("rewrite", "official arrangement")
+    assert result["turns"] > result["kept"] > result["records"] > 0
+    assert any("kept by both sides with the same texts" in line for line in table)

@@ -47,7 +47,7 @@ def edit(raw: dict, key: str, value) -> str:
         ("rewrite.heldout", 1.5, r"rewrite\.heldout = 1\.5: .*less than 1"),
         ("rewrite.split", "record", r"rewrite\.split = 'record': .*'image' or 'turn'"),
         ("rewrite.spacig", "any", r"rewrite\.spacig = 'any': unknown key"),
-        ("rewrite.compat", "official", r"needs split = turn, not image, image_place = alternate, not f"),
+        ("rewrite.compat", "official", r"official needs split = turn, not image, image_place"),
         ("seed", ..., r"seed: missing"),
         ("checkpoints.p2.learning_rate", -1, r"p2\.learning_rate = -1: .*greater than 0"),
         ("checkpoints.p2.data", "p9", r"data = 'p9' is not one of \['answer-only', 'p1'"),
