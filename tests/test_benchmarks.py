@@ -95,3 +95,20 @@ def test_the_benchmark_of_rewriting_runs_and_its_sides_agree():
     assert (result["benchmark"], result["baseline"]) == ("rewrite", "official arrangement")
     assert result["turns"] > result["kept"] > result["records"] > 0
     assert any("kept by both sides with the same texts" in line for line in table)
+
+
+def test_the_benchmark_of_training_runs_and_exact_savings_leave_the_loss():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.train", "--quick"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert (result["benchmark"], result["baseline"]) == ("train", "plain Trainer")
+    assert result["quick"] is True and result["ratio"] == result["ratios"]["all exact savings"] > 0
+    assert result["loss_off_by"] < 1e-4 < result["real_tiles_loss_off_by"]
+    for row in result["ratios"]:
+        assert any(line.startswith(row) for line in table), row
