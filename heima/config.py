@@ -342,7 +342,8 @@ class Checkpoint(Schedule):
     def _known_data(self) -> Checkpoint:
         if self.data not in RENDERINGS:
             raise ValueError(f"data = {self.data!r} is not one of {sorted(RENDERINGS)}")
-        if "thinking" in self.model_fields_set and not self.thinks:
+        # The default may be written out: parameters that were dumped are valid.
+        if self.thinking != ONE_TOKEN and not self.thinks:
             raise ValueError(f"thinking: the rendering {self.data} has no thinking tokens")
         return self
 

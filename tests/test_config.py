@@ -217,3 +217,8 @@ def test_changed_params_are_not_lost(checkout):
     assert (checkout / "params.yaml").read_text() == mine
     assert "~ seed: 43 -> 42" in profile.switch("toy", force=True)
     assert (checkout / "params.yaml.orig").read_text() == mine
+
+
+def test_dumped_parameters_are_valid_and_the_same(params):
+    dumped = params.model_dump_json(by_alias=True)
+    assert config.Params.model_validate_json(dumped) == params
