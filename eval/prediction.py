@@ -169,7 +169,7 @@ def _plans(
             datasets,
         )
     )
-    words = vocabulary(load_processor(models).tokenizer, params)
+    words = vocabulary(load_processor(models, params).tokenizer, params)
     plans = {}
     for protocol, those in requests.items():
         seeds = params.protocols[protocol].seeds
@@ -219,7 +219,7 @@ def _decoder(models: Path, name: str, params: Params) -> Decoder:
         engine: Engine = Vllm(models, name, params)
     else:
         engine = Transformers(*load_vlm(models, name, params))
-    return Decoder(engine, vocabulary(load_processor(models).tokenizer, params))
+    return Decoder(engine, vocabulary(load_processor(models, params).tokenizer, params))
 
 
 def _answers(planned: Plan, journal: Journal) -> list[Generation]:

@@ -59,10 +59,11 @@ _MLLAMA = Family(
 
 # Vicuna's tokenizer has no chat template, and LLaVA-NeXT's processor puts every image first and
 # no system prompt. This is the text that Vicuna 1.1 and LLaVA were tuned on. An image has a line of
-# its own; the blanks before USER and ASSISTANT separate the turns.
+# its own. SentencePiece keeps the blank before a word with the word, so a part of the text begins
+# with the blank that separates it from the part before.
 _VICUNA_TEMPLATE = """\
 {{- bos_token }}
-{{- 'A chat between a curious user and an artificial intelligence assistant. ' }}
+{{- ' A chat between a curious user and an artificial intelligence assistant. ' }}
 {{- "The assistant gives helpful, detailed, and polite answers to the user's questions." }}
 {%- for message in messages %}
     {{- ' ' + message['role'].upper() + ': ' }}

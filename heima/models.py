@@ -24,6 +24,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from heima.added_tokens import equip, fit, untie
 from heima.batching import MllamaCollator
 from heima.config import Lora, Params
 from heima.corpus import ImageZip
@@ -56,14 +57,18 @@ def _source(folder: Path) -> dict[str, Any]:
     }
 
 
-def load_processor(models: Path) -> ProcessorMixin:
+def load_processor(models: Path, params: Params) -> ProcessorMixin:
     """The processor of the family's VLM; its image part needs no torchvision."""
-    return AutoProcessor.from_pretrained(**_source(models / "text-cot"), backend="pil")
+    processor = AutoProcessor.from_pretrained(**_source(models / "text-cot"), backend="pil")
+    equip(processor.tokenizer, FAMILIES[params.family])
+    return processor
 
 
-def load_tokenizer(models: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(models: Path, params: Params) -> PreTrainedTokenizerBase:
     """The tokenizer of the family's interpreter LLM."""
-    return AutoTokenizer.from_pretrained(**_source(models / "interpreter"))
+    tokenizer = AutoTokenizer.from_pretrained(**_source(models / "interpreter"))
+    equip(tokenizer, FAMILIES[params.family])
+    return tokenizer
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary:
@@ -94,9 +99,12 @@ def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, 
             f"{models / full} holds a model of type {model.config.model_type!r}, the family "
             f"{params.family} needs {expected!r}"
         )
+    processor = load_processor(models, params)
+    untie(model)
+    fit(model, processor.tokenizer, FAMILIES[params.family])
     if full != name:
         model = _adapted(model, models, name, params).merge_and_unload()
-    return model.to(device()).eval(), load_processor(models)
+    return model.to(device()).eval(), processor
 
 
 def _adapted(
@@ -131,9 +139,12 @@ def _adapted(
 
 def load_llm(models: Path, params: Params) -> PreTrainedModel:
     """The LLM that every interpreter starts from."""
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         **_source(models / "interpreter"), dtype=dtype(params), use_safetensors=True
     )
+    untie(model)
+    fit(model, load_tokenizer(models, params), FAMILIES[params.family])
+    return model
 
 
 def trainable_vlm(models: Path, init: str, params: Params) -> PeftModel:

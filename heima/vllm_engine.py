@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig
 
 from heima.config import PRETRAINED, Decoding, Params
+from heima.families import FAMILIES
 from heima.generation import Prompt
 from heima.models import load_processor, load_vlm
 from heima.pretrained import locate
@@ -124,12 +125,13 @@ class Vllm:
 
 
 def _source(models: Path, name: str, params: Params, scratch: Path) -> str:
-    """The folder that vLLM loads: a full model's, or `scratch` with a merged one."""
-    if name in PRETRAINED:
+    """The folder that vLLM loads: a full model's, or `scratch` with one that was changed: by an
+    adapter that is merged, or by thinking tokens that are added."""
+    if name in PRETRAINED and not FAMILIES[params.family].added:
         return str(locate(models / name))
     model, _ = load_vlm(models, name, params)
     model.save_pretrained(scratch)
-    load_processor(models).save_pretrained(scratch)
+    load_processor(models, params).save_pretrained(scratch)
     # vLLM wants the memory.
     del model
     gc.collect()

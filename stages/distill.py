@@ -35,7 +35,7 @@ def main(name: str) -> None:
     root = models.ROOT
     model = models.trainable_vlm(root, checkpoint.init, params)
     answering = AnswerLoss(model, params.training, body=body(model, tiles=params.training.tiles))
-    processor = models.load_processor(root)
+    processor = models.load_processor(root, params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
 
     # Data

@@ -32,7 +32,7 @@ def main(name: str, source: config.InterpreterInput) -> None:
     llm = models.load_llm(models.ROOT, params)
     targets = FAMILIES[params.family].llm_lora
     adapted = models.add_lora(llm, targets, params.interpret.lora, params.seed)
-    tokenizer = models.load_tokenizer(models.ROOT)
+    tokenizer = models.load_tokenizer(models.ROOT, params)
     vocabulary = models.vocabulary(tokenizer, params)
     reader = interpreter.StateReader(
         adapted, [vocabulary.thinking_ids[thinking_token(section)] for section in sections]

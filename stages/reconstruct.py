@@ -25,7 +25,7 @@ def main(name: str) -> None:
     named = params.reconstructions[name]
     section = named.section
     options = params.reconstruct
-    vocabulary = models.vocabulary(models.load_tokenizer(models.ROOT), params)
+    vocabulary = models.vocabulary(models.load_tokenizer(models.ROOT, params), params)
     turns = corpus.load_turns("data/rewritten/heldout.parquet")
     train_turns = corpus.load_turns("data/rewritten/train.parquet")
     own = states.load(Path("states/heldout.safetensors"), section, turns)

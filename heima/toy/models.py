@@ -87,7 +87,7 @@ CHAT_TEMPLATE = """\
 # of a letter is found by the same induction in every prompt format.
 _REMOVED = Regex(rf"\n\n+| +|(?<=\b[{LETTERS[0]}-{LETTERS[-1]}])[.:](?= )")
 _ISOLATED = Regex(r"\n|[?,]")
-_WORDS = pre_tokenizers.Sequence(
+WORDS = pre_tokenizers.Sequence(
     [
         pre_tokenizers.Split(_REMOVED, behavior="removed"),
         pre_tokenizers.Split(_ISOLATED, behavior="isolated"),
@@ -121,7 +121,7 @@ def world_words() -> list[str]:
                 for phrase in PHRASES:
                     prompt = prompt.replace(phrase, " ")
                 for text in (prompt, asked.summary, asked.caption, asked.reasoning):
-                    words |= {word for word, _ in _WORDS.pre_tokenize_str(text)}
+                    words |= {word for word, _ in WORDS.pre_tokenize_str(text)}
     return sorted(words)
 
 
@@ -137,7 +137,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     for word in world_words():
         vocabulary.setdefault(word, len(vocabulary))
     backend = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = _WORDS
+    backend.pre_tokenizer = WORDS
     backend.add_tokens([AddedToken(text, normalized=False) for text in (*SECTION_TAGS, *PHRASES)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -241,7 +241,7 @@ def build_vlm(
             block = model.model.language_model.layers[layer]
             block.cross_attn_attn_gate.fill_(1.0)
             block.cross_attn_mlp_gate.fill_(1.0)
-    _set_generation(model, tokenizer)
+    set_generation(model, tokenizer)
     return model
 
 
@@ -277,11 +277,12 @@ def build_llm(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    _set_generation(model, tokenizer)
+    set_generation(model, tokenizer)
     return model
 
 
-def _set_generation(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+def set_generation(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let `generate` know the tokenizer's special tokens."""
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

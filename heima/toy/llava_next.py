@@ -1,0 +1,160 @@
+"""A tiny LLaVA-NeXT and its Vicuna, of the real classes, for the toy world.
+
+The tokenizer is Llama 2's in miniature: three special tokens, `<image>` and `<pad>` behind the
+words, nothing reserved, no chat template. The embeddings have a few rows more than the tokenizer
+has tokens, as those of the published model.
+"""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
+
+from heima.toy.models import (
+    INITIALIZER_RANGE,
+    PHRASES,
+    SECTION_TAGS,
+    WORDS,
+    set_generation,
+    world_words,
+)
+from heima.toy.world import CELL_SIDE, IMAGE_SIDE
+
+UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
+IMAGE, PAD = "<image>", "<pad>"
+CHAT = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions.",
+    "USER:",
+    "ASSISTANT:",
+)
+"""The constant wordings of Vicuna's chat; each is a token, like those of the world's prompts."""
+
+ROWS = 64
+"""The embeddings' rows are a multiple of it, as in the published model."""
+
+GRID = [[IMAGE_SIDE, IMAGE_SIDE], [IMAGE_SIDE, 2 * IMAGE_SIDE], [2 * IMAGE_SIDE, IMAGE_SIDE]]
+"""Resolutions, (height, width), into which an image can be cut. The world's images are one tile,
+which stands behind the copy of the whole image with a token at the end of each of its three rows:
+21 tokens."""
+
+ROPE_THETA = 10_000.0
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build Vicuna's word-level tokenizer; like Vicuna's it pads with `<unk>`."""
+    special = [UNKNOWN, BOS, EOS]
+    vocabulary = {word: i for i, word in enumerate([*special, *SECTION_TAGS, *PHRASES, *CHAT])}
+    for word in world_words():
+        vocabulary.setdefault(word, len(vocabulary))
+    backend = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = WORDS
+    backend.add_tokens(
+        [AddedToken(text, normalized=False) for text in (*SECTION_TAGS, *PHRASES, *CHAT)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token=UNKNOWN,
+        pad_token=UNKNOWN,
+        bos_token=BOS,
+        eos_token=EOS,
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def build_processor() -> LlavaNextProcessor:
+    """Build a real LLaVA-NeXT processor (PIL backend, no torchvision) for tiles of 48x48 pixels."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in (IMAGE, PAD)])
+    tokenizer.pad_token = PAD
+    side = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    return LlavaNextProcessor(
+        LlavaNextImageProcessorPil(
+            size={"shortest_edge": IMAGE_SIDE},
+            crop_size=side,
+            image_grid_pinpoints=GRID,
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+        ),
+        tokenizer,
+        patch_size=CELL_SIDE,
+        vision_feature_select_strategy="default",
+        # The class token of the vision tower, which the strategy leaves out again.
+        num_additional_image_tokens=1,
+    )
+
+
+def build_vlm(
+    processor: LlavaNextProcessor,
+    *,
+    hidden_size: int = 64,
+    layers: int = 4,
+    heads: int = 4,
+    intermediate_size: int = 192,
+    vision_size: int = 64,
+    initializer_range: float = INITIALIZER_RANGE,
+    rope_theta: float = ROPE_THETA,
+    seed: int,
+) -> LlavaNextForConditionalGeneration:
+    """Build an untrained LLaVA-NeXT.
+
+    Args:
+        processor: gives the vocabulary and the image token.
+        hidden_size, layers, heads, intermediate_size: the language model.
+        vision_size: width of the CLIP tower. It has two layers, and the features are those of the
+            last but one, as in the published model.
+        initializer_range: standard deviation of the initial weights.
+        rope_theta: base of the rotary embedding.
+        seed: of the initial weights.
+    """
+    tokenizer = processor.tokenizer
+    text = LlamaConfig(
+        vocab_size=-(-len(tokenizer) // ROWS) * ROWS,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=intermediate_size,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        max_position_embeddings=2048,
+        initializer_range=initializer_range,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=vision_size,
+        intermediate_size=2 * vision_size,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=IMAGE_SIDE,
+        patch_size=CELL_SIDE,
+    )
+    config = LlavaNextConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=processor.image_token_id,
+        image_grid_pinpoints=GRID,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        initializer_range=initializer_range,
+    )
+    torch.manual_seed(seed)
+    model = LlavaNextForConditionalGeneration(config)
+    set_generation(model, tokenizer)
+    return model
