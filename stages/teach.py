@@ -24,26 +24,21 @@ from heima.results import atomic, provenance, write_json, write_metrics
 
 def train_toy(name: str, params: config.Params) -> None:
     from heima.statistics import DRAWS, cell
-    from heima.toy import models as toy
     from heima.toy import teach
     from heima.training import write_curve
 
-    processor = toy.build_processor()
-    vocabulary = models.vocabulary(processor.tokenizer, params)
     splits = [
         corpus.load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")
     ]
     started = time.monotonic()
     if name == "interpreter":
-        taught = teach.teach_llm(params, processor.tokenizer, vocabulary, *splits)
+        taught = teach.teach_llm(params, *splits)
     else:
         images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
         trained_on = {turn.image for turn in splits[0]}
         taught = teach.teach_vlm(
             name,
             params,
-            processor,
-            vocabulary,
             *splits,
             images,
             teach.training_scenes(params, trained_on),
@@ -51,7 +46,7 @@ def train_toy(name: str, params: config.Params) -> None:
     seconds = time.monotonic() - started
     with atomic(models.ROOT / name) as folder:
         taught.model.save_pretrained(folder)
-        (processor.tokenizer if name == "interpreter" else processor).save_pretrained(folder)
+        taught.processor.save_pretrained(folder)
         write_curve(folder / "loss.jsonl", taught.curve)
     write_metrics(
         f"metrics/teach/{name}.json",

@@ -111,3 +111,40 @@ def hub(tmp_path, monkeypatch):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield server
+
+
+@pytest.fixture(scope="session")
+def llava_params(params):
+    """The toy profile for the family `toy-llava-next`."""
+    return params.model_copy(update={"family": "toy-llava-next"})
+
+
+@pytest.fixture(scope="session")
+def llava_processor(llava_params):
+    """The toy LLaVA-NeXT's processor with the family's thinking tokens."""
+    from heima.added_tokens import equip
+    from heima.families import FAMILIES
+    from heima.toy.llava_next import build_processor
+
+    processor = build_processor()
+    equip(processor.tokenizer, FAMILIES[llava_params.family])
+    return processor
+
+
+@pytest.fixture(scope="session")
+def llava_vocabulary(llava_processor, llava_params):
+    from heima import models
+
+    return models.vocabulary(llava_processor.tokenizer, llava_params)
+
+
+@pytest.fixture(scope="session")
+def llava_vlm(llava_processor, llava_params):
+    """An untrained toy LLaVA-NeXT with rows for thinking tokens."""
+    from heima.added_tokens import fit
+    from heima.families import FAMILIES
+    from heima.toy.llava_next import build_processor, build_vlm
+
+    model = build_vlm(build_processor(), hidden_size=64, seed=1)
+    fit(model, llava_processor.tokenizer, FAMILIES[llava_params.family])
+    return model.eval()

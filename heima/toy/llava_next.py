@@ -22,15 +22,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
-from heima.toy.models import (
-    INITIALIZER_RANGE,
-    PHRASES,
-    SECTION_TAGS,
-    WORDS,
-    set_generation,
-    world_words,
-)
-from heima.toy.world import CELL_SIDE, IMAGE_SIDE
+from heima.toy.models import INITIALIZER_RANGE, set_generation
+from heima.toy.words import SECTION_TAGS, WORDS, world_words
+from heima.toy.world import CELL_SIDE, IMAGE_SIDE, PHRASES
 
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
 IMAGE, PAD = "<image>", "<pad>"
@@ -80,7 +74,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_processor() -> LlavaNextProcessor:
     """Build a real LLaVA-NeXT processor (PIL backend, no torchvision) for tiles of 48x48 pixels."""
     tokenizer = build_tokenizer()
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in (IMAGE, PAD)])
+    tokenizer.add_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in (IMAGE, PAD)]
+    )
     tokenizer.pad_token = PAD
     side = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
     return LlavaNextProcessor(

@@ -6,19 +6,22 @@ inside the vocabulary, and `<|image|>` as the first id beyond the lm_head. Each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaNextForConditionalGeneration,
     MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaProcessor,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 from transformers.models.mllama.image_processing_pil_mllama import (
@@ -26,20 +29,16 @@ from transformers.models.mllama.image_processing_pil_mllama import (
     get_all_supported_aspect_ratios,
 )
 
+from heima.generation import architecture
+from heima.toy.words import SECTION_TAGS, WORDS, world_words
 from heima.toy.world import (
     CELL_SIDE,
     CELLS,
     EMPTY,
     IMAGE_SIDE,
-    KINDS,
-    LETTERS,
-    MAX_POINTS,
-    NUMBER_WORDS,
     OBJECTS,
     PHRASES,
-    STYLES,
     Scene,
-    compose,
     render,
 )
 
@@ -53,12 +52,6 @@ INITIALIZER_RANGE = 0.08
 """Llama's .02 is made for widths of thousands; at a width of 64 it is small (1/8 is usual)."""
 ROPE_THETA = 100.0
 """Sequences have about 100 tokens: with Llama's base most rotations would hardly turn."""
-
-SECTION_TAGS = tuple(
-    f"<{slash}{name}>"
-    for name in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
-    for slash in ("", "/")
-)
 
 # Content items stand where they stand in the list, so the image can come before or after the text.
 CHAT_TEMPLATE = """\
@@ -81,48 +74,6 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}"""
-
-# A line break separates options, a blank line separates sections and carries nothing.
-# The mark behind an option's letter goes too: `A.`, `A:` and `A` are one token, so that the option
-# of a letter is found by the same induction in every prompt format.
-_REMOVED = Regex(rf"\n\n+| +|(?<=\b[{LETTERS[0]}-{LETTERS[-1]}])[.:](?= )")
-_ISOLATED = Regex(r"\n|[?,]")
-WORDS = pre_tokenizers.Sequence(
-    [
-        pre_tokenizers.Split(_REMOVED, behavior="removed"),
-        pre_tokenizers.Split(_ISOLATED, behavior="isolated"),
-    ]
-)
-
-EXTRA_WORDS = (
-    # Words that interpreters' prompts and answers may use: the tokenizer must not lose them.
-    "system user assistant the of and is in that was this from what how model which wrote hidden "
-    "state summary caption reasoning question answer conclusion explain thinking token "
-    "reconstruct : ! \n"
-).split(" ")
-
-
-def world_words() -> list[str]:
-    """Every word that the world's prompts and sections can contain, sorted."""
-    words = {*NUMBER_WORDS, *CELLS, *OBJECTS, EMPTY, *LETTERS, "yes", "no", *EXTRA_WORDS}
-    words |= {str(number) for number in range(MAX_POINTS + 1)}
-    words |= {part for thing in OBJECTS for part in thing.split("-")}
-    words |= set("123abc")
-    blank = Scene((EMPTY,) * len(CELLS), ((0, 0, 0),) * len(CELLS))
-    for kind in KINDS:
-        forms = [("a1",)] if kind.startswith("look") else [CELLS[:3], CELLS[::3], CELLS[:2]]
-        for style in STYLES[kind]:
-            for cells in forms:
-                value = EMPTY if kind.startswith("look") else "0"
-                options = (value, *OBJECTS[:3]) if kind.endswith("option") else ()
-                claim = value if kind.endswith("yes-no") else None
-                asked = compose(blank, kind, cells, style=style, options=options, claim=claim)
-                prompt = asked.prompt
-                for phrase in PHRASES:
-                    prompt = prompt.replace(phrase, " ")
-                for text in (prompt, asked.summary, asked.caption, asked.reasoning):
-                    words |= {word for word, _ in WORDS.pre_tokenize_str(text)}
-    return sorted(words)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -256,14 +207,14 @@ def build_llm(
     rope_theta: float = ROPE_THETA,
     seed: int,
 ) -> LlamaForCausalLM:
-    """Build an untrained Llama with the vocabulary of the VLM's lm_head (no `<|image|>`).
+    """Build an untrained Llama with the tokenizer's vocabulary, but for Mllama's `<|image|>`.
 
     Thinking states enter without a projection only where `hidden_size` is the VLM's.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer) - 1,
+            vocab_size=len(tokenizer) - (IMAGE in tokenizer.get_vocab()),
             hidden_size=hidden_size,
             num_hidden_layers=layers,
             num_attention_heads=heads,
@@ -289,8 +240,8 @@ def set_generation(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None
 
 
 def warm_up_vision(
-    model: MllamaForConditionalGeneration,
-    processor: MllamaProcessor,
+    model: MllamaForConditionalGeneration | LlavaNextForConditionalGeneration,
+    processor: ProcessorMixin,
     scenes: Iterable[Scene],
     *,
     steps: int,
@@ -318,26 +269,20 @@ def warm_up_vision(
         raise ValueError("scenes is empty; the vision tower needs at least one to learn from")
     names = (*OBJECTS, EMPTY)
     things = torch.tensor([[names.index(thing) for thing in scene.objects] for scene in scenes])
-    batch = processor.image_processor([[render(scene)] for scene in scenes], return_tensors="pt")
+    see = _SEE[model.config.model_type](model, processor, [render(scene) for scene in scenes])
     cells = torch.arange(len(CELLS))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     width = model.config.text_config.hidden_size
     head = nn.Linear(width, len(names) + len(CELLS))
-    eyes = [*model.model.vision_model.parameters(), *model.model.multi_modal_projector.parameters()]
+    tower = architecture(model).vision_tower(model)
+    eyes = [*tower.parameters(), *model.model.multi_modal_projector.parameters()]
     optimizer = torch.optim.AdamW([*eyes, *head.parameters()], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
     right = 0.0
     for _ in range(steps):
         rows = torch.randint(len(scenes), (batch_size,), generator=generator)
-        seen = model.model.vision_model(
-            pixel_values=batch["pixel_values"][rows],
-            aspect_ratio_ids=batch["aspect_ratio_ids"][rows],
-            aspect_ratio_mask=batch["aspect_ratio_mask"][rows],
-        ).last_hidden_state
-        # (images, 1, 1 tile, 1 class token + 9 patches, width) -> (images, 9, width)
-        patches = model.model.multi_modal_projector(seen)[:, 0, 0, 1:]
-        thing_logits, cell_logits = head(patches).split([len(names), len(CELLS)], dim=-1)
+        thing_logits, cell_logits = head(see(rows)).split([len(names), len(CELLS)], dim=-1)
         where = cells.expand(batch_size, -1)
         loss = nn.functional.cross_entropy(thing_logits.flatten(0, 1), things[rows].flatten())
         loss = loss + nn.functional.cross_entropy(cell_logits.flatten(0, 1), where.flatten())
@@ -348,3 +293,45 @@ def warm_up_vision(
         hit = (thing_logits.argmax(-1) == things[rows]) & (cell_logits.argmax(-1) == where)
         right = hit.float().mean().item()
     return right
+
+
+See = Callable[[torch.Tensor], torch.Tensor]
+"""Indices of images, (n,), to their projected patches in reading order, (n, 9, width)."""
+
+
+def _mllama_sees(
+    model: MllamaForConditionalGeneration, processor: ProcessorMixin, images: list[Image.Image]
+) -> See:
+    batch = processor.image_processor([[image] for image in images], return_tensors="pt")
+
+    def see(rows: torch.Tensor) -> torch.Tensor:
+        seen = model.model.vision_model(
+            pixel_values=batch["pixel_values"][rows],
+            aspect_ratio_ids=batch["aspect_ratio_ids"][rows],
+            aspect_ratio_mask=batch["aspect_ratio_mask"][rows],
+        ).last_hidden_state
+        # (images, 1, 1 tile, 1 class token + 9 patches, width) -> (images, 9, width)
+        return model.model.multi_modal_projector(seen)[:, 0, 0, 1:]
+
+    return see
+
+
+def _llava_next_sees(
+    model: LlavaNextForConditionalGeneration, processor: ProcessorMixin, images: list[Image.Image]
+) -> See:
+    # The first tile is the whole image; the others show the same once more.
+    process = processor.image_processor
+    pixels = torch.cat(
+        [process([one], return_tensors="pt")["pixel_values"][:, 0] for one in images]
+    )
+    core, layer = model.model, model.config.vision_feature_layer
+
+    def see(rows: torch.Tensor) -> torch.Tensor:
+        seen = core.vision_tower(pixels[rows], output_hidden_states=True).hidden_states[layer]
+        # Without the class token.
+        return core.multi_modal_projector(seen[:, 1:])
+
+    return see
+
+
+_SEE = {"mllama": _mllama_sees, "llava_next": _llava_next_sees}

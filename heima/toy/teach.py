@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import (
-    MllamaForConditionalGeneration,
-    MllamaProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from heima import training
-from heima.batching import MllamaCollator, Sample, encode_turns, pad_text
+from heima import models, training
+from heima.added_tokens import equip
+from heima.batching import Sample, encode_turns, pad_text
 from heima.bodies import body
 from heima.config import Params, Schedule, ToyLlm, ToyVlm
 from heima.corpus import ImageZip, Turn
 from heima.cot import COMPRESSIBLE
+from heima.families import FAMILIES
 from heima.interpreter import PLAIN_WORDING
 from heima.tokens import IGNORED, Encoded, Vocabulary
-from heima.toy.models import build_llm, build_vlm, warm_up_vision
+from heima.toy import llava_next as toy_llava_next
+from heima.toy import models as toy_mllama
+from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
 from heima.toy.world import CELLS, EMPTY, OBJECTS, Scene
@@ -42,11 +42,27 @@ RENDERING = {"text-cot": "text-cot", "base": "answer-only"}
 """What each VLM is trained on."""
 
 
+def toy_models(params: Params) -> ModuleType:
+    """What makes the family's tokenizer, processor and VLM.
+
+    Raises `ValueError` for a family that has no toy.
+    """
+    toys = {"toy-mllama": toy_mllama, "toy-llava-next": toy_llava_next}
+    if params.family not in toys:
+        raise ValueError(f"family = {params.family!r} is not one of {sorted(toys)}")
+    return toys[params.family]
+
+
 @dataclass(frozen=True)
 class Taught:
-    """A trained model, its loss curve, its held-out losses (nats a token), and how it got there."""
+    """A trained model, its loss curve, its held-out losses (nats a token), and how it got there.
+
+    `processor` (of a VLM; of an LLM the tokenizer) is as published: without the thinking tokens
+    that a family adds to it.
+    """
 
     model: PreTrainedModel
+    processor: ProcessorMixin | PreTrainedTokenizerBase
     curve: list[dict[str, float]]
     heldout_losses: list[float]
     facts: dict[str, Any]
@@ -55,8 +71,6 @@ class Taught:
 def teach_vlm(
     name: str,
     params: Params,
-    processor: MllamaProcessor,
-    vocabulary: Vocabulary,
     train: Sequence[Turn],
     heldout: Sequence[Turn],
     images: ImageZip,
@@ -68,13 +82,17 @@ def teach_vlm(
     backward, so the budget needs no run of the other model.
     """
     vlm: ToyVlm = params.teach.vlm
-    collate = MllamaCollator(processor, images)
+    toy = toy_models(params)
+    processor, published = toy.build_processor(), toy.build_processor()
+    equip(processor.tokenizer, FAMILIES[params.family])
+    vocabulary = models.vocabulary(processor.tokenizer, params)
+    collate = models.collator(processor, images, params)
     limit = params.distill.max_length
     samples, held = (
         encode_turns(turns, RENDERING[name], vocabulary, max_length=limit)
         for turns in (train, heldout)
     )
-    model = build_vlm(processor, hidden_size=vlm.hidden_size, seed=params.seed)
+    model = toy.build_vlm(published, hidden_size=vlm.hidden_size, seed=params.seed)
     look = body(model)
     answering = training.AnswerLoss(model, params.training, body=look)
     schedule, facts = vlm, {}
@@ -99,14 +117,14 @@ def teach_vlm(
         groups=[sample.image for sample in samples],
     )
     losses = training.heldout_losses(answering, held, collate, batch_size=vlm.batch_size)
-    return Taught(model, curve, losses, facts)
+    return Taught(model, published, curve, losses, facts)
 
 
 class _GroundedCollator:
     """A VLM's batches with `named`, (batch, length): what stands in each cell a prompt names."""
 
     def __init__(
-        self, collate: MllamaCollator, scenes: Mapping[str, Scene], vocabulary: Vocabulary
+        self, collate: training.Collate, scenes: Mapping[str, Scene], vocabulary: Vocabulary
     ) -> None:
         self._collate = collate
         self._scenes = scenes
@@ -118,7 +136,9 @@ class _GroundedCollator:
         named = torch.full_like(batch["labels"], IGNORED)
         for row, sample in enumerate(samples):
             scene = self._scenes[sample.image]
-            for place, token in enumerate(sample.encoded.input_ids[: sample.encoded.body]):
+            # An image may have become more tokens than the sample's own: the labels tell its end.
+            prompt = int((batch["labels"][row] != IGNORED).int().argmax())
+            for place, token in enumerate(batch["input_ids"][row, :prompt].tolist()):
                 if token in self._cells:
                     named[row, place] = THINGS.index(scene.at(self._cells[token]))
         return {**batch, "named": named}
@@ -133,9 +153,7 @@ class _Grounded(nn.Module):
     cell that a prompt names, what stands there; its loss is added to the language model's.
     """
 
-    def __init__(
-        self, model: MllamaForConditionalGeneration, look: training.Body, seed: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, look: training.Body, seed: int) -> None:
         super().__init__()
         self.model = model
         self._look = look
@@ -175,8 +193,6 @@ class _TextCollator:
 
 def teach_llm(
     params: Params,
-    tokenizer: PreTrainedTokenizerBase,
-    vocabulary: Vocabulary,
     train: Sequence[Turn],
     heldout: Sequence[Turn],
 ) -> Taught:
@@ -187,6 +203,10 @@ def teach_llm(
     give the answer's conclusion where an interpreter's prompt has the thinking token.
     """
     llm: ToyLlm = params.teach.llm
+    toy = toy_models(params)
+    tokenizer, published = toy.build_tokenizer(), toy.build_tokenizer()
+    equip(tokenizer, FAMILIES[params.family])
+    vocabulary = models.vocabulary(tokenizer, params)
     collate = _TextCollator(tokenizer.pad_token_id)
     samples, held = (
         [
@@ -196,11 +216,11 @@ def teach_llm(
         ]
         for turns in (train, heldout)
     )
-    model = build_llm(tokenizer, hidden_size=llm.hidden_size, seed=params.seed)
+    model = build_llm(published, hidden_size=llm.hidden_size, seed=params.seed)
     answering = training.AnswerLoss(model, params.training)
     curve = _fit(answering, samples, collate, llm, llm.muon_learning_rate, params)
     losses = training.heldout_losses(answering, held, collate, batch_size=llm.batch_size)
-    return Taught(model, curve, losses, {})
+    return Taught(model, published, curve, losses, {})
 
 
 def _coin(count: int, seed: int) -> np.ndarray:

@@ -11,16 +11,9 @@ from transformers import (
     MllamaProcessor,
 )
 
-from heima.toy.models import (
-    EXTRA_WORDS,
-    RESERVED,
-    SECTION_TAGS,
-    build_llm,
-    build_processor,
-    build_vlm,
-    warm_up_vision,
-)
+from heima.toy.models import RESERVED, build_llm, build_processor, build_vlm, warm_up_vision
 from heima.toy.source import answer_text
+from heima.toy.words import EXTRA_WORDS, SECTION_TAGS
 from heima.toy.world import KINDS, STYLES, ask, draw_scene, render
 
 TINY = {"hidden_size": 32, "layers": 3, "heads": 2, "intermediate_size": 32}
