@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from transformers import LlamaTokenizer
 
 from heima import cot
+from heima.added_tokens import equip
 from heima.batching import encode_turns
 from heima.config import Thinking
+from heima.families import FAMILIES
 from heima.tokens import IGNORED, Vocabulary
 
 
@@ -119,3 +122,26 @@ def test_only_constant_renderings_have_a_prefix(toy_turns, rendering):
         assert len(beginnings) > 1 or beginnings == {""}
         with pytest.raises(ValueError, match="do not all begin alike"):
             cot.constant_prefix(rendering)
+
+
+def test_parts_of_vicunas_chat_are_the_tokens_of_the_whole():
+    """SentencePiece keeps the blank before a word with it: parts must be cut where it does."""
+    letters = "▁ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:'<>?/_|\n"
+    pairs = [("▁", letter) for letter in "AUSabtw"] + [("▁A", "S"), ("▁U", "S"), ("t", "h")]
+    words = ["<unk>", "<s>", "</s>", *letters, *map("".join, pairs)]
+    tokenizer = LlamaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=pairs)
+    family = FAMILIES["llava-next-vicuna-7b"]
+    equip(tokenizer, family)
+    vocabulary = Vocabulary(tokenizer, family.thinking_tokens)
+    question, answer = "what is that?", "so the answer is B"
+    whole = tokenizer(
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions. "
+        f"USER: {question} ASSISTANT: {answer}"
+    )["input_ids"]
+    encoded = vocabulary.encode(question, "none", answer)
+    assert encoded.input_ids == [tokenizer.bos_token_id, *whole, tokenizer.eos_token_id]
+    assert tokenizer.unk_token_id not in encoded.input_ids
+    assert vocabulary.decode(encoded.input_ids[encoded.body :]) == answer
+    header = [label for label in encoded.labels[: encoded.body] if label != IGNORED]
+    assert tokenizer.decode(header).strip() == "ASSISTANT:"

@@ -22,7 +22,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
-from heima.toy.models import INITIALIZER_RANGE, set_generation
+from heima.toy.models import INITIALIZER_RANGE, ROPE_THETA, set_generation
 from heima.toy.words import SECTION_TAGS, WORDS, world_words
 from heima.toy.world import CELL_SIDE, IMAGE_SIDE, PHRASES
 
@@ -43,8 +43,6 @@ GRID = [[IMAGE_SIDE, IMAGE_SIDE], [IMAGE_SIDE, 2 * IMAGE_SIDE], [2 * IMAGE_SIDE,
 """Resolutions, (height, width), into which an image can be cut. The world's images are one tile,
 which stands behind the copy of the whole image with a token at the end of each of its three rows:
 21 tokens."""
-
-ROPE_THETA = 10_000.0
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
