@@ -99,7 +99,7 @@ def test_the_commit_that_was_fetched_is_the_one_that_is_loaded(
     served.down = True
     params = config.load("params.yaml")
     loaded = models.load_llm(models.ROOT, params)
-    tokenizer = models.load_tokenizer(models.ROOT)
+    tokenizer = models.load_tokenizer(models.ROOT, params)
     assert served.log == []
     mine, theirs = loaded.state_dict(), toy_llm.state_dict()
     assert mine.keys() == theirs.keys()
@@ -225,7 +225,7 @@ def test_a_cache_that_was_emptied_is_named(served):
     teach.main("interpreter")
     shutil.rmtree("cache")
     with pytest.raises(ModelError, match=rf"{LLM} at {NEW} is not in .*dvc repro -f teach@interp"):
-        models.load_tokenizer(models.ROOT)
+        models.load_tokenizer(models.ROOT, config.load("params.yaml"))
 
 
 # Given folders
@@ -246,7 +246,7 @@ def test_a_given_folder_is_loaded_where_it_lies(served, saved, toy_llm):
         models.load_llm(models.ROOT, config.load("params.yaml"))
     Path("given/config.json").unlink()
     with pytest.raises(ModelError, match=r"given/config\.json is missing"):
-        models.load_tokenizer(models.ROOT)
+        models.load_tokenizer(models.ROOT, config.load("params.yaml"))
 
 
 def test_a_given_folder_is_checked_as_the_hubs_are(served, saved):
