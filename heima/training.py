@@ -80,8 +80,12 @@ class AnswerLoss(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The layers that FSDP shards one by one."""
-        return sorted(self._base[0]._no_split_modules)
+        """The layers that FSDP shards one by one.
+
+        A class that the model has none of would stop it: LLaVA-NeXT names CLIP's text part.
+        """
+        present = {type(module).__name__ for module in self._base[0].modules()}
+        return sorted(present & set(self._base[0]._no_split_modules))
 
     def forward(
         self,

@@ -12,9 +12,10 @@ from PIL import Image
 
 from heima import cot, llava_next, states
 from heima.batching import Sample
-from heima.config import ONE_TOKEN, Decoding
+from heima.config import ONE_TOKEN, Decoding, Training
 from heima.generation import Prompt, generate
 from heima.images import spread
+from heima.training import AnswerLoss
 
 SIZES = [(48, 48), (96, 40), (40, 96), (30, 31)]
 """(width, height) of images of one and of two tiles, with and without a border to take off."""
@@ -143,6 +144,13 @@ def test_rows_of_one_image_share_its_features_and_their_gradients_add_up(
         assert "get_image_features" not in vars(model.model)
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[0][1].grad, found[1][1].grad, rtol=1e-3, atol=1e-6)
+
+
+def test_only_layers_that_the_model_has_are_sharded(llava_vlm):
+    """transformers names CLIP's text part, too, of which LLaVA-NeXT has none."""
+    layers = AnswerLoss(llava_vlm, Training())._no_split_modules
+    assert {"LlamaDecoderLayer", "CLIPEncoderLayer"} <= set(layers)
+    assert set(layers) <= {type(module).__name__ for module in llava_vlm.modules()}
 
 
 def test_spreading_needs_a_known_architecture(toy_llm):

@@ -42,6 +42,24 @@ def folder(tmp_path_factory, toy_vlm, toy_processor, toy_turns, toy_source):
     return folder
 
 
+@pytest.fixture(scope="module")
+def llava_folder(folder):
+    """The same for LLaVA-NeXT, whose models get rows for thinking tokens as they are loaded."""
+    from heima.toy.llava_next import build_processor, build_vlm
+
+    made = folder / "llava"
+    processor = build_processor()
+    build_vlm(processor, seed=1).save_pretrained(made / "models" / "text-cot")
+    processor.save_pretrained(made / "models" / "text-cot")
+    for name in ("turns.parquet", "images.zip"):
+        (made / name).symlink_to(folder / name)
+    raw = yaml.safe_load((folder / "sharded" / "params.yaml").read_text(encoding="utf-8"))
+    raw["family"] = "toy-llava-next"
+    raw["training"]["gradient_checkpointing"] = True
+    (made / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return made
+
+
 def run(folder, out, *arguments, launcher=()):
     return subprocess.run(
         [sys.executable, *launcher, "-m", "tests.training_run", str(folder), out, *arguments],
@@ -82,12 +100,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(folder, undisturbed, f
     assert result == reference
 
 
+@pytest.mark.slow
+def test_two_processes_shard_llava_next_too(llava_folder):
+    assert_two_are_as_one(llava_folder)
+
+
 def test_two_processes_that_shard_the_model_train_as_one(folder):
+    assert_two_are_as_one(folder / "sharded")
+
+
+def assert_two_are_as_one(folder):
     config = ROOT / "profiles" / "accelerate" / "fsdp2-cpu.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
     launcher += ["--num_processes", "2"]
-    alone, one, _ = finished(folder / "sharded", "alone")
-    shared, two, _ = finished(folder / "sharded", "shared", launcher=launcher)
+    alone, one, _ = finished(folder, "alone")
+    shared, two, _ = finished(folder, "shared", launcher=launcher)
     assert (one["processes"], two["processes"]) == (1, 2) and two["sharded"]
     for ours, theirs in zip(one["curve"], two["curve"], strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
