@@ -251,8 +251,9 @@ def score_lmms(
 
     rules, name = RULES["lmms"][benchmark], tasks.TASKS["lmms"][benchmark]
     here = DatasetSource(path=str(folder.resolve()))
+    # Of a source, only the benchmark's data plays a part here.
     there = FolderSource(
-        kind="folder", path=str(folder), benchmarks={params.data_name("lmms", benchmark): here}
+        kind="folder", path=".", benchmarks={params.data_name("lmms", benchmark): here}
     )
     counts = {"prompt": 0, "decoded": 0, "thinking": 0}
     rows = [
