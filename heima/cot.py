@@ -137,11 +137,12 @@ def _plain_spans(answer: str) -> dict[str, Span] | None:
             return None
         start = tag + len(opening)
         tag = answer.find("<", start)
-        text = answer[start:tag].strip()
+        body = answer[start:tag]
+        text = body.lstrip()
         if tag < 0 or not answer.startswith(closing, tag) or not text:
             return None
-        start = answer.index(text, start)
-        found[section] = (start, start + len(text))
+        start += len(body) - len(text)
+        found[section] = (start, start + len(text.rstrip()))
         end = tag + len(closing)
     return None if "<" in answer[end:] or answer[end:].strip() else found
 

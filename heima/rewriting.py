@@ -56,9 +56,12 @@ FILTERS = {
 
 PHASES = ("p1", "p2", "p3")
 
-_BLOCK = 8 * 2**20
+_BLOCK = 4 * 2**20
 _WORKERS = 4
 """More would take memory, and the process that writes the files would not keep up."""
+
+_BEGINNING = 16
+"""Characters of a text that are looked for elsewhere before the whole of it is."""
 
 _TOKENS = {section: cot.thinking_token(section) for section in cot.COMPRESSIBLE}
 _THINKING = cot.thinking_token("").removesuffix(">")
@@ -162,37 +165,50 @@ def _occurs_elsewhere(answer: str, spans: Mapping[str, cot.Span]) -> bool:
     grown = 0
     for section, token in _TOKENS.items():
         start, end = spans[section][0] + grown, spans[section][1] + grown
-        text = answer[start:end]
-        if answer.find(text) != start or answer.find(text, end) >= 0:
-            return True
+        # Where its beginning does not occur, the whole does not; a short one is found faster.
+        beginning = answer[start : min(start + _BEGINNING, end)]
+        if (
+            answer.find(beginning, 0, start + len(beginning) - 1) >= 0
+            or answer.find(beginning, end) >= 0
+        ):
+            text = answer[start:end]
+            if answer.find(text) != start or answer.find(text, end) >= 0:
+                return True
         answer = answer[:start] + token + answer[end:]
-        grown += len(token) - len(text)
+        grown += len(token) - (end - start)
     return False
 
 
 def official(answer: str) -> Outcome:
     """What the official arrangement makes of an answer."""
-    sections = {section: _first(answer, section) for section in cot.SECTIONS}
+    sections = _first_of_each(answer)
     for section in cot.COMPRESSIBLE:
-        if sections[section] is None:
+        if section not in sections:
             return Outcome(None, Fault(f"missing_{section}", f"no {section} in the answer"))
-    texts = by_string(answer, sections)
-    for phase, text in zip(PHASES, texts, strict=True):
-        for token in list(_TOKENS.values())[: PHASES.index(phase) + 1]:
-            if text.count(token) != 1:
-                detail = f"{token} occurs {text.count(token)} times in {phase}"
+    texts = dict(zip(PHASES, by_string(answer, sections), strict=True))
+    for count, (phase, text) in enumerate(texts.items(), 1):
+        for section in cot.COMPRESSIBLE[:count]:
+            found = text.count(_TOKENS[section])
+            if found != 1:
+                detail = f"{_TOKENS[section]} occurs {found} times in {phase}"
                 return Outcome(None, Fault("thinking_token_count", detail))
-    for phase, text in zip(PHASES, texts, strict=True):
-        if sections["conclusion"] is None or text.strip() != cot.render(sections, phase):
+    for phase, text in texts.items():
+        # Tags in a text that is replaced are gone, so that each phase is looked at anew.
+        shown = _first_of_each(text)
+        if len(shown) < len(cot.SECTIONS) or text.strip() != cot.render(shown, "text-cot"):
             return Outcome(None, Fault("odd_spacing", f"{phase} is not in canonical spacing"))
-    return Outcome(sections, None)
+    return Outcome({**sections, "conclusion": shown["conclusion"]}, None)
 
 
-def _first(answer: str, section: str) -> str | None:
-    """The text between the first pair of a section's tags, or None where there is no pair."""
-    _, opening, rest = answer.partition(f"<{section.upper()}>")
-    text, closing, _ = rest.partition(f"</{section.upper()}>")
-    return text.strip() if opening and closing else None
+def _first_of_each(answer: str) -> dict[str, str]:
+    """The text between the first pair of each section's tags, where there is a pair."""
+    sections = {}
+    for section in cot.SECTIONS:
+        _, opening, rest = answer.partition(f"<{section.upper()}>")
+        text, closing, _ = rest.partition(f"</{section.upper()}>")
+        if opening and closing:
+            sections[section] = text.strip()
+    return sections
 
 
 def by_string(answer: str, sections: Mapping[str, str]) -> list[str]:

@@ -164,6 +164,8 @@ def test_bad_input_is_dropped_with_its_reason_and_loses_nothing_else(
          "thinking_token_count"),
         ("Q", ANSWER.replace("<CONCLUSION> B </CONCLUSION>", ""), "missing_conclusion",
          "odd_spacing"),
+        ("Q", ANSWER.replace("s 1", "of <CONCLUSION> 1"), "repeated_conclusion", None),
+        ("Q", ANSWER.replace("c 2", "of <CONCLUSION> 1"), "repeated_conclusion", "odd_spacing"),
         ("Q", "Well: " + ANSWER, "text_outside_sections", "odd_spacing"),
         ("Which of <SUMMARY> s 1 </SUMMARY>?", ANSWER, None, None),
     ],
@@ -248,11 +250,12 @@ def test_a_split_by_turn_trains_on_held_out_images(tmp_path, images):
 
 WORDS = [
     *("a", "b", "a b", "B", "SUMMARY", "\n", "\n\n", " ", "\u2028", "\u00a0", "👩‍🔬", "e\u0301"),
-    *("<", ">"),
+    # Alike in more than the beginning that is looked for first.
+    *("The image shows a red square.", "The image shows a red circle.", "<", ">"),
     *(tag for section in cot.SECTIONS for tag in cot._TAGS[section]),
     *("<THINKING_OF_SUMMARY>", "<THINKING_OF_CAPTION_2>", "<image>"),
 ]  # fmt: skip
-plain = st.lists(st.sampled_from(WORDS[:12]), min_size=1, max_size=4).map("".join)
+plain = st.lists(st.sampled_from(WORDS[:14]), min_size=1, max_size=4).map("".join)
 wild = st.lists(st.sampled_from(WORDS), max_size=4).map("".join)
 
 
@@ -261,6 +264,9 @@ def answers(draw) -> str:
     """Answers in every state: canonical, oddly spaced, with tags and tokens in their texts."""
     body = plain if draw(st.booleans()) else wild
     texts = {section: draw(body) for section in cot.SECTIONS}
+    if draw(st.booleans()):
+        # Mostly none of these occurs in another.
+        texts = {section: f"{text} is the {section}." for section, text in texts.items()}
     if draw(st.booleans()):
         texts[draw(st.sampled_from(cot.SECTIONS))] = texts["summary"]
     if draw(st.booleans()):
