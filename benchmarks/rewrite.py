@@ -17,7 +17,8 @@ photograph-like JPEGs of 640 x 480 pixels.
 
 It fails where the sides keep other turns or write other texts. The last line is a JSON object:
 
-- `ratio`: the baseline's time over ours, with as many processes as the stage uses by itself;
+- `ratio`: the baseline's time over ours, with as many processes as the stage uses by itself: it
+  needs its processors, so that other work on the machine lowers it;
 - `ratio_cpu`: the same of CPU seconds, summed over our processes;
 - `peak_mb`: the peak of our resident memory, summed over all processes (what they share counts in
   each); `baseline_peak_mb`: the baseline's;
@@ -358,7 +359,7 @@ def main() -> None:
         options.records = 500
     with tempfile.TemporaryDirectory() as temporary:
         result = compare(Path(temporary), options.records, 1 if options.quick else ROUNDS)
-    print(json.dumps(result))
+        print(json.dumps(result), flush=True)
 
 
 def compare(folder: Path, records: int, rounds: int) -> dict[str, Any]:
