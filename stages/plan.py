@@ -39,20 +39,12 @@ def machine(arguments: argparse.Namespace, params: config.Params) -> Machine:
 
 
 def levers(params: config.Params) -> Levers:
-    """How training computes: as params say, where they have the section `training`.
-
-    Where they do not, as suits the family: a process can do a toy's batch at once.
-    """
-    if hasattr(params, "training"):
-        stated = params.training.model_dump()
-        known = {field.name for field in fields(Levers)} & stated.keys()
-        return Levers(
-            **{name: stated[name] for name in known},
-            sharded=params.hardware.accelerate is not None,
-        )
-    if params.family in architectures.FULL_SIZE:
-        return Levers()
-    return Levers(micro_batch_size=None, gradient_checkpointing=False, sharded=False)
+    """How training computes, as params say."""
+    stated = params.training.model_dump()
+    known = {field.name for field in fields(Levers)} & stated.keys()
+    return Levers(
+        **{name: stated[name] for name in known}, sharded=params.hardware.accelerate is not None
+    )
 
 
 def resources(similarity: config.Similarity) -> list[str]:
