@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 
 import torch
 from transformers import (
@@ -26,6 +24,7 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from heima.config import Params
+from heima.toy.families import TOYS
 from heima.toy.models import build_llm
 
 _LLAMA_3 = {
@@ -146,17 +145,12 @@ def of(params: Params) -> Architecture:
     """The architecture of the parameters' family; a toy's is that of the model `teach` builds."""
     if params.family in FULL_SIZE:
         return FULL_SIZE[params.family]()
-    twin, llm = toy(params.family), params.teach.llm
+    twin, llm = TOYS[params.family], params.teach.llm
     processor = twin.build_processor()
     with torch.device("meta"):
         vlm = twin.build_vlm(processor, hidden_size=params.teach.vlm.hidden_size, seed=params.seed)
         llm = build_llm(processor.tokenizer, hidden_size=llm.hidden_size, seed=params.seed)
     return Architecture(vlm.config, llm.config)
-
-
-def toy(family: str) -> ModuleType:
-    """The module that builds a toy family's processor and VLM."""
-    return import_module({"toy-mllama": "heima.toy.models"}.get(family, "heima.toy.llava_next"))
 
 
 def on_meta(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:

@@ -50,6 +50,9 @@ _REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 _COMMIT = r"^[0-9a-f]{40}$"
 _WITHOUT_VLLM = ("toy-mllama", "llava-cot-11b")
 
+TOY_FAMILIES = ("toy-mllama", "toy-llava-next")
+"""The families whose models are trained here, from scratch; all others' are pretrained."""
+
 
 class ConfigError(ValueError):
     """A parameter file that cannot be used; the message lists every wrong key."""
@@ -641,6 +644,7 @@ class Params(_Model):
                 "images are never padded"
             )
         self._check_source()
+        self._check_teach()
         self._check_reconstructions()
         self._check_benchmarks()
         for name, variant in self.variants.items():
@@ -669,10 +673,17 @@ class Params(_Model):
         lacking = sorted(named - given)
         if lacking:
             raise ValueError(f"{key} lacks {', '.join(lacking)}")
-        if self.source.kind == "toy":
-            return
+
+    def _check_teach(self) -> None:
+        kind = "train" if self.family in TOY_FAMILIES else "pretrained"
         for name, part in (("vlm", self.teach.vlm), ("llm", self.teach.llm)):
-            if part.kind == "train":
+            if part.kind != kind:
+                raise ValueError(
+                    f"teach.{name}.kind = {part.kind!r} must be {kind!r} for the family "
+                    f"{self.family}: the models of {' and '.join(TOY_FAMILIES)} are trained from "
+                    "scratch, all others are pretrained"
+                )
+            if kind == "train" and self.source.kind != "toy":
                 raise ValueError(
                     f"teach.{name}.kind = 'train' needs source.kind = 'toy': only the toy world's "
                     "models are trained from scratch"

@@ -179,6 +179,8 @@ def train(
     if found:
         progress = found
         scheduler.load_state_dict(progress.pop("scheduler"))
+        if not accelerator.is_main_process:
+            progress["loss"] = 0.0  # what all had seen is the first one's (`_gather_loss`)
         accelerator.print(f"goes on after step {progress['step']}/{total}")
     model.train()
     work = _Work(samples, collate, schedule, training, accelerator, seed, groups)

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from heima import architectures, config, estimate, missing, models, pretrained, workload
 from heima.estimate import GPUS, Estimate, Gpu, Levers, Machine, Stage
+from heima.toy.families import TOYS
 
 CPU = Gpu(tflops=0.1, gb_per_s=20, memory_gb=psutil.virtual_memory().total / 1e9)
 """Two cores with AVX2, about, in fp32."""
@@ -66,8 +67,8 @@ def resources(similarity: config.Similarity) -> list[str]:
 
 def tokenizer(params: config.Params) -> PreTrainedTokenizerBase | None:
     """The VLM's tokenizer, if teach has provided it; a toy's is built."""
-    if params.family not in architectures.FULL_SIZE:
-        return architectures.toy(params.family).build_processor().tokenizer
+    if params.family in TOYS:
+        return TOYS[params.family].build_processor().tokenizer
     folder = models.ROOT / "text-cot"
     if not (folder / pretrained.POINTER).exists():
         return None

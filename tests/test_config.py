@@ -118,6 +118,10 @@ def edit(raw: dict, key: str, value) -> str:
          r"revision = 'main': .*40"),
         ("teach.llm", {"kind": "pretrained", "id": "a/b", "path": "c"},
          r"give exactly one of path and id"),
+        ("teach.llm", {"kind": "pretrained", "id": "a/b"},
+         r"llm\.kind = 'pretrained' must be 'train' for the family toy-mllama"),
+        ("family", "llava-cot-11b",
+         r"vlm\.kind = 'train' must be 'pretrained' for the family llava-cot-11b"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_named(raw_params, key, value, message):

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from heima import corpus
 from tests.conftest import ROOT
 
-STEPS = 7
+STEPS, SNAPSHOT = 10, 3
+"""The curve has a row for two updates (`tests.training_run`), so a snapshot falls within one."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def folder(tmp_path_factory, toy_vlm, toy_processor, toy_turns, toy_source):
     raw["checkpoints"]["p3"].update(steps=STEPS, batch_size=10, warmup_steps=2)
     raw["checkpoints"]["one-shot"]["matched"] = raw["checkpoints"]["answer-only"]["matched"] = []
     raw["distill"]["lora"]["dropout"] = 0.1
-    raw["training"].update(snapshot_steps=2, micro_batch_size=4)
+    raw["training"].update(snapshot_steps=SNAPSHOT, micro_batch_size=4)
     (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     raw["distill"]["lora"]["dropout"] = 0.0
     (folder / "sharded").mkdir()
@@ -84,7 +85,7 @@ def undisturbed(folder):
 
 
 @pytest.mark.parametrize(
-    "forward", [8, *(pytest.param(late, marks=pytest.mark.slow) for late in (2, 20))]
+    "forward", [11, *(pytest.param(late, marks=pytest.mark.slow) for late in (2, 29))]
 )
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(folder, undisturbed, forward):
     """Three micro-batches an update: killed before any snapshot, within an update, near the end."""
@@ -92,7 +93,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(folder, undisturbed, f
     assert run(folder, out, str(forward)).returncode == -signal.SIGKILL
     weights, result, printed = finished(folder, out)
     expected, reference, _ = undisturbed
-    snapshot = (forward - 1) // 3 // 2 * 2
+    snapshot = (forward - 1) // 3 // SNAPSHOT * SNAPSHOT
     assert (f"goes on after step {snapshot}/{STEPS}" in printed) == (snapshot > 0)
     assert weights.keys() == expected.keys()
     for name, weight in weights.items():
@@ -100,25 +101,54 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(folder, undisturbed, f
     assert result == reference
 
 
-@pytest.mark.slow
-def test_two_processes_shard_llava_next_too(llava_folder):
-    assert_two_are_as_one(llava_folder)
-
-
-def test_two_processes_that_shard_the_model_train_as_one(folder):
-    assert_two_are_as_one(folder / "sharded")
-
-
-def assert_two_are_as_one(folder):
+def sharded(processes: int) -> list[str]:
+    """The launcher of so many processes that shard the model; one process needs none."""
+    if processes == 1:
+        return []
     config = ROOT / "profiles" / "accelerate" / "fsdp2-cpu.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
-    launcher += ["--num_processes", "2"]
-    alone, one, _ = finished(folder, "alone")
-    shared, two, _ = finished(folder, "shared", launcher=launcher)
-    assert (one["processes"], two["processes"]) == (1, 2) and two["sharded"]
-    for ours, theirs in zip(one["curve"], two["curve"], strict=True):
+    return [*launcher, "--num_processes", str(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return finished(folder / "sharded", "alone")
+
+
+@pytest.mark.slow
+def test_two_processes_shard_llava_next_too(llava_folder):
+    one = finished(llava_folder, "alone")
+    assert_as_one(finished(llava_folder, "shared", launcher=sharded(2)), one, processes=2)
+
+
+def test_two_processes_that_shard_the_model_train_as_one(folder, alone):
+    shared = finished(folder / "sharded", "shared", launcher=sharded(2))
+    assert_as_one(shared, alone, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 2), (2, 2)))],
+)
+def test_a_killed_run_goes_on_with_any_number_of_processes(folder, alone, before, after):
+    out = f"from-{before}-to-{after}"
+    # A process has two micro-batches an update, or three if it is alone.
+    forward = SNAPSHOT * (2 if before == 2 else 3) + 2
+    assert run(folder / "sharded", out, str(forward), launcher=sharded(before)).returncode != 0
+    continued = finished(folder / "sharded", out, launcher=sharded(after))
+    assert f"goes on after step {SNAPSHOT}/{STEPS}" in continued[2]
+    assert_as_one(continued, alone, processes=after)
+
+
+def assert_as_one(found, expected, *, processes):
+    """A run by some processes ended as one by a single process did."""
+    (weights, result, _), (wanted, single, _) = found, expected
+    assert (single["processes"], result["processes"]) == (1, processes)
+    assert result["sharded"] == (processes > 1)
+    for ours, theirs in zip(single["curve"], result["curve"], strict=True):
+        assert theirs["step"] == ours["step"]
         assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
         assert theirs["learning_rate"] == ours["learning_rate"]
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
-    for name, weight in alone.items():
-        torch.testing.assert_close(shared[name], weight, rtol=1e-3, atol=1e-4)
+    assert result["losses"] == pytest.approx(single["losses"], abs=1e-4)
+    for name, weight in wanted.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-4)

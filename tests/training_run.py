@@ -1,7 +1,8 @@
 """A small training run as a process of its own: python -m tests.training_run FOLDER OUT [N].
 
 `FOLDER` holds `models/text-cot`, `turns.parquet`, `images.zip` and `params.yaml`. Writes the
-adapter and the curve to `FOLDER/OUT/`. N kills the process (SIGKILL) at its N-th forward pass.
+adapter and the curve, of about five rows, to `FOLDER/OUT/`. N kills the process (SIGKILL) at its
+N-th forward pass.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from heima.resume import Resume
 
 def main(folder: Path, out: str, kill: int = 0) -> None:
     torch.set_num_threads(1)
+    training._LOGS = 5
     params = config.load(folder / "params.yaml")
     model = models.trainable_vlm(folder / "models", "text-cot", params)
     processor = models.load_processor(folder / "models", params)

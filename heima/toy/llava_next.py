@@ -8,8 +8,7 @@ has tokens, as those of the published model.
 from __future__ import annotations
 
 import torch
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import AddedToken
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -22,8 +21,13 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
-from heima.toy.models import INITIALIZER_RANGE, ROPE_THETA, set_generation
-from heima.toy.words import SECTION_TAGS, WORDS, world_words
+from heima.toy.models import (
+    INITIALIZER_RANGE,
+    ROPE_THETA,
+    set_generation,
+    text_options,
+    word_tokenizer,
+)
 from heima.toy.world import CELL_SIDE, IMAGE_SIDE, PHRASES
 
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
@@ -47,25 +51,13 @@ which stands behind the copy of the whole image with a token at the end of each 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build Vicuna's word-level tokenizer; like Vicuna's it pads with `<unk>`."""
-    special = [UNKNOWN, BOS, EOS]
-    vocabulary = {word: i for i, word in enumerate([*special, *SECTION_TAGS, *PHRASES, *CHAT])}
-    for word in world_words():
-        vocabulary.setdefault(word, len(vocabulary))
-    backend = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = WORDS
-    backend.add_tokens(
-        [AddedToken(text, normalized=False) for text in (*SECTION_TAGS, *PHRASES, *CHAT)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+    return word_tokenizer(
+        [UNKNOWN, BOS, EOS],
+        [*PHRASES, *CHAT],
         unk_token=UNKNOWN,
         pad_token=UNKNOWN,
         bos_token=BOS,
         eos_token=EOS,
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
-        padding_side="right",
-        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -119,17 +111,9 @@ def build_vlm(
     tokenizer = processor.tokenizer
     text = LlamaConfig(
         vocab_size=-(-len(tokenizer) // ROWS) * ROWS,
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        intermediate_size=intermediate_size,
-        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-        max_position_embeddings=2048,
-        initializer_range=initializer_range,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **text_options(
+            tokenizer, hidden_size, layers, heads, intermediate_size, initializer_range, rope_theta
+        ),
     )
     vision = CLIPVisionConfig(
         hidden_size=vision_size,

@@ -7,6 +7,7 @@ inside the vocabulary, and `<|image|>` as the first id beyond the lm_head. Each 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -83,27 +84,41 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     Unknown words become `<unk>`. Decoding joins tokens with blanks, which gives every section
     text of the world back unchanged.
     """
-    special = [UNKNOWN, PAD, BOS, *HEADERS, EOT, *RESERVED]
-    vocabulary = {word: i for i, word in enumerate([*special, *SECTION_TAGS, *PHRASES])}
-    for word in world_words():
-        vocabulary.setdefault(word, len(vocabulary))
-    backend = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = WORDS
-    backend.add_tokens([AddedToken(text, normalized=False) for text in (*SECTION_TAGS, *PHRASES)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+    tokenizer = word_tokenizer(
+        [UNKNOWN, PAD, BOS, *HEADERS, EOT, *RESERVED],
+        PHRASES,
         unk_token=UNKNOWN,
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOT,
         additional_special_tokens=[*HEADERS, *RESERVED, IMAGE],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def word_tokenizer(
+    special: Iterable[str], phrases: Iterable[str], **special_tokens: Any
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with an id a word: the `special` tokens, tags, `phrases`, words of the world.
+
+    `special_tokens` are the tokenizer's own arguments that say what the special ones are for.
+    """
+    whole = [*SECTION_TAGS, *phrases]
+    vocabulary = {word: i for i, word in enumerate([*special, *whole])}
+    for word in world_words():
+        vocabulary.setdefault(word, len(vocabulary))
+    backend = Tokenizer(WordLevel(vocabulary, unk_token=special_tokens["unk_token"]))
+    backend.pre_tokenizer = WORDS
+    backend.add_tokens([AddedToken(text, normalized=False) for text in whole])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
         padding_side="right",
         model_input_names=["input_ids", "attention_mask"],
+        **special_tokens,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
 
 
 def build_processor() -> MllamaProcessor:
@@ -153,18 +168,10 @@ def build_vlm(
     tokenizer = processor.tokenizer
     text = MllamaTextConfig(
         vocab_size=len(tokenizer) - 1,
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        intermediate_size=intermediate_size,
         cross_attention_layers=cross,
-        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-        max_position_embeddings=2048,
-        initializer_range=initializer_range,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **text_options(
+            tokenizer, hidden_size, layers, heads, intermediate_size, initializer_range, rope_theta
+        ),
     )
     vision = MllamaVisionConfig(
         hidden_size=vision_size,
@@ -215,21 +222,44 @@ def build_llm(
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer) - (IMAGE in tokenizer.get_vocab()),
-            hidden_size=hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            intermediate_size=intermediate_size,
-            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-            max_position_embeddings=2048,
-            initializer_range=initializer_range,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **text_options(
+                tokenizer,
+                hidden_size,
+                layers,
+                heads,
+                intermediate_size,
+                initializer_range,
+                rope_theta,
+            ),
         )
     )
     set_generation(model, tokenizer)
     return model
+
+
+def text_options(
+    tokenizer: PreTrainedTokenizerFast,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    intermediate_size: int,
+    initializer_range: float,
+    rope_theta: float,
+) -> dict[str, Any]:
+    """What the configurations of all text models here have in common."""
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": intermediate_size,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+        "max_position_embeddings": 2048,
+        "initializer_range": initializer_range,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def set_generation(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:

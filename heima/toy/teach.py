@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,7 @@ from heima.cot import COMPRESSIBLE
 from heima.families import FAMILIES
 from heima.interpreter import PLAIN_WORDING
 from heima.tokens import IGNORED, Encoded, Vocabulary
-from heima.toy import llava_next as toy_llava_next
-from heima.toy import models as toy_mllama
+from heima.toy.families import TOYS
 from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
@@ -40,17 +38,6 @@ THINGS = (*OBJECTS, EMPTY)
 
 RENDERING = {"text-cot": "text-cot", "base": "answer-only"}
 """What each VLM is trained on."""
-
-
-def toy_models(params: Params) -> ModuleType:
-    """What makes the family's tokenizer, processor and VLM.
-
-    Raises `ValueError` for a family that has no toy.
-    """
-    toys = {"toy-mllama": toy_mllama, "toy-llava-next": toy_llava_next}
-    if params.family not in toys:
-        raise ValueError(f"family = {params.family!r} is not one of {sorted(toys)}")
-    return toys[params.family]
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ def teach_vlm(
     backward, so the budget needs no run of the other model.
     """
     vlm: ToyVlm = params.teach.vlm
-    toy = toy_models(params)
+    toy = TOYS[params.family]
     processor, published = toy.build_processor(), toy.build_processor()
     equip(processor.tokenizer, FAMILIES[params.family])
     vocabulary = models.vocabulary(processor.tokenizer, params)
@@ -203,7 +190,7 @@ def teach_llm(
     give the answer's conclusion where an interpreter's prompt has the thinking token.
     """
     llm: ToyLlm = params.teach.llm
-    toy = toy_models(params)
+    toy = TOYS[params.family]
     tokenizer, published = toy.build_tokenizer(), toy.build_tokenizer()
     equip(tokenizer, FAMILIES[params.family])
     vocabulary = models.vocabulary(tokenizer, params)
