@@ -61,6 +61,20 @@ def llava_folder(folder):
     return made
 
 
+@pytest.fixture(scope="module")
+def bf16_folder(folder):
+    """The same as on GPUs: frozen weights in bf16, adapters in fp32, layers computed twice."""
+    made = folder / "bf16"
+    made.mkdir()
+    for name in ("models", "turns.parquet", "images.zip"):
+        (made / name).symlink_to(folder / name)
+    raw = yaml.safe_load((folder / "sharded" / "params.yaml").read_text(encoding="utf-8"))
+    raw["precision"] = "bf16"
+    raw["training"]["gradient_checkpointing"] = True
+    (made / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return made
+
+
 def run(folder, out, *arguments, launcher=()):
     return subprocess.run(
         [sys.executable, *launcher, "-m", "tests.training_run", str(folder), out, *arguments],
@@ -124,6 +138,20 @@ def test_two_processes_shard_llava_next_too(llava_folder):
 def test_two_processes_that_shard_the_model_train_as_one(folder, alone):
     shared = finished(folder / "sharded", "shared", launcher=sharded(2))
     assert_as_one(shared, alone, processes=2)
+
+
+@pytest.mark.slow
+def test_two_processes_shard_in_bf16(bf16_folder):
+    """Sums in another order round otherwise: near each other, and a result in fp32."""
+    weights, one, _ = finished(bf16_folder, "alone")
+    shared, two, _ = finished(bf16_folder, "shared", launcher=sharded(2))
+    assert two["sharded"] and {weight.dtype for weight in shared.values()} == {torch.float32}
+    for ours, theirs in zip(one["curve"], two["curve"], strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=5e-3)
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-2)
+    assert {name: weight.shape for name, weight in shared.items()} == {
+        name: weight.shape for name, weight in weights.items()
+    }
 
 
 @pytest.mark.parametrize(
