@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,7 @@ from tabulate import tabulate
 from eval import start
 
 if TYPE_CHECKING:
-    from transformers import MllamaConfig, PreTrainedModel, ProcessorMixin
+    from transformers import MllamaConfig, PreTrainedModel
 
     from eval.latency import Setup
     from heima.config import Peaks
@@ -108,47 +107,17 @@ SIZES = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def architecture(name: str, tokenizer: Any) -> MllamaConfig:
-    """The configuration of `mid` or `11b`, with the special tokens of `tokenizer`.
-
-    `mid` has 0.26 B parameters, every fourth layer of its text model crosses to the image.
-    """
-    from transformers import MllamaConfig
+def mid(tokenizer: Any) -> MllamaConfig:
+    """A model of 0.26 B parameters; every fourth layer of its text model crosses to the image."""
     from transformers.models.mllama.configuration_mllama import (
         MllamaTextConfig,
         MllamaVisionConfig,
     )
 
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if name == "11b":
-        text = MllamaTextConfig(
-            vocab_size=128_256,
-            hidden_size=4096,
-            num_hidden_layers=40,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            intermediate_size=14_336,
-            cross_attention_layers=[3, 8, 13, 18, 23, 28, 33, 38],
-            **special,
-        )
-        vision = MllamaVisionConfig(
-            hidden_size=1280,
-            num_hidden_layers=32,
-            num_global_layers=8,
-            attention_heads=16,
-            intermediate_size=5120,
-            vision_output_dim=7680,
-            intermediate_layers_indices=[3, 7, 15, 23, 30],
-            image_size=560,
-            patch_size=14,
-            max_num_tiles=4,
-        )
-    else:
-        text = MllamaTextConfig(
+    from benchmarks.random_models import mllama
+
+    return mllama(
+        MllamaTextConfig(
             vocab_size=32_768,
             hidden_size=1024,
             num_hidden_layers=16,
@@ -156,9 +125,8 @@ def architecture(name: str, tokenizer: Any) -> MllamaConfig:
             num_key_value_heads=4,
             intermediate_size=2816,
             cross_attention_layers=[3, 7, 11, 15],
-            **special,
-        )
-        vision = MllamaVisionConfig(
+        ),
+        MllamaVisionConfig(
             hidden_size=512,
             num_hidden_layers=4,
             num_global_layers=1,
@@ -170,55 +138,16 @@ def architecture(name: str, tokenizer: Any) -> MllamaConfig:
             patch_size=14,
             max_num_tiles=1,
             supported_aspect_ratios=[[1, 1]],
-        )
-    return MllamaConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
+        ),
+        tokenizer,
     )
-
-
-def weights_bytes(config: MllamaConfig, dtype: torch.dtype) -> int:
-    """What a model's weights take, without making them."""
-    from transformers import MllamaForConditionalGeneration
-
-    with torch.device("meta"):
-        model = MllamaForConditionalGeneration(config)
-    return sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
-
-
-def random_model(
-    config: MllamaConfig, dtype: torch.dtype, device: torch.device, tokenizer: Any
-) -> PreTrainedModel:
-    """A model with random weights, made on its device and in its precision."""
-    from transformers import AutoModelForImageTextToText
-
-    torch.manual_seed(SEED)
-    with device:
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model.eval()
-
-
-def gpu_for(config: MllamaConfig, dtype: torch.dtype) -> torch.device:
-    """The GPU; ends the program where none has room for the model."""
-    needed = weights_bytes(config, dtype) + SPARE_BYTES
-    if not torch.cuda.is_available():
-        sys.exit(f"--size 11b needs a GPU with {needed / 1e9:.0f} GB; PyTorch sees none")
-    device = torch.device("cuda", torch.cuda.current_device())
-    free, _ = torch.cuda.mem_get_info(device)
-    if free < needed:
-        sys.exit(
-            f"--size 11b needs {needed / 1e9:.0f} GB on the GPU; "
-            f"{torch.cuda.get_device_name(device)} has {free / 1e9:.0f} GB free"
-        )
-    return device
 
 
 def untrained(
     name: str, dtype: torch.dtype, lengths: Mapping[str, int], *, questions: int
 ) -> Setup:
     """Every case with the same random model, and answers of exactly the given lengths."""
+    from benchmarks.random_models import gpu_for, papers_vlm, random_model, tiled
     from eval.latency import Case, Question, Setup
     from heima.cot import constant_prefix
     from heima.families import FAMILIES
@@ -233,10 +162,11 @@ def untrained(
         model = build_vlm(processor, seed=SEED).to(device=device(), dtype=dtype).eval()
         words, prefix = words[:20], constant_prefix("p3")
     else:
-        processor = tiled(processor, size)
-        config = architecture(name, processor.tokenizer)
-        place = gpu_for(config, dtype) if name == "11b" else torch.device("cpu")
-        model = random_model(config, dtype, place, processor.tokenizer)
+        processor = tiled(processor, tiles=size.tiles, side=size.side)
+        tokenizer = processor.tokenizer
+        config = papers_vlm(tokenizer) if name == "11b" else mid(tokenizer)
+        place = gpu_for(config, dtype, SPARE_BYTES) if name == "11b" else torch.device("cpu")
+        model = random_model(config, dtype, place, tokenizer, seed=SEED)
     rng = np.random.default_rng(SEED)
     # A square of whole tiles: the processor pads nothing and shrinks nothing.
     side = size.side * round(size.tiles**0.5)
@@ -257,18 +187,6 @@ def untrained(
         Vocabulary(processor.tokenizer, FAMILIES["toy-mllama"].thinking_tokens),
         [Question(" ".join(words), images[i % len(images)]) for i in range(questions)],
     )
-
-
-def tiled(processor: ProcessorMixin, size: Size) -> ProcessorMixin:
-    """The toy's tokenizer with images of `size.tiles` tiles: a word is a token, whatever the
-    model's vocabulary."""
-    from transformers import MllamaProcessor
-    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
-
-    images = MllamaImageProcessorPil(
-        size={"height": size.side, "width": size.side}, max_image_tiles=size.tiles
-    )
-    return MllamaProcessor(images, processor.tokenizer, chat_template=processor.chat_template)
 
 
 def describe(

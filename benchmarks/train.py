@@ -1,7 +1,8 @@
 """Training steps with and without what saves work: `python -m benchmarks.train`
 
-    python -m benchmarks.train            # a random Mllama of 0.1 B parameters, on a CPU: minutes
-    python -m benchmarks.train --quick    # the toy, to see that it runs
+    python -m benchmarks.train              # random weights, 0.1 B parameters, on a CPU: 12 minutes
+    python -m benchmarks.train --size 11b   # the paper's architecture, random weights, on a GPU
+    python -m benchmarks.train --quick      # the toy, to see that it runs
 
 The baseline is Hugging Face's Trainer as it comes: transformers' own forward pass and loss, an
 image a row, every position through the lm_head. The others are `heima.training`, with one saving
@@ -9,28 +10,35 @@ turned off, with all exact ones, and with `tiles: real`, too. All train the same
 weights on the same batches in the same order: turns of the compressed phases' length, 2.6 to an
 image, images of 560 px tiles, of which most have fewer than the four that Mllama pads them to. The
 sizes of encoder and text model are such that the encoder has about the share of the work that it
-has in the 11B model.
+has in the 11B model. With `--size 11b` all rows but one compute activations again in the backward
+pass (gradient checkpointing), in bf16; a row that the GPU has no room for is left out and named.
 
 A row's loss is the mean over its steps; `off by` is its largest difference from the baseline's in
-any step. The last line is a JSON object:
+any step. `tokens/s` are those of the text, padding apart. `MFU` is what was computed (counted in
+the first step, which is not timed; recomputation included, as in `stages.plan --mfu`) over the
+device's peak, measured or stated with --peaks. The last line is a JSON object:
 
 - `ratio`: samples a second of all exact savings over the baseline's;
 - `ratio_real_tiles`: that of `tiles: real`, whose loss is another by `real_tiles_loss_off_by`;
-- `ratios`: that of every row; `loss_off_by`: the largest difference of an exact row;
-- `real_tiles`: how far the switch moves logits and loss (`heima.bodies.tile_shift`).
+- `ratios`, `mfu`, `peak_gb`: those of every row, memory on a GPU alone;
+- `loss_off_by`: the largest difference of an exact row;
+- `real_tiles`: how far the switch moves logits and loss (`heima.bodies.tile_shift`);
+- `size`, `device`, `threads`, `dtype`, `tflops`: what was measured on what; `skipped`: rows that
+  did not fit.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
 import io
 import itertools
 import json
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +46,27 @@ import numpy as np
 import torch
 from PIL import Image
 from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     MllamaConfig,
-    MllamaForConditionalGeneration,
-    MllamaProcessor,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from heima import order, training
+from benchmarks.random_models import gpu_for, mllama, papers_vlm, random_model, tiled
+from eval import latency
+from heima import models, order, training
 from heima.batching import MllamaCollator, Sample
 from heima.bodies import body, tile_shift
-from heima.config import Lora, Schedule, Training
+from heima.config import Lora, Peaks, Schedule, Training
 from heima.corpus import ImageZip
 from heima.families import FAMILIES
-from heima.models import add_lora, pretrained
 from heima.tokens import Vocabulary
-from heima.toy.models import CHAT_TEMPLATE, build_processor, build_vlm
+from heima.toy.models import build_processor, build_vlm
 
 SEED = 0
 TILES = 4
@@ -70,49 +79,89 @@ QUESTION_WORDS, ANSWER_WORDS = (30, 90), (8, 30)
 STEPS = 4
 """The way from the first to the second does not count."""
 
+SPARE_BYTES = 40 * 10**9
+"""For the activations of a batch of the 11B model, besides its weights."""
+
+PLAIN = "plain Trainer"
+ALL = "all exact savings"
+REAL = "and real tiles"
 SAVINGS = {
     "no image once": {"images_once": False},
     "all positions through the lm_head": {"labelled_only": False},
-    "all exact savings": {},
-    "and real tiles": {"tiles": "real"},
+    ALL: {},
+    REAL: {"tiles": "real"},
 }
 
 
-def mid(tokenizer: Any) -> MllamaForConditionalGeneration:
-    """A random Mllama of about 0.1 B parameters with four tiles of 560 pixels."""
-    text = MllamaTextConfig(
-        vocab_size=32_768,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        intermediate_size=2048,
-        cross_attention_layers=[3, 7, 11],
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+@dataclass(frozen=True)
+class Size:
+    """What is trained: tiles of `side` pixels, in a precision, with or without recomputation."""
+
+    side: int
+    precision: str
+    checkpointing: bool
+
+    @property
+    def rows(self) -> dict[str, Training]:
+        """Every row but the baseline, and how it trains."""
+        rows = {
+            name: Training(gradient_checkpointing=self.checkpointing, **saving)
+            for name, saving in SAVINGS.items()
+        }
+        if self.checkpointing:
+            rows["all exact savings, nothing recomputed"] = Training()
+        return rows
+
+
+SIZES = {
+    "toy": Size(48, "fp32", False),
+    "mid": Size(560, "fp32", False),
+    "11b": Size(560, "bf16", True),
+}
+
+
+def mid(tokenizer: Any) -> MllamaConfig:
+    """An Mllama of about 0.1 B parameters with four tiles of 560 pixels."""
+    return mllama(
+        MllamaTextConfig(
+            vocab_size=32_768,
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            intermediate_size=2048,
+            cross_attention_layers=[3, 7, 11],
+        ),
+        MllamaVisionConfig(
+            hidden_size=192,
+            num_hidden_layers=2,
+            num_global_layers=1,
+            attention_heads=4,
+            intermediate_size=768,
+            vision_output_dim=384,
+            intermediate_layers_indices=[0],
+            image_size=560,
+            patch_size=14,
+            max_num_tiles=TILES,
+        ),
+        tokenizer,
     )
-    vision = MllamaVisionConfig(
-        hidden_size=192,
-        num_hidden_layers=2,
-        num_global_layers=1,
-        attention_heads=4,
-        intermediate_size=768,
-        vision_output_dim=384,
-        intermediate_layers_indices=[0],
-        image_size=560,
-        patch_size=14,
-        max_num_tiles=TILES,
-    )
-    image = tokenizer.convert_tokens_to_ids("<|image|>")
-    torch.manual_seed(SEED)
-    model = MllamaForConditionalGeneration(
-        MllamaConfig(text_config=text, vision_config=vision, image_token_index=image)
-    )
+
+
+def build(name: str, processor: Any) -> PreTrainedModel:
+    """The model of a size, its gates half open: closed ones would hide the encoder's work."""
+    tokenizer = processor.tokenizer
+    if name == "toy":
+        return build_vlm(processor, max_tiles=TILES, seed=SEED).to(models.device())
+    if name == "11b":
+        config = papers_vlm(tokenizer)
+        place = gpu_for(config, torch.bfloat16, SPARE_BYTES)
+        model = random_model(config, torch.bfloat16, place, tokenizer, seed=SEED)
+    else:
+        model = random_model(mid(tokenizer), torch.float32, models.device(), tokenizer, seed=SEED)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            # Closed gates would hide from the loss what the encoder does.
-            if name.endswith("gate"):
+        for weight_name, weight in model.named_parameters():
+            if weight_name.endswith("gate"):
                 weight.fill_(0.5)
     return model
 
@@ -156,15 +205,47 @@ def write_samples(vocabulary: Vocabulary, names: Sequence[str]) -> list[Sample]:
     ]
 
 
-def clock(model: PreTrainedModel) -> list[float]:
-    """Fills up with the times at which the text model starts, once a step.
+@dataclass
+class Result:
+    """A row: seconds from step to step but the first, each step's loss, FLOPs of a step, and the
+    peak of the GPU's memory."""
 
-    From one to the next passes a whole step, of whatever loop: reading images, too.
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    flops: int = 0
+    peak_bytes: int = 0
+
+
+@contextlib.contextmanager
+def measured(model: PreTrainedModel) -> Iterator[Result]:
+    """Fills a result, but for its losses, while a loop of whatever kind trains the model.
+
+    Between two starts of the text model passes a whole step, reading images included. The first
+    such step is counted instead of timed.
     """
+    text = models.pretrained(model).model.language_model
     times: list[float] = []
-    text = pretrained(model).model.language_model
-    text.register_forward_pre_hook(lambda *_: times.append(time.perf_counter()))
-    return times
+    counter = FlopCounterMode(display=False)
+    counting = contextlib.ExitStack()
+
+    def started(*_: object) -> None:
+        if not times:
+            counting.enter_context(counter)
+        else:
+            counting.close()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+
+    result = Result()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with counting, text.register_forward_pre_hook(started):
+        yield result
+    result.seconds = np.diff(times).tolist()[1:]
+    result.flops = counter.get_total_flops()
+    if torch.cuda.is_available():
+        result.peak_bytes = torch.cuda.max_memory_allocated()
 
 
 class _Losses(TrainerCallback):
@@ -189,12 +270,12 @@ class _Ordered(Trainer):
         return list(itertools.chain(*self._batches))
 
 
-Result = tuple[list[float], list[float]]
-"""The seconds from step to step, and the loss of each."""
-
-
 def plain_trainer(
-    model: PreTrainedModel, samples: Sequence[Sample], collate: Any, schedule: Schedule
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    collate: Any,
+    schedule: Schedule,
+    size: Size,
 ) -> Result:
     """Hugging Face's Trainer on transformers' own loss, an image a row."""
 
@@ -203,8 +284,8 @@ def plain_trainer(
         del batch["image_rows"], batch["num_tiles"]
         return batch
 
-    steps, times = _Losses(), clock(model)
-    with tempfile.TemporaryDirectory() as scratch:
+    steps = _Losses()
+    with tempfile.TemporaryDirectory() as scratch, measured(model) as result:
         trainer = _Ordered(
             model=model,
             args=TrainingArguments(
@@ -217,6 +298,9 @@ def plain_trainer(
                 weight_decay=schedule.weight_decay,
                 max_grad_norm=schedule.max_grad_norm,
                 optim="adamw_torch",
+                bf16=size.precision == "bf16",
+                gradient_checkpointing=size.checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False},
                 seed=SEED,
                 logging_steps=1,
                 save_strategy="no",
@@ -230,8 +314,11 @@ def plain_trainer(
             callbacks=[steps],
             batches=batches_of(samples, schedule),
         )
+        # Its own printing of each step's loss.
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return np.diff(times).tolist(), steps.losses
+    result.losses = steps.losses
+    return result
 
 
 def batches_of(samples: Sequence[Sample], schedule: Schedule) -> list[list[int]]:
@@ -252,39 +339,50 @@ def ours(
     collate: Callable,
     schedule: Schedule,
     settings: Training,
+    size: Size,
 ) -> Result:
     """`heima.training` with the given savings."""
     answering = training.AnswerLoss(model, settings, body=body(model, tiles=settings.tiles))
-    times = clock(model)
-    curve = training.train(
-        answering,
-        samples,
-        collate,
-        schedule,
-        seed=SEED,
-        precision="fp32",
-        training=settings,
-        groups=[sample.image for sample in samples],
-    )
-    return np.diff(times).tolist(), [row["loss"] for row in curve]
+    with measured(model) as result:
+        curve = training.train(
+            answering,
+            samples,
+            collate,
+            schedule,
+            seed=SEED,
+            precision=size.precision,
+            training=settings,
+            groups=[sample.image for sample in samples],
+        )
+    result.losses = [row["loss"] for row in curve]
+    return result
+
+
+@contextlib.contextmanager
+def adapted(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The model with a new LoRA, the same each time, which is gone afterwards."""
+    lora = Lora(rank=16, alpha=32, dropout=0.0)
+    whole = models.add_lora(model, FAMILIES["toy-mllama"].vlm_lora, lora, SEED)
+    try:
+        yield whole
+    finally:
+        whole.unload()
+        model.gradient_checkpointing_disable()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--size", choices=("mid", "11b"), default="mid")
     parser.add_argument("--quick", action="store_true", help="the toy instead of 560 px tiles")
+    parser.add_argument("--peak", type=float, metavar="TFLOPS", help="the maker's")
     arguments = parser.parse_args()
-    side = 48 if arguments.quick else 560
-    small = build_processor()
-    processor = MllamaProcessor(
-        type(small.image_processor)(size={"height": side, "width": side}, max_image_tiles=TILES),
-        small.tokenizer,
-        chat_template=CHAT_TEMPLATE,
-    )
-    model = (
-        build_vlm(small, max_tiles=TILES, seed=SEED) if arguments.quick else mid(small.tokenizer)
-    )
-    family = FAMILIES["toy-mllama"]
-    vocabulary = Vocabulary(processor.tokenizer, family.thinking_tokens)
+    name = "toy" if arguments.quick else arguments.size
+    if name == "toy":
+        torch.set_num_threads(1)
+    size = SIZES[name]
+    processor = tiled(build_processor(), tiles=TILES, side=size.side)
+    model = build(name, processor)
+    vocabulary = Vocabulary(processor.tokenizer, FAMILIES["toy-mllama"].thinking_tokens)
     schedule = Schedule(
         steps=STEPS,
         batch_size=TURNS_A_BATCH,
@@ -293,68 +391,107 @@ def main() -> None:
         weight_decay=0.01,
         max_grad_norm=1.0,
     )
-
-    def adapted() -> PreTrainedModel:
-        lora = Lora(rank=16, alpha=32, dropout=0.0)
-        return add_lora(copy.deepcopy(model), family.vlm_lora, lora, SEED)
-
     results: dict[str, Result] = {}
+    skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "images.zip"
-        samples = write_samples(vocabulary, write_images(path, STEPS, side))
+        samples = write_samples(vocabulary, write_images(path, STEPS, size.side))
         images = ImageZip(path)
         once, each = (MllamaCollator(processor, images, once=choice) for choice in (True, False))
-        results["plain Trainer"] = plain_trainer(adapted(), samples, each, schedule)
-        for name, saving in SAVINGS.items():
-            collate = once if saving.get("images_once", True) else each
-            results[name] = ours(adapted(), samples, collate, schedule, Training(**saving))
+        for row, settings in {PLAIN: None, **size.rows}.items():
+            try:
+                with adapted(model) as whole:
+                    if settings is None:
+                        results[row] = plain_trainer(whole, samples, each, schedule, size)
+                    else:
+                        collate = once if settings.images_once else each
+                        results[row] = ours(whole, samples, collate, schedule, settings, size)
+            except torch.cuda.OutOfMemoryError:
+                skipped[row] = "the GPU has no room for it"
+                torch.cuda.empty_cache()
         answering = training.AnswerLoss(model, Training(), body=body(model))
-        shift = tile_shift(answering, samples[:TURNS_A_BATCH], once, batch_size=TURNS_A_BATCH)
-    report(results, shift, model, quick=arguments.quick)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=size.precision == "bf16"):
+            some = samples[:TURNS_A_BATCH]
+            shift = tile_shift(answering, some, once, batch_size=TURNS_A_BATCH)
+    peaks = (
+        Peaks(device=latency.device_name(model.device), tflops=arguments.peak, gb_per_s=1)
+        if arguments.peak
+        else latency.measured_peaks(model.device, model.dtype)
+    )
+    tokens = np.mean([len(sample) for sample in samples])
+    report(results, skipped, shift, model, name=name, peaks=peaks, tokens=float(tokens))
 
 
 def report(
-    results: dict[str, Result], shift: dict[str, float], model: PreTrainedModel, *, quick: bool
+    results: Mapping[str, Result],
+    skipped: Mapping[str, str],
+    shift: Mapping[str, float],
+    model: PreTrainedModel,
+    *,
+    name: str,
+    peaks: Peaks,
+    tokens: float,
 ) -> None:
-    speed = {name: TURNS_A_BATCH / np.median(seconds[1:]) for name, (seconds, _) in results.items()}
-    _, expected = results["plain Trainer"]
+    """Print the table and the JSON; `tokens` are the mean of a sample's."""
+    step = {row: float(np.median(result.seconds)) for row, result in results.items()}
+    speed = {row: TURNS_A_BATCH / seconds for row, seconds in step.items()}
+    mfu = {row: result.flops / step[row] / (peaks.tflops * 1e12) for row, result in results.items()}
+    peak = {row: result.peak_bytes / 1e9 for row, result in results.items() if result.peak_bytes}
+    plain = results.get(PLAIN)
+    ratios = {row: round(speed[row] / speed[PLAIN], 2) for row in results} if plain else {}
     off = {
-        name: max(abs(a - b) for a, b in zip(losses, expected, strict=True))
-        for name, (_, losses) in results.items()
+        row: max(abs(a - b) for a, b in zip(result.losses, plain.losses, strict=True))
+        for row, result in (results.items() if plain else ())
     }
-    ratios = {name: round(float(speed[name] / speed["plain Trainer"]), 2) for name in results}
+    exact = [off[row] for row in off if row not in (PLAIN, REAL)]
+    environment = latency.environment(model)
     print(
-        f"{model.num_parameters() / 1e6:.0f} M random parameters, "
-        f"{torch.get_num_threads()} CPU threads"
+        f"{model.num_parameters() / 1e6:,.0f} M random parameters in {environment['dtype']} on "
+        f"{environment['device']}, {environment['threads']} CPU threads; a peak of "
+        f"{peaks.tflops:.3g} TFLOP/s"
     )
+    lines = [
+        [
+            row,
+            f"{speed[row]:.3f}",
+            f"{tokens * speed[row]:,.0f}",
+            f"{ratios[row]:.2f}" if plain else "-",
+            f"{result.flops / TURNS_A_BATCH / 1e12:.3g}",
+            f"{mfu[row]:.0%}",
+            f"{peak[row]:.1f}" if row in peak else "-",
+            f"{np.mean(result.losses):.4f}",
+            f"{off[row]:.1e}" if plain else "-",
+        ]
+        for row, result in results.items()
+    ]
+    columns = ["samples/s", "tokens/s", "ratio", "TFLOP a sample", "MFU", "GB", "loss", "off by"]
     print(
         tabulate(
-            [
-                [
-                    name,
-                    f"{speed[name]:.3f}",
-                    f"{ratios[name]:.2f}",
-                    np.mean(losses),
-                    f"{off[name]:.1e}",
-                ]
-                for name, (_, losses) in results.items()
-            ],
-            ["", "samples/s", "ratio", "loss", "off by"],
+            lines,
+            ["", *columns],
+            colalign=("left", *["right"] * len(columns)),
+            disable_numparse=True,
         )
     )
-    exact = [name for name in results if name not in ("plain Trainer", "and real tiles")]
+    for row, reason in skipped.items():
+        print(f"{row} was left out: {reason}")
     print(
         json.dumps(
             {
                 "benchmark": "train",
-                "baseline": "plain Trainer",
-                "ratio": ratios["all exact savings"],
-                "ratio_real_tiles": ratios["and real tiles"],
+                "baseline": PLAIN,
+                "ratio": ratios.get(ALL),
+                "ratio_real_tiles": ratios.get(REAL),
                 "ratios": ratios,
-                "loss_off_by": max(off[name] for name in exact),
-                "real_tiles_loss_off_by": off["and real tiles"],
+                "mfu": {row: round(share, 3) for row, share in mfu.items()},
+                "peak_gb": {row: round(size, 1) for row, size in peak.items()},
+                "loss_off_by": max(exact, default=None),
+                "real_tiles_loss_off_by": off.get(REAL),
                 "real_tiles": shift,
-                "quick": quick,
+                "size": name,
+                **{key: environment[key] for key in ("device", "threads", "dtype")},
+                "tflops": round(peaks.tflops, 4),
+                "skipped": skipped,
             }
         )
     )

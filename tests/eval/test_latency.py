@@ -230,14 +230,11 @@ def test_bytes_of_decoding_by_hand(setup):
 
 def test_the_papers_model_costs_what_its_recipe_says():
     """18.6 TFLOP an image of four tiles, on tensors without memory."""
-    from transformers import MllamaForConditionalGeneration
+    from heima.architectures import llama_3_2_11b_vision, on_meta
 
-    from benchmarks.latency import architecture
-    from heima.toy.models import build_tokenizer
-
+    model = on_meta(llama_3_2_11b_vision())
     with torch.device("meta"):
-        model = MllamaForConditionalGeneration(architecture("11b", build_tokenizer()))
-        pixels = torch.zeros(1, 1, 4, 3, 560, 560)
+        pixels = torch.zeros(1, 1, 4, 3, 560, 560, dtype=model.dtype)
         ratio, mask = torch.full((1, 1), 6), torch.ones(1, 1, 4, dtype=torch.long)
     assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(10.67e9, rel=1e-3)
     with FlopCounterMode(display=False) as counter:
