@@ -573,7 +573,7 @@ def _ablation(
             f"paired on the same questions, in points of their mean score; {_INTERVAL}, questions "
             "on one image resampled together; p is two-sided, from the clustered standard error of "
             "the paired differences (Miller 2024, as in lmms-eval), not corrected for the number "
-            f"of comparisons. {_RULES[protocol].capitalize()}; {_decoding(params, protocol)}. "
+            f"of comparisons. Under {_RULES[protocol]}; {_decoding(params, protocol)}. "
             f"{_DECODED}. Judged by {judge_name(params.judge)}."
         ),
         panels=(

@@ -1,4 +1,4 @@
-"""The toy profile as it is committed, over seeds: what it promises to learn (about 30 min each)."""
+"""The toy profile as it is committed, over seeds: what it promises to learn (about 45 min each)."""
 
 from __future__ import annotations
 
