@@ -114,7 +114,7 @@ def mid(tokenizer: Any) -> MllamaConfig:
         MllamaVisionConfig,
     )
 
-    from benchmarks.random_models import mllama
+    from benchmarks.random_models import mllama, special_ids
 
     return mllama(
         MllamaTextConfig(
@@ -125,6 +125,7 @@ def mid(tokenizer: Any) -> MllamaConfig:
             num_key_value_heads=4,
             intermediate_size=2816,
             cross_attention_layers=[3, 7, 11, 15],
+            **special_ids(tokenizer),
         ),
         MllamaVisionConfig(
             hidden_size=512,

@@ -9,18 +9,29 @@ import sys
 from typing import Any
 
 import torch
-from transformers import MllamaConfig, MllamaProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    MllamaConfig,
+    MllamaProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from heima.architectures import llama_3_2_11b_vision, on_meta
 from heima.toy.models import IMAGE, set_generation
 
+_SPECIAL = ("bos", "eos", "pad")
+
+
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """The ids by which a text model's configuration knows the tokenizer's special tokens."""
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
+
 
 def mllama(text: MllamaTextConfig, vision: MllamaVisionConfig, tokenizer: Any) -> MllamaConfig:
     """The configuration of a model that is used with `tokenizer`."""
-    for token in ("bos", "eos", "pad"):
-        setattr(text, f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
     return MllamaConfig(
         text_config=text,
         vision_config=vision,
@@ -31,6 +42,8 @@ def mllama(text: MllamaTextConfig, vision: MllamaVisionConfig, tokenizer: Any) -
 def papers_vlm(tokenizer: Any) -> MllamaConfig:
     """Llama-3.2-11B-Vision's configuration, for use with `tokenizer`."""
     config = llama_3_2_11b_vision()
+    for name, value in special_ids(tokenizer).items():
+        setattr(config.text_config, name, value)
     return mllama(config.text_config, config.vision_config, tokenizer)
 
 
@@ -38,8 +51,6 @@ def random_model(
     config: MllamaConfig, dtype: torch.dtype, device: torch.device, tokenizer: Any, *, seed: int
 ) -> PreTrainedModel:
     """A model with random weights, made on its device and in its precision."""
-    from transformers import AutoModelForImageTextToText
-
     torch.manual_seed(seed)
     with device:
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)

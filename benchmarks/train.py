@@ -57,7 +57,14 @@ from transformers import (
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from benchmarks.random_models import gpu_for, mllama, papers_vlm, random_model, tiled
+from benchmarks.random_models import (
+    gpu_for,
+    mllama,
+    papers_vlm,
+    random_model,
+    special_ids,
+    tiled,
+)
 from eval import latency
 from heima import models, order, training
 from heima.batching import MllamaCollator, Sample
@@ -131,6 +138,7 @@ def mid(tokenizer: Any) -> MllamaConfig:
             num_key_value_heads=4,
             intermediate_size=2048,
             cross_attention_layers=[3, 7, 11],
+            **special_ids(tokenizer),
         ),
         MllamaVisionConfig(
             hidden_size=192,
