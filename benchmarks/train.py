@@ -46,7 +46,11 @@ import numpy as np
 import torch
 from PIL import Image
 from tabulate import tabulate
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 from transformers import (
     MllamaConfig,
     PreTrainedModel,
@@ -224,6 +228,21 @@ class Result:
     peak_bytes: int = 0
 
 
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""What PyTorch's table of formulas lacks: the CPU's kernel of attention."""
+
+
 @contextlib.contextmanager
 def measured(model: PreTrainedModel) -> Iterator[Result]:
     """Fills a result, but for its losses, while a loop of whatever kind trains the model.
@@ -233,7 +252,7 @@ def measured(model: PreTrainedModel) -> Iterator[Result]:
     """
     text = models.pretrained(model).model.language_model
     times: list[float] = []
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     counting = contextlib.ExitStack()
 
     def started(*_: object) -> None:

@@ -114,3 +114,28 @@ def test_the_benchmark_of_training_runs_and_exact_savings_leave_the_loss():
     assert result["loss_off_by"] < 1e-4 < result["real_tiles_loss_off_by"]
     for row in result["ratios"]:
         assert any(line.startswith(row) for line in table), row
+
+
+def test_the_benchmark_of_training_counts_attention_on_a_cpu():
+    """As much as where the kernel is spelled out in products of matrices."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.train import UNCOUNTED
+
+    def counted(kernel) -> int:
+        query, key, value = (
+            torch.randn(2, 3, length, 8, requires_grad=True) for length in (5, 7, 7)
+        )
+        with (
+            sdpa_kernel(kernel),
+            FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter,
+        ):
+            scaled_dot_product_attention(query, key, value).sum().backward()
+        return counter.get_total_flops()
+
+    products = counted(SDPBackend.MATH)
+    # The kernel does not keep the weights of attention: its way back computes them once more.
+    assert counted(SDPBackend.FLASH_ATTENTION) == products + 2 * 2 * 3 * 5 * 7 * 8
