@@ -1,6 +1,6 @@
 """Training steps with and without what saves work: `python -m benchmarks.train`
 
-    python -m benchmarks.train              # random weights, 0.1 B parameters, on a CPU: 12 minutes
+    python -m benchmarks.train              # random weights, 0.1 B parameters, on a CPU: 11 minutes
     python -m benchmarks.train --size 11b   # the paper's architecture, random weights, on a GPU
     python -m benchmarks.train --quick      # the toy, to see that it runs
 
@@ -16,7 +16,7 @@ pass (gradient checkpointing), in bf16; a row that the GPU has no room for is le
 A row's loss is the mean over its steps; `off by` is its largest difference from the baseline's in
 any step. `tokens/s` are those of the text, padding apart. `MFU` is what was computed (counted in
 the first step, which is not timed; recomputation included, as in `stages.plan --mfu`) over the
-device's peak, measured or stated with --peaks. The last line is a JSON object:
+device's peak, measured or stated with --peak. The last line is a JSON object:
 
 - `ratio`: samples a second of all exact savings over the baseline's;
 - `ratio_real_tiles`: that of `tiles: real`, whose loss is another by `real_tiles_loss_off_by`;
@@ -73,7 +73,7 @@ from eval import latency
 from heima import models, order, training
 from heima.batching import MllamaCollator, Sample
 from heima.bodies import body, tile_shift
-from heima.config import Lora, Peaks, Schedule, Training
+from heima.config import Lora, Schedule, Training
 from heima.corpus import ImageZip
 from heima.families import FAMILIES
 from heima.tokens import Vocabulary
@@ -440,13 +440,9 @@ def main() -> None:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=size.precision == "bf16"):
             some = samples[:TURNS_A_BATCH]
             shift = tile_shift(answering, some, once, batch_size=TURNS_A_BATCH)
-    peaks = (
-        Peaks(device=latency.device_name(model.device), tflops=arguments.peak, gb_per_s=1)
-        if arguments.peak
-        else latency.measured_peaks(model.device, model.dtype)
-    )
+    tflops = arguments.peak or latency.measured_peaks(model.device, model.dtype).tflops
     tokens = np.mean([len(sample) for sample in samples])
-    report(results, skipped, shift, model, name=name, peaks=peaks, tokens=float(tokens))
+    report(results, skipped, shift, model, name=name, tflops=tflops, tokens=float(tokens))
 
 
 def report(
@@ -456,13 +452,13 @@ def report(
     model: PreTrainedModel,
     *,
     name: str,
-    peaks: Peaks,
+    tflops: float,
     tokens: float,
 ) -> None:
     """Print the table and the JSON; `tokens` are the mean of a sample's."""
     step = {row: float(np.median(result.seconds)) for row, result in results.items()}
     speed = {row: TURNS_A_BATCH / seconds for row, seconds in step.items()}
-    mfu = {row: result.flops / step[row] / (peaks.tflops * 1e12) for row, result in results.items()}
+    mfu = {row: result.flops / step[row] / (tflops * 1e12) for row, result in results.items()}
     peak = {row: result.peak_bytes / 1e9 for row, result in results.items() if result.peak_bytes}
     plain = results.get(PLAIN)
     ratios = {row: round(speed[row] / speed[PLAIN], 2) for row in results} if plain else {}
@@ -475,7 +471,7 @@ def report(
     print(
         f"{model.num_parameters() / 1e6:,.0f} M random parameters in {environment['dtype']} on "
         f"{environment['device']}, {environment['threads']} CPU threads; a peak of "
-        f"{peaks.tflops:.3g} TFLOP/s"
+        f"{tflops:.3g} TFLOP/s"
     )
     lines = [
         [
@@ -517,7 +513,7 @@ def report(
                 "real_tiles": shift,
                 "size": name,
                 **{key: environment[key] for key in ("device", "threads", "dtype")},
-                "tflops": round(peaks.tflops, 4),
+                "tflops": round(tflops, 4),
                 "skipped": skipped,
             }
         )
