@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import get_args
 
-from heima.config import Params
+from heima.config import TOY_FAMILIES, Params
 from heima.cot import COMPRESSIBLE, THINKING_TOKENS, thinking_token
 from heima.families import FAMILIES
+from heima.toy.families import TOYS
 
 
 def test_the_configuration_allows_exactly_the_families():
     assert set(get_args(Params.model_fields["family"].annotation)) == set(FAMILIES)
+    assert set(TOYS) == set(TOY_FAMILIES) < set(FAMILIES)
 
 
 def test_every_thinking_token_has_its_own():
