@@ -39,9 +39,9 @@ class _ChatModel(lmms):
 
 
 class Heima(_ChatModel):
-    """`--model heima --model_args name=recover --batch_size 64`: a model of the pipeline.
+    """`--model heima --model_args name=recover/42 --batch_size 64`: a model of the pipeline.
 
-    `name` is a folder below `models`; decoding follows `predict` and a `protocol` of the parameter
+    `name` is a folder below `models`: a checkpoint and training seed; decoding follows `predict` and a `protocol` of the parameter
     file, with the protocol's first seed, and with the batch size of the command line where there is
     one. `forced_prefix` is that of `variants`. All requests of all tasks are batched together, and
     a task's own generation limits do not count.
@@ -67,7 +67,7 @@ class Heima(_ChatModel):
         self._decoding = self._params.decoding(protocol)
         if batch_size is not None:
             self._decoding = self._decoding.model_copy(update={"batch_size": int(batch_size)})
-        self._prefix = self._params.prefix(name, forced_prefix)
+        self._prefix = self._params.prefix(name.partition("/")[0], forced_prefix)
         self._model, self._processor = load_vlm(Path(models), name, self._params)
         self.device = self._model.device
 

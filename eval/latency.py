@@ -546,7 +546,9 @@ def load_setup(params: Params, models: Path) -> Setup:
     variants = {name: params.variants[case.variant] for name, case in asked.cases.items()}
     loaded = {}
     for name in dict.fromkeys(variant.model for variant in variants.values()):
-        loaded[name], processor = load_vlm(models, name, params)
+        # What an answer takes is measured on the models of the first training seed.
+        trained = params.trained(name, params.training_seeds(name)[0])
+        loaded[name], processor = load_vlm(models, trained, params)
     cases = {
         name: Case(
             loaded[variant.model],

@@ -59,8 +59,8 @@ def predict(
     journals: Path = JOURNALS,
     fresh: bool = False,
 ) -> None:
-    """Write `folder` (`<protocol>/<seed>/<benchmark>.jsonl`, `provenance.json`), and seconds a
-    sample as metrics.
+    """Write `folder` (`<training seed>/<protocol>/<seed>/<benchmark>.jsonl`, `provenance.json`),
+    and seconds a sample as metrics.
 
     A row is {doc_id, text, conclusion (null without one), counts, finish}, sorted by doc_id. The
     rows depend on the weights and parameters alone; what the clock said stands in `metrics_file`,
@@ -81,32 +81,38 @@ def predict(
     with _ranks() as (rank, world), tempfile.TemporaryDirectory() as cache:
         requests, datasets = _requests(params, Path(cache))
         plans = _plans(params, requests, datasets, models, prefix)
-        weights = weights_digest(models, name)
-        kept = {
-            run: Journal(
-                journals,
-                key(planned, params, weights=weights, prefix=prefix),
+        answers: dict[int, dict[Run, list[Generation]]] = {}
+        for seed in params.training_seeds(name):
+            model = params.trained(name, seed)
+            weights = weights_digest(models, model)
+            kept = {
+                run: Journal(
+                    journals,
+                    key(planned, params, weights=weights, prefix=prefix),
+                    rank=rank,
+                    world=world,
+                )
+                for run, planned in plans.items()
+            }
+            if fresh:
+                if rank == 0:
+                    for journal in kept.values():
+                        journal.clear()
+                _meet()
+            _decode(
+                plans,
+                kept,
+                functools.partial(_decoder, models, model, params),
                 rank=rank,
                 world=world,
+                title=f"predict@{variant}, model {model}",
             )
-            for run, planned in plans.items()
-        }
-        if fresh:
-            if rank == 0:
-                for journal in kept.values():
-                    journal.clear()
             _meet()
-        _decode(
-            plans,
-            kept,
-            functools.partial(_decoder, models, name, params),
-            rank=rank,
-            world=world,
-            title=f"predict@{variant}",
-        )
-        _meet()
+            if rank == 0:
+                answers[seed] = {
+                    run: _answers(planned, kept[run]) for run, planned in plans.items()
+                }
         if rank == 0:
-            answers = {run: _answers(planned, kept[run]) for run, planned in plans.items()}
             _write(variant, params, requests, answers, folder, metrics_file)
 
 
@@ -237,13 +243,14 @@ def _write(
     variant: str,
     params: Params,
     requests: Requests,
-    answers: Mapping[Run, Sequence[Generation]],
+    answers: Mapping[int, Mapping[Run, Sequence[Generation]]],
     folder: Path,
     metrics_file: Path,
 ) -> None:
     # What scoring depends on: nothing that could change while the answers stay the same.
     origin = {
         "model": params.variants[variant].model,
+        "training_seeds": list(answers),
         "forced_prefix": params.variants[variant].forced_prefix,
         "engine": params.predict.engine,
         "decoding": {p: params.decoding(p).model_dump(mode="json") for p in params.protocols},
@@ -254,7 +261,11 @@ def _write(
     }
     seconds: dict[str, list[float]] = defaultdict(list)
     with atomic(folder) as temporary:
-        for (protocol, seed), generations in answers.items():
+        for trained, (protocol, seed), generations in (
+            (trained, run, found)
+            for trained, runs in answers.items()
+            for run, found in runs.items()
+        ):
             rows: dict[str, list[dict]] = defaultdict(list)
             for (benchmark, request), one in zip(requests[protocol], generations, strict=True):
                 seconds[score_group(protocol, benchmark)].append(one.seconds)
@@ -269,7 +280,7 @@ def _write(
                 )
             for benchmark, those in rows.items():
                 write_jsonl(
-                    temporary / protocol / str(seed) / f"{benchmark}.jsonl",
+                    temporary / str(trained) / protocol / str(seed) / f"{benchmark}.jsonl",
                     sorted(those, key=lambda row: row["doc_id"]),
                 )
         write_json(temporary / "provenance.json", origin)

@@ -30,7 +30,7 @@ from heima import config
 from heima.config import Params
 from heima.results import Cell, provenance, read_json, read_jsonl, write_jsonl, write_metrics
 from heima.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
-from heima.statistics import cell, mean_of
+from heima.statistics import Resampled, mean_of, resample
 
 Row = Mapping[str, Any]
 
@@ -46,16 +46,16 @@ def score(
 ) -> None:
     """Write the scores of each sample and the cells of each benchmark under each protocol.
 
-    A row of `rows_file` is {protocol, seed, benchmark, doc_id, unit, image, score, failed, finish,
-    decoded, thinking, tag, conclusion}. `unit` is what the score belongs to: MMBench's rotations
+    A row of `rows_file` is {training_seed, protocol, seed, benchmark, doc_id, unit, image, score,
+    failed, finish, decoded, thinking, tag, conclusion}. `unit` is what the score belongs to: MMBench's rotations
     share one. `failed` says that the answer has no conclusion; it is then scored on its whole text,
     and its tokens count as they are.
 
     `metrics_file` has a group for each protocol and benchmark (`heima.measures.score_group`) with
     `accuracy` (percent), the tokens of `COUNTS`, and `chance` (what guessing scores, percent), and
-    for each protocol a group of the means over benchmarks. Where a protocol decodes with several
-    seeds, n counts every seed's answer, questions stay together in resampling, and
-    `accuracy_seed_<seed>` is the accuracy of one run.
+    for each protocol a group of the means over benchmarks. n counts the answers of every training
+    seed and every decoding seed. Training seeds and questions are resampled, a question with all of
+    its answers; of several decoding seeds, `accuracy_seed_<seed>` is the accuracy with one.
 
     Raises `JudgeError` where the judge left something unanswered, `ValueError` where a number is
     missing, differs from its samples, or belongs to other data than the predictions.
@@ -74,20 +74,31 @@ def score(
     cells: dict[str, dict[str, Cell]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for protocol, rules in params.protocols.items():
-            runs = [
-                _Run(params, protocol, seed, predictions, gateway, Path(cache))
-                for seed in rules.seeds
-            ]
-            for benchmark in params.benchmarks:
-                found = [row for run in runs for row in run.rows[benchmark]]
-                docs = [doc for run in runs for doc in run.docs[benchmark]]
-                cells[score_group(protocol, benchmark)] = _cells(params, found, docs)
-                rows += found
-            groups = [cells[score_group(protocol, benchmark)] for benchmark in params.benchmarks]
+            runs = {
+                trained: [
+                    _Run(params, protocol, seed, predictions / str(trained), gateway, Path(cache))
+                    for seed in rules.seeds
+                ]
+                for trained in made["training_seeds"]
+            }
+            parts = []
+            for place, benchmark in enumerate(params.benchmarks):
+                found = {
+                    trained: [row for run in same for row in run.rows[benchmark]]
+                    for trained, same in runs.items()
+                }
+                docs = [doc for run in next(iter(runs.values())) for doc in run.docs[benchmark]]
+                parts.append(_resampled(params, place, found, docs))
+                cells[score_group(protocol, benchmark)] = {
+                    **{name: one.cell(seed=params.seed) for name, one in parts[-1].items()},
+                    CHANCE: _chance(protocol, benchmark, docs[: len(docs) // len(rules.seeds)]),
+                }
+                rows += [
+                    {"training_seed": trained, **row} for trained in found for row in found[trained]
+                ]
             cells[score_group(protocol, MEAN)] = {
-                metric: mean_of([group[metric] for group in groups])
-                for metric in groups[0]
-                if metric != CHANCE
+                metric: mean_of([part[metric] for part in parts]).cell(seed=params.seed)
+                for metric in parts[0]
             }
     judge = gateway.usage()
     # What was known and paid differs when a run is repeated, so it is no part of the result.
@@ -106,6 +117,7 @@ def score(
             judge={**gateway.identity, **{name: judge[name] for name in ("models", "replies")}},
             lmms_eval=tasks.lmms_eval_version(),
             tasks={p: {b: tasks.TASKS[p][b] for b in params.benchmarks} for p in params.protocols},
+            training_seeds=made["training_seeds"],
             seeds={p: list(rules.seeds) for p, rules in params.protocols.items()},
             data=revisions,
         ),
@@ -265,17 +277,13 @@ class _Units:
     def scores(self) -> list[float]:
         return [unit[0]["score"] for unit in self.rows]
 
-    def accuracy(self, params: Params) -> Cell:
-        """The task's number in percent; questions about one image are drawn together."""
-        return cell(
-            self.scores,
-            draws=params.similarity.draws,
-            seed=params.seed,
-            clusters=[unit[0]["image"] for unit in self.rows],
-            weights=self.weights,
-            n_failed=sum(any(row["failed"] for row in unit) for unit in self.rows),
-            scale=100,
-        )
+    @property
+    def failed(self) -> int:
+        return sum(any(row["failed"] for row in unit) for unit in self.rows)
+
+    @property
+    def images(self) -> list[str]:
+        return [unit[0]["image"] for unit in self.rows]
 
 
 def _check_official(
@@ -294,33 +302,61 @@ def _check_official(
         )
 
 
-def _cells(params: Params, rows: Sequence[Row], docs: Docs) -> dict[str, Cell]:
-    """The cells of one benchmark under one protocol, all seeds together."""
-    protocol, benchmark = rows[0]["protocol"], rows[0]["benchmark"]
-    units = _Units(protocol, benchmark, rows, docs)
-    seeds = params.protocols[protocol].seeds
-    one_run = len(docs) // len(seeds)
-    guesses = RULES[protocol][benchmark].guess(docs[:one_run])
-    chance = 100 * sum(guesses) / len(guesses)
-    counts = {
-        f"{count}_tokens": cell(
-            [row[count] for row in rows],
-            draws=params.similarity.draws,
-            seed=params.seed,
-            clusters=[row["image"] for row in rows],
-            n_failed=sum(row["failed"] for row in rows),
+def _resampled(
+    params: Params, place: int, rows: Mapping[int, Sequence[Row]], docs: Docs
+) -> dict[str, Resampled]:
+    """The statistics of one benchmark under one protocol, all decoding seeds together.
+
+    `rows` are those of each training seed, `place` the benchmark's among all: benchmarks are
+    resampled independently of each other. Questions about one image are drawn together.
+    """
+    first = next(iter(rows.values()))
+    protocol, benchmark = first[0]["protocol"], first[0]["benchmark"]
+    resampling: dict[str, Any] = {"draws": params.similarity.draws, "seed": (params.seed, place)}
+
+    def accuracy(name: str, part: slice) -> dict[str, Resampled]:
+        units = {
+            trained: _Units(protocol, benchmark, found[part], docs[part])
+            for trained, found in rows.items()
+        }
+        one = next(iter(units.values()))
+        return resample(
+            {name: {trained: found.scores for trained, found in units.items()}},
+            **resampling,
+            clusters=one.images,
+            weights=one.weights,
+            n_failed={name: sum(found.failed for found in units.values())},
+            scale=100,
         )
-        for count in COUNTS
-    }
-    by_seed = {}
+
+    counts = resample(
+        {
+            f"{count}_tokens": {
+                trained: [row[count] for row in found] for trained, found in rows.items()
+            }
+            for count in COUNTS
+        },
+        **resampling,
+        clusters=[row["image"] for row in first],
+        n_failed={
+            f"{count}_tokens": sum(row["failed"] for found in rows.values() for row in found)
+            for count in COUNTS
+        },
+    )
+    by_seed: dict[str, Resampled] = {}
+    seeds = params.protocols[protocol].seeds
     if len(seeds) > 1:
+        one_run = len(docs) // len(seeds)
         for number, seed in enumerate(seeds):
             part = slice(number * one_run, (number + 1) * one_run)
-            run = _Units(protocol, benchmark, rows[part], docs[part])
-            by_seed[seed_metric(seed)] = run.accuracy(params)
-    return {
-        ACCURACY: units.accuracy(params),
-        CHANCE: Cell(chance, chance, chance, n=len(units.rows) // len(seeds)),
-        **counts,
-        **by_seed,
-    }
+            by_seed |= accuracy(seed_metric(seed), part)
+    return {**accuracy(ACCURACY, slice(None)), **counts, **by_seed}
+
+
+def _chance(protocol: str, benchmark: str, docs: Docs) -> Cell:
+    """What guessing scores, in percent; `docs` are the questions, once each."""
+    rules = RULES[protocol][benchmark]
+    guesses = rules.guess(docs)
+    chance = 100 * sum(guesses) / len(guesses)
+    units = {rules.unit(doc) for doc in docs} if rules.unit else docs
+    return Cell(chance, chance, chance, n=len(units))

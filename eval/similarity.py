@@ -43,57 +43,84 @@ class InconsistentRows(ValueError):
 
 
 def evaluate(
-    rows: Rows, params: Params, *, section: str, judgements: Rows = ()
+    rows: Mapping[int, Rows],
+    params: Params,
+    *,
+    section: str,
+    judgements: Mapping[int, Rows] | None = None,
 ) -> tuple[dict[str, list[Any]], Cells, dict[str, Any]]:
-    """Measure the reconstructions of one section under every control.
+    """Measure the reconstructions of one section under every control, by every training seed.
 
-    `rows` holds one row for each turn and control: id, kind, image, control, reference, text, nll
-    (sum over the reference's tokens, in nats), n_tokens. Every control must have every turn, so
-    that own and control are compared on the same turns. `judgements` has one row for each of those
-    turns under each control of `similarity.judged`: id, control, grade (1 to 5, or None), failure
-    (why there is no grade, or that the reconstruction is empty), model, system_fingerprint.
+    `rows` holds for each training seed one row for each turn and control: id, kind, image, control,
+    reference, text, nll (sum over the reference's tokens, in nats), n_tokens. Every seed and
+    control must have every turn, so that they are compared on the same turns. `judgements` has
+    one row for each of those turns under each control of `similarity.judged`: id, control, grade
+    (1 to 5, or None), failure (why there is no grade, or that the reconstruction is empty), model,
+    system_fingerprint.
 
     Returns
     - columns of per-sample values (percent for text metrics, counts for `BLEU_STATISTICS`, None
-      without a grade), in the order of the controls of the parameters, then of the turns;
+      without a grade), in the order of the training seeds, the controls of the parameters, the
+      turns;
     - cells: a group for each control with its metrics, corpus BLEU, NLL a token (total over
       total) and a text; a group `own-minus-<control>` with paired differences and `nll_gain` =
-      NLL(control) - NLL(own) a text. Turns on one image are resampled together. A grade's n counts
-      the turns that have one, for a difference under both controls;
+      NLL(control) - NLL(own) a text. Training seeds and turns are resampled, turns on one image
+      together. A grade counts where every training seed has one for that turn, in a difference
+      under both controls;
     - what computed them, with the judge's missing grades and their reasons.
 
     Raises `InconsistentRows` and `MissingResource`.
     """
     controls = params.reconstruct.controls
-    by_control = _by_control(rows, controls)
-    ordered = [row for control in controls for row in by_control[control]]
-    n = len(by_control["own"])
-    clean = [row["reference"] for row in ordered]
+    by_control = {seed: _by_control(found, controls) for seed, found in rows.items()}
+    _check_seeds(by_control)
+    ordered = [row for same in by_control.values() for control in controls for row in same[control]]
+    turns = next(iter(by_control.values()))["own"]
+    clean = [row["reference"] for row in turns]
     references = clean
     if params.similarity.references == "official":
-        tagged = official_references(section, clean[:n], seed=params.seed)
-        references = tagged * len(controls)
-    columns, computed_with = _score(references, clean, [row["text"] for row in ordered], params)
+        references = official_references(section, clean, seed=params.seed)
+    copies = len(controls) * len(rows)
+    columns, computed_with = _score(
+        references * copies, clean * copies, [row["text"] for row in ordered], params
+    )
 
-    empty = {c: np.array([not row["text"].strip() for row in by_control[c]]) for c in controls}
-    images = [row["image"] for row in by_control["own"]]
-    cells = _text_cells(columns, by_control, empty, images, params)
+    images = [row["image"] for row in turns]
+    samples = _Samples(by_control, columns, images, params)
+    cells = _text_cells(samples)
     table: dict[str, list[Any]] = {
-        name: [row[name] for row in ordered] for name in ("id", "kind", "image", "control")
+        "training_seed": [seed for seed in rows for _ in range(len(controls) * len(turns))],
+        **{name: [row[name] for row in ordered] for name in ("id", "kind", "image", "control")},
     }
     table |= {name: values.tolist() for name, values in columns.items()}
     if params.similarity.judged:
-        grades = _grades(judgements, by_control, params)
-        _add_judge_cells(cells, grades, empty, images, params)
+        grades = {
+            seed: _grades((judgements or {}).get(seed, ()), same, params)
+            for seed, same in by_control.items()
+        }
+        _add_judge_cells(cells, grades, samples)
         table[judge_column(params.judge)] = [
             None if np.isnan(grade) else float(grade)
+            for found in grades.values()
             for control in controls
-            for grade in grades.get(control, np.full(n, np.nan))
+            for grade in found.get(control, np.full(len(turns), np.nan))
         ]
-        computed_with["judge"] = _judge_record(judgements, params)
+        computed_with["judge"] = _judge_record(judgements or {}, params)
     table |= {name: [row[name] for row in ordered] for name in ("nll", "n_tokens")}
     computed_with["references"] = params.similarity.references
     return table, cells, computed_with
+
+
+def _check_seeds(by_control: Mapping[int, Mapping[str, Rows]]) -> None:
+    """Raise `InconsistentRows` where training seeds have other turns or references."""
+    (first, known), *others = by_control.items()
+    for seed, same in others:
+        for key in ("id", "reference", "n_tokens"):
+            if [row[key] for row in same["own"]] != [row[key] for row in known["own"]]:
+                raise InconsistentRows(
+                    f"the reconstructions of the training seeds {first} and {seed} must have the "
+                    f"same turns in the same order; they differ in {key}"
+                )
 
 
 def _score(
@@ -116,100 +143,166 @@ def _score(
     return {name: found[name] for name in order}, {**computed_with, "bertscore": made}
 
 
-def _text_cells(
-    columns: Mapping[str, NDArray[np.float64]],
-    by_control: Mapping[str, Rows],
-    empty: Mapping[str, NDArray[np.bool_]],
-    images: Sequence[str],
-    params: Params,
-) -> dict[str, dict[str, Cell]]:
-    """The cells of every text metric and likelihood, of each control and each difference."""
-    n = len(images)
-    names = text_metrics(params.similarity)
-    part = {control: slice(i * n, (i + 1) * n) for i, control in enumerate(by_control)}
-    values: dict[tuple[str, str], NDArray[np.float64]] = {}
-    n_failed: dict[tuple[str, str], int] = {}
-    for control, rows in by_control.items():
-        values |= {(control, name): columns[name][part[control]] for name in names}
-        n_failed |= {(control, name): int(empty[control].sum()) for name in names}
-        # A likelihood needs no generated text, so an empty one is no failure there.
-        values[control, "nll"] = np.array([row["nll"] for row in rows], dtype=np.float64)
-    for control in _others(by_control):
-        group = difference(control)
-        failed = int((empty["own"] | empty[control]).sum())
-        values |= {(group, m): values["own", m] - values[control, m] for m in names}
-        n_failed |= {(group, name): failed for name in names}
-        values[group, NLL_GAIN] = values[control, "nll"] - values["own", "nll"]
+class _Samples:
+    """Every value by training seed and control, and how it is resampled."""
 
-    resampling: dict[str, Any] = {
-        "draws": params.similarity.draws,
-        "seed": params.seed,
-        "clusters": images,
-    }
-    flat = statistics.cells(values, **resampling, n_failed=n_failed)
-    tokens = np.array([row["n_tokens"] for row in by_control["own"]], dtype=np.float64)
-    per_token = statistics.cells(
-        {control: values[control, "nll"] / tokens for control in by_control},
-        **resampling,
+    def __init__(
+        self,
+        by_control: Mapping[int, Mapping[str, Rows]],
+        columns: Mapping[str, NDArray[np.float64]],
+        images: Sequence[str],
+        params: Params,
+    ) -> None:
+        self.rows = by_control
+        self.images = images
+        self.params = params
+        self.controls = params.reconstruct.controls
+        self._columns = columns
+        self.empty = {
+            control: np.array(
+                [[not row["text"].strip() for row in same[control]] for same in by_control.values()]
+            )
+            for control in self.controls
+        }
+        """Control -> (seeds, turns)."""
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.rows)
+
+    @property
+    def resampling(self) -> dict[str, Any]:
+        return {
+            "draws": self.params.similarity.draws,
+            "seed": self.params.seed,
+            "clusters": self.images,
+        }
+
+    def column(self, name: str, control: str) -> dict[int, NDArray[np.float64]]:
+        """Training seed -> a value of every turn."""
+        n, count = len(self.images), len(self.controls)
+        starts = [(i * count + self.controls.index(control)) * n for i in range(len(self.rows))]
+        return {
+            seed: self._columns[name][start : start + n]
+            for seed, start in zip(self.rows, starts, strict=True)
+        }
+
+    def nll(self, control: str) -> dict[int, NDArray[np.float64]]:
+        """Training seed -> the negative log-likelihood of every turn's text, in nats."""
+        return {
+            seed: np.array([row["nll"] for row in same[control]], dtype=np.float64)
+            for seed, same in self.rows.items()
+        }
+
+    def failed(self, *controls: str) -> int:
+        """How many samples are empty under one of the controls, over all training seeds."""
+        return int(np.logical_or.reduce([self.empty[control] for control in controls]).sum())
+
+
+def _text_cells(samples: _Samples) -> dict[str, dict[str, Cell]]:
+    """The cells of every text metric and likelihood, of each control and each difference."""
+    params, controls, seed = samples.params, samples.controls, samples.params.seed
+    names = text_metrics(params.similarity)
+    values: dict[tuple[str, str], dict[int, NDArray[np.float64]]] = {}
+    n_failed: dict[tuple[str, str], int] = {}
+    for control in controls:
+        values |= {(control, name): samples.column(name, control) for name in names}
+        n_failed |= {(control, name): samples.failed(control) for name in names}
+        # A likelihood needs no generated text, so an empty one is no failure there.
+        values[control, "nll"] = samples.nll(control)
+    for control in _others(controls):
+        group = difference(control)
+        values |= {(group, m): _minus(values["own", m], values[control, m]) for m in names}
+        n_failed |= {(group, name): samples.failed("own", control) for name in names}
+        values[group, NLL_GAIN] = _minus(values[control, "nll"], values["own", "nll"])
+
+    flat = statistics.resample(values, **samples.resampling, n_failed=n_failed)
+    own = next(iter(samples.rows.values()))["own"]
+    tokens = np.array([row["n_tokens"] for row in own], dtype=np.float64)
+    per_token = statistics.resample(
+        {
+            control: {one: nll / tokens for one, nll in values[control, "nll"].items()}
+            for control in controls
+        },
+        **samples.resampling,
         weights=tokens,
     )
-    bleu, drawn = {}, {}
-    for control in by_control:
-        counts = np.stack([columns[name][part[control]] for name in BLEU_STATISTICS], axis=1)
-        sums = statistics.bootstrap_sums(counts, **resampling)
-        both = np.vstack([counts.sum(axis=0), sums])
-        bleu[control], *drawn[control] = lexical.corpus_bleu(
-            dict(zip(BLEU_STATISTICS, both.T, strict=True))
-        )
+    bleu = {control: _corpus_bleu(samples, control) for control in controls}
 
     cells: dict[str, dict[str, Cell]] = {}
-    for (group, name), cell in flat.items():
-        cells.setdefault(group, {})[name] = cell
-    for control, rows in by_control.items():
-        cells[control]["nll_per_token"] = per_token[control]
-        cells[control][CORPUS_BLEU] = statistics.drawn_cell(
-            bleu[control], drawn[control], n=len(rows), n_failed=int(empty[control].sum())
-        )
-    for control in _others(by_control):
-        cells[difference(control)][CORPUS_BLEU] = statistics.drawn_cell(
-            bleu["own"] - bleu[control],
-            np.subtract(drawn["own"], drawn[control]),
-            n=n,
-            n_failed=int((empty["own"] | empty[control]).sum()),
-        )
+    for (group, name), one in flat.items():
+        cells.setdefault(group, {})[name] = one.cell(seed=seed)
+    for control in controls:
+        cells[control]["nll_per_token"] = per_token[control].cell(seed=seed)
+        cells[control][CORPUS_BLEU] = bleu[control].cell(seed=seed)
+    for control in _others(controls):
+        cells[difference(control)][CORPUS_BLEU] = statistics.minus(
+            bleu["own"], bleu[control], n_failed=samples.failed("own", control)
+        ).cell(seed=seed)
     return cells
 
 
-def _others(controls: Sequence[str] | Mapping[str, Any]) -> list[str]:
+def _minus(
+    left: Mapping[int, NDArray[np.float64]], right: Mapping[int, NDArray[np.float64]]
+) -> dict[int, NDArray[np.float64]]:
+    return {seed: values - right[seed] for seed, values in left.items()}
+
+
+def _corpus_bleu(samples: _Samples, control: str) -> statistics.Resampled:
+    """BLEU of each training seed's whole corpus, no mean over samples: from sums of counts."""
+    columns = {name: samples.column(name, control) for name in BLEU_STATISTICS}
+    values, drawn = {}, []
+    for seed in samples.seeds:
+        counts = np.stack([columns[name][seed] for name in BLEU_STATISTICS], axis=1)
+        sums = statistics.bootstrap_sums(counts, **samples.resampling)
+        both = np.vstack([counts.sum(axis=0), sums])
+        value, *resampled = lexical.corpus_bleu(dict(zip(BLEU_STATISTICS, both.T, strict=True)))
+        values[seed] = float(value)
+        drawn.append(resampled)
+    return statistics.Resampled(
+        values,
+        np.array(drawn).T,
+        n=len(samples.images) * len(values),
+        n_failed=samples.failed(control),
+    )
+
+
+def _others(controls: Sequence[str]) -> list[str]:
     return [control for control in controls if control != "own"]
 
 
 def _add_judge_cells(
     cells: dict[str, dict[str, Cell]],
-    grades: Mapping[str, NDArray[np.float64]],
-    empty: Mapping[str, NDArray[np.bool_]],
-    images: Sequence[str],
-    params: Params,
+    grades: Mapping[int, Mapping[str, NDArray[np.float64]]],
+    samples: _Samples,
 ) -> None:
     """Add the judge's mean grades, and own minus control, over the turns that have a grade."""
-    column = judge_column(params.judge)
+    column = judge_column(samples.params.judge)
 
-    def cell(values: NDArray[np.float64], failed: NDArray[np.bool_]) -> Cell:
-        there = np.flatnonzero(~np.isnan(values))
-        return statistics.cell(
-            values[there],
-            draws=params.similarity.draws,
-            seed=params.seed,
-            clusters=[images[i] for i in there],
-            n_failed=int(failed[there].sum()),
+    def cell(values: Mapping[int, NDArray[np.float64]], *controls: str) -> Cell:
+        there = np.flatnonzero(~np.isnan(list(values.values())).any(axis=0))
+        if not len(there):
+            raise InconsistentRows(
+                f"no turn has a grade of every training seed under {' and '.join(controls)}"
+            )
+        failed = np.logical_or.reduce([samples.empty[control] for control in controls])
+        return statistics.seeded_cell(
+            {seed: found[there] for seed, found in values.items()},
+            draws=samples.params.similarity.draws,
+            seed=samples.params.seed,
+            clusters=[samples.images[i] for i in there],
+            n_failed=int(failed[:, there].sum()),
         )
 
-    for control, values in grades.items():
-        cells[control][column] = cell(values, empty[control])
-    for control in _others(grades):
-        cells[difference(control)][column] = cell(
-            grades["own"] - grades[control], empty["own"] | empty[control]
-        )
+    def graded(control: str) -> dict[int, NDArray[np.float64]]:
+        return {seed: found[control] for seed, found in grades.items()}
+
+    judged = samples.params.similarity.judged
+    for control in judged:
+        cells[control][column] = cell(graded(control), control)
+    for control in _others(judged):
+        paired = _minus(graded("own"), graded(control))
+        cells[difference(control)][column] = cell(paired, "own", control)
 
 
 def _grades(
@@ -235,12 +328,18 @@ def _grades(
     return grades
 
 
-def _judge_record(judgements: Rows, params: Params) -> dict[str, Any]:
+def _judge_record(judgements: Mapping[int, Rows], params: Params) -> dict[str, Any]:
     """Who answered, and which grades are missing for which reason."""
-    answered = [row for row in judgements if row["model"] is not None]
+    answered = [row for found in judgements.values() for row in found if row["model"] is not None]
     missing = [
-        {"id": row["id"], "control": row["control"], "reason": row["failure"]}
-        for row in judgements
+        {
+            "training_seed": seed,
+            "id": row["id"],
+            "control": row["control"],
+            "reason": row["failure"],
+        }
+        for seed, found in judgements.items()
+        for row in found
         if row["grade"] is None
     ]
     return {

@@ -32,6 +32,7 @@ from heima.cot import (
     numbered,
 )
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Section = Literal["summary", "caption", "reasoning"]
 Control = Literal["own", "shuffled", "mean", "zero", "question-only"]
@@ -451,7 +452,7 @@ class Protocol(_Model):
 
     temperature: Annotated[float, Field(ge=0)]
     top_k: PositiveInt
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     data: dict[Benchmark, Name] = {}
 
     @model_validator(mode="after")
@@ -587,11 +588,16 @@ class OpenAIJudge(_Model):
 
 
 class Params(_Model):
-    """Everything a reproduction is made from."""
+    """Everything a reproduction is made from.
+
+    `seed` is that of the data, of the models that `teach` makes (one each) and of resampling.
+    `seeds` are the training seeds: each checkpoint and interpreter is trained once with each.
+    """
 
     profile: Name
     family: Literal["toy-mllama", "toy-llava-next", "llava-cot-11b", "llava-next-vicuna-7b"]
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     precision: Literal["fp32", "bf16"]
     source: Annotated[ToySource | FolderSource | HubSource, Field(discriminator="kind")]
     rewrite: Rewrite
@@ -612,6 +618,12 @@ class Params(_Model):
     judge: Annotated[EmbeddedRules | OpenAIJudge, Field(discriminator="backend")]
     variants: dict[Name, Variant] = Field(min_length=1)
     latency: Latency
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Params:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} must name no seed twice")
+        return self
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Params:
@@ -781,6 +793,14 @@ class Params(_Model):
                 )
             chain.insert(0, init)
         return chain
+
+    def training_seeds(self, model: str) -> tuple[int, ...]:
+        """The seeds that a model was trained with: those of `teach` have the one of the data."""
+        return self.seeds if model in self.checkpoints else (self.seed,)
+
+    def trained(self, model: str, seed: int) -> str:
+        """Where below `models/` a model lies: a checkpoint has a folder for each training seed."""
+        return f"{model}/{seed}" if model in self.checkpoints else model
 
     def thinking(self, model: str) -> Thinking:
         """How many thinking tokens a model writes for a section, if it writes any."""

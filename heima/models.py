@@ -1,7 +1,8 @@
 """Models: loading and saving them, base and adapter apart.
 
 On disk every model has a folder below `models/`: a full model (`text-cot`, `base`,
-`interpreter`), a `pretrained.json` that says where one lies, or an adapter on `text-cot`.
+`interpreter`), a `pretrained.json` that says where one lies, or an adapter on `text-cot`, whose
+folder is named by its checkpoint and training seed (`recover/42`, see `Params.trained`).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def _adapted(
                     f"{folder} does not belong to the family {params.family}: its {key} is "
                     f"{tuple(found)}, and {module} there "
                     + (f"has width {width}" if width else "does not exist")
-                    + f"; `dvc repro distill@{name}` trains it anew"
+                    + f"; `dvc repro {_stage(name)}` trains it anew"
                 )
     return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
@@ -147,14 +148,14 @@ def load_llm(models: Path, params: Params) -> PreTrainedModel:
     return model
 
 
-def trainable_vlm(models: Path, init: str, params: Params) -> PeftModel:
-    """`text-cot` with a trainable adapter: a new one, or the one that checkpoint `init` ended with.
+def trainable_vlm(models: Path, init: str, params: Params, *, seed: int) -> PeftModel:
+    """`text-cot` with a trainable adapter: a new one, drawn by `seed`, or the one at `init`.
 
     Only adapter weights pass from phase to phase (recipe, section 2).
     """
     model, _ = load_vlm(models, "text-cot", params)
     if init == "text-cot":
-        return add_lora(model, FAMILIES[params.family].vlm_lora, params.distill.lora, params.seed)
+        return add_lora(model, FAMILIES[params.family].vlm_lora, params.distill.lora, seed)
     return _adapted(model, models, init, params, trainable=True)
 
 
@@ -188,8 +189,17 @@ def save_adapter(
 def _adapter(models: Path, name: str) -> Path:
     folder = models / name
     if not (folder / "adapter_config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no adapter; `dvc repro distill@{name}` makes it")
+        raise FileNotFoundError(f"{folder} holds no adapter; `dvc repro {_stage(name)}` makes it")
     return folder
+
+
+def _stage(name: str) -> str:
+    """The stage that trains an adapter.
+
+    >>> _stage("recover/42")
+    'distill@recover-42'
+    """
+    return f"distill@{name.replace('/', '-')}"
 
 
 def pretrained(model: torch.nn.Module) -> PreTrainedModel:

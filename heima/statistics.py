@@ -1,15 +1,21 @@
-"""Intervals: percentile bootstrap over samples or whole clusters, many columns on one resample.
+"""Intervals: percentile bootstrap over samples and training seeds, many columns on one resample.
 
 Every interval of the pipeline is a 95 % percentile bootstrap interval of a (weighted) mean. All
 columns of one call see the same resampled ids, so a difference of columns is a paired difference.
 `scipy.stats.bootstrap` gives the same interval for one column without clusters (tested); it has
 neither clusters nor weights, and it gathers each column anew.
+
+Where models of several training seeds answered the same questions, both are resampled, each
+independently of the other, since they are crossed ("pigeonhole bootstrap": Owen 2007, Annals of
+Applied Statistics 1). With few seeds that is too narrow: a resample of three seeds has two thirds
+of their variance. So the t interval of the seeds' own means stands beside it (`Cell.t_interval`),
+which has the spread between trainings alone, with the uncertainty of so few.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -56,13 +62,8 @@ def bootstrap_intervals(
     table = _table(columns)
     n = len(table)
     mass = _weights(weights, n)
-    groups = _codes(clusters, n)
-    # Resampling deviations from the first row keeps a constant column exactly constant.
-    origin = table[0]
-    weighted = np.column_stack([(table - origin) * mass[:, None], mass])
-    sums = _resampled_sums(_sum_by(groups, weighted), draws, seed)
-    means = sums[:, :-1] / sums[:, -1:]
-    return origin[:, None] + np.percentile(means, PERCENTILES, axis=0).T
+    deviations = _resampled_deviations(table, mass, _codes(clusters, n), draws, seed)
+    return table[0][:, None] + np.percentile(deviations, PERCENTILES, axis=0).T
 
 
 def bootstrap_sums(
@@ -167,9 +168,76 @@ def cell(
     )["value"]
 
 
-def paired_cell(
-    a: ArrayLike,
-    b: ArrayLike,
+@dataclass(frozen=True)
+class Resampled:
+    """A statistic by training seed, and its values in resamples of the questions.
+
+    `drawn` has shape (draws, seeds), in the order of `values`. `n` counts the samples of all seeds.
+    """
+
+    values: Mapping[int, float]
+    drawn: NDArray[np.float64]
+    n: int
+    n_failed: int = 0
+
+    def cell(self, *, seed: int) -> Cell:
+        """The mean over training seeds, its interval over seeds and questions, and each seed's.
+
+        `seed` is of the resampling of training seeds: statistics of equally many seeds see the
+        same, so that a mean over benchmarks keeps what a seed does to all of them.
+        """
+        each = np.array(list(self.values.values()))
+        # Deviations from the first seed's keep a constant statistic exactly constant.
+        shares = _seed_shares(len(each), len(self.drawn), seed)
+        drawn = each[0] + np.einsum("ds,ds->d", shares, self.drawn - each[0])
+        low, high = np.percentile(drawn, PERCENTILES)
+        return Cell(
+            value=float(each[0] + (each - each[0]).mean()),
+            low=float(low),
+            high=float(high),
+            n=self.n,
+            n_failed=self.n_failed,
+            seeds={seed: float(value) for seed, value in self.values.items()},
+        )
+
+
+def resample(
+    columns: Mapping[Name, Mapping[int, ArrayLike]],
+    *,
+    draws: int,
+    seed: int | Sequence[int],
+    clusters: Sequence[Hashable] | None = None,
+    weights: ArrayLike | None = None,
+    n_failed: Mapping[Name, int] | None = None,
+    scale: float = 1.0,
+) -> dict[Name, Resampled]:
+    """The mean (times `scale`) of each column for each training seed, on one resample of questions.
+
+    A column maps training seeds to values of the same n questions; `n_failed` counts its failures
+    over all seeds. Other parameters and errors: see `bootstrap_intervals`.
+    """
+    places = [(name, key) for name, values in columns.items() for key in values]
+    table = _table(np.column_stack([np.asarray(columns[name][key]) for name, key in places]))
+    mass = _weights(weights, len(table))
+    groups = _codes(clusters, len(table))
+    drawn = table[0] + _resampled_deviations(table, mass, groups, draws, seed)
+    means = table[0] + (mass @ (table - table[0])) / mass.sum()
+    failed = n_failed or {}
+    found, first = {}, 0
+    for name, values in columns.items():
+        part = slice(first, first + len(values))
+        first += len(values)
+        found[name] = Resampled(
+            {key: float(mean) * scale for key, mean in zip(values, means[part], strict=True)},
+            drawn[:, part] * scale,
+            n=len(table) * len(values),
+            n_failed=failed.get(name, 0),
+        )
+    return found
+
+
+def seeded_cell(
+    values: Mapping[int, ArrayLike],
     *,
     draws: int,
     seed: int,
@@ -178,70 +246,75 @@ def paired_cell(
     n_failed: int = 0,
     scale: float = 1.0,
 ) -> Cell:
-    """The mean difference a - b of paired samples as a cell."""
-    return cell(
-        _difference(a, b),
+    """One column of `resample` as a cell: training seed -> values of the same n questions."""
+    return resample(
+        {"value": values},
         draws=draws,
         seed=seed,
         clusters=clusters,
         weights=weights,
-        n_failed=n_failed,
+        n_failed={"value": n_failed},
         scale=scale,
+    )["value"].cell(seed=seed)
+
+
+def mean_of(parts: Sequence[Resampled]) -> Resampled:
+    """The mean of statistics of different questions, each with the same weight (of benchmarks).
+
+    Their draws must come from independent resamples of the questions (another `seed` for each). n
+    and failures add up. Raises `ValueError` for no parts, or for parts of other training seeds.
+    """
+    if not parts:
+        raise ValueError("a mean needs parts")
+    seeds = list(parts[0].values)
+    for part in parts:
+        if list(part.values) != seeds:
+            raise ValueError(f"a mean needs the same seeds, got {seeds} and {list(part.values)}")
+    return Resampled(
+        {key: sum(part.values[key] for part in parts) / len(parts) for key in seeds},
+        sum(part.drawn for part in parts) / len(parts),
+        n=sum(part.n for part in parts),
+        n_failed=sum(part.n_failed for part in parts),
     )
 
 
-def clustered_stderr(
-    values: ArrayLike,
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    weights: ArrayLike | None = None,
-) -> float:
-    """Standard error of a (weighted) mean whose samples come in clusters.
+def minus(left: Resampled, right: Resampled, *, n_failed: int) -> Resampled:
+    """The paired difference of two statistics on the same resamples of the same questions.
 
-    Equation 4 of Miller 2024 (arXiv 2411.00640), as lmms-eval has it (tested): the standard error
-    of independent samples, plus the products of different samples of one cluster. Parameters: see
-    `bootstrap_intervals`. Raises `ValueError` for fewer than two samples.
+    A model that was trained with one seed alone is compared with every seed of the other one.
+    Raises `ValueError` where the training seeds differ otherwise.
     """
-    table = _table(np.asarray(values, dtype=np.float64).reshape(-1, 1))
-    n = len(table)
-    if n < 2:
-        raise ValueError("a standard error needs at least two samples")
-    mass = _weights(weights, n)[:, None]
-    mean = (mass * table).sum() / mass.sum()
-    deviations = mass * (table - mean) * (n / mass.sum())
-    squares = float((deviations**2).sum())
-    within = float((_sum_by(_codes(clusters, n), deviations) ** 2).sum())
-    # Rounding may leave a constant column a hair below nothing.
-    return math.sqrt(max(0.0, squares / (n * (n - 1)) + (within - squares) / n**2))
-
-
-def two_sided_p(difference: float, stderr: float) -> float:
-    """The probability of a difference at least as large by chance (normal approximation).
-
-    >>> round(two_sided_p(1.96, 1.0), 3), two_sided_p(0.0, 0.0), two_sided_p(1.0, 0.0)
-    (0.05, 1.0, 0.0)
-    """
-    if stderr == 0:
-        return 1.0 if difference == 0 else 0.0
-    return math.erfc(abs(difference) / stderr / math.sqrt(2))
-
-
-def mean_of(cells: Sequence[Cell]) -> Cell:
-    """The mean of independent cells, each with the same weight (a mean over benchmarks).
-
-    Its interval adds the distances of the cells' bounds in squares (MOVER: Zou and Donner 2008,
-    Statistics in Medicine 27); n and failures add up. Raises `ValueError` for no cells.
-    """
-    if not cells:
-        raise ValueError("a mean needs cells")
-    value = sum(cell.value for cell in cells) / len(cells)
-    return Cell(
-        value=value,
-        low=value - math.hypot(*(cell.value - cell.low for cell in cells)) / len(cells),
-        high=value + math.hypot(*(cell.high - cell.value for cell in cells)) / len(cells),
-        n=sum(cell.n for cell in cells),
-        n_failed=sum(cell.n_failed for cell in cells),
+    keys = left.values if len(left.values) >= len(right.values) else right.values
+    both = [_spread(one, tuple(keys)) for one in (left, right)]
+    return Resampled(
+        {key: both[0].values[key] - both[1].values[key] for key in keys},
+        both[0].drawn - both[1].drawn,
+        n=max(left.n, right.n),
+        n_failed=n_failed,
     )
+
+
+def _spread(one: Resampled, keys: tuple[int, ...]) -> Resampled:
+    """`one` for each of the seeds `keys`: its own, or its only one for all of them."""
+    if tuple(one.values) == keys:
+        return one
+    if len(one.values) > 1:
+        raise ValueError(f"paired seeds must match, got {list(one.values)} and {list(keys)}")
+    [value] = one.values.values()
+    return Resampled(dict.fromkeys(keys, value), one.drawn.repeat(len(keys), axis=1), one.n)
+
+
+def agreed(cell: Cell) -> bool:
+    """Whether a difference is a conclusion: several training seeds, all of one sign, that of every
+    value in its interval. Of three coins all fall alike every fourth time, hence the interval.
+
+    >>> agreed(Cell(2.0, 1.0, 3.0, n=9, seeds={1: 1.0, 2: 3.0}))
+    True
+    >>> agreed(Cell(2.0, -0.1, 3.0, n=9, seeds={1: 1.0, 2: 3.0}))
+    False
+    """
+    values = [*cell.seeds.values(), cell.low, cell.high]
+    return len(cell.seeds) > 1 and (min(values) > 0 or max(values) < 0)
 
 
 def _table(columns: ArrayLike) -> NDArray[np.float64]:
@@ -252,13 +325,6 @@ def _table(columns: ArrayLike) -> NDArray[np.float64]:
         row = int(np.argwhere(~np.isfinite(table))[0][0])
         raise ValueError(f"an interval needs finite values, got {table[row].tolist()} in row {row}")
     return table
-
-
-def _difference(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
-    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if left.shape != right.shape:
-        raise ValueError(f"paired values must match, got shapes {left.shape} and {right.shape}")
-    return left - right
 
 
 def _weights(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
@@ -286,7 +352,32 @@ def _sum_by(codes: NDArray[np.intp], table: NDArray[np.float64]) -> NDArray[np.f
     return sums
 
 
-def _resampled_sums(totals: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
+def _resampled_deviations(
+    table: NDArray[np.float64],
+    mass: NDArray[np.float64],
+    groups: NDArray[np.intp],
+    draws: int,
+    seed: int | Sequence[int],
+) -> NDArray[np.float64]:
+    """The weighted mean of each column in each resample minus its first row, (draws, k).
+
+    Resampling deviations from the first row keeps a constant column exactly constant.
+    """
+    weighted = np.column_stack([(table - table[0]) * mass[:, None], mass])
+    sums = _resampled_sums(_sum_by(groups, weighted), draws, seed)
+    return sums[:, :-1] / sums[:, -1:]
+
+
+def _seed_shares(seeds: int, draws: int, seed: int) -> NDArray[np.float64]:
+    """The share of each training seed in each resample of them, (draws, seeds)."""
+    # A stream of its own: with as many questions as seeds, both would be drawn alike.
+    [counts] = _resamples(seeds, draws, (seed, seeds))
+    return counts / seeds
+
+
+def _resampled_sums(
+    totals: NDArray[np.float64], draws: int, seed: int | Sequence[int]
+) -> NDArray[np.float64]:
     """Sums over resampled clusters, (draws, k), of the clusters' totals, (clusters, k)."""
     # einsum, not BLAS: the same bits for any number of threads.
     return np.concatenate(
@@ -294,7 +385,7 @@ def _resampled_sums(totals: NDArray[np.float64], draws: int, seed: int) -> NDArr
     )
 
 
-def _resamples(n: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
+def _resamples(n: int, draws: int, seed: int | Sequence[int]) -> Iterator[NDArray[np.float64]]:
     """How often each of n units is drawn, shape (draws, n), in chunks of draws."""
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK_ELEMENTS // n)

@@ -1,12 +1,13 @@
-"""Train one checkpoint of the curriculum: a LoRA adapter on the text-CoT model.
+"""Train one checkpoint of the curriculum with one seed: a LoRA adapter on the text-CoT model.
 
-    python -m stages.distill p2
+    python -m stages.distill p2 42
 
 Reads the checkpoint's entry in `params.yaml`: the rendering it trains on, the checkpoint whose
-adapter it continues, its schedule. Writes `models/<checkpoint>/` (the adapter, `loss.jsonl`) and
-`metrics/distill/<checkpoint>.json` (held-out loss per labelled token, in nats). On several GPUs it
-starts itself once on each, as `hardware` says. Killed at any moment and started again, it goes on
-from its last snapshot (`.cache/training`) and ends with the same adapter.
+adapter (of the same training seed) it continues, its schedule. Writes `models/<checkpoint>/<seed>/`
+(the adapter, `loss.jsonl`) and `metrics/distill/<checkpoint>/<seed>.json` (held-out loss per
+labelled token, in nats). On several GPUs it starts itself once on each, as `hardware` says. Killed
+at any moment and started again, it goes on from its last snapshot (`.cache/training`) and ends with
+the same adapter.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from heima import config, corpus, models, resume
 from heima.batching import encode_turns
 from heima.bodies import body, tile_shift
 from heima.results import atomic, provenance, write_metrics
-from heima.statistics import DRAWS, cell
+from heima.statistics import DRAWS, seeded_cell
 from heima.training import AnswerLoss, heldout_losses, train, trained_weights, write_curve
 from stages import launch
 
@@ -27,13 +28,13 @@ _TILE_SAMPLES = 64
 """Held-out samples over which the effect of `tiles: real` is measured."""
 
 
-def main(name: str) -> None:
+def main(name: str, seed: int) -> None:
     # Model
     params = config.load()
-    launch.on_all_devices(params, "stages.distill", name, shard=True)
+    launch.on_all_devices(params, "stages.distill", name, str(seed), shard=True)
     checkpoint = params.checkpoints[name]
     root = models.ROOT
-    model = models.trainable_vlm(root, checkpoint.init, params)
+    model = models.trainable_vlm(root, params.trained(checkpoint.init, seed), params, seed=seed)
     answering = AnswerLoss(model, params.training, body=body(model, tiles=params.training.tiles))
     processor = models.load_processor(root, params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
@@ -53,14 +54,14 @@ def main(name: str) -> None:
     )
 
     # Training
-    run = resume.Resume(_snapshots(name, params))
+    run = resume.Resume(_snapshots(name, seed, params))
     started = time.monotonic()
     curve = train(
         answering,
         samples,
         collate,
         checkpoint,
-        seed=params.seed,
+        seed=seed,
         precision=params.precision,
         training=params.training,
         groups=[sample.image for sample in samples] if params.training.images_once else None,
@@ -76,15 +77,16 @@ def main(name: str) -> None:
     weights = trained_weights(model)
     if not launch.writes():
         return
-    with atomic(root / name) as folder:
+    with atomic(root / params.trained(name, seed)) as folder:
         models.save_adapter(model, folder, weights)
         write_curve(folder / "loss.jsonl", curve)
     write_metrics(
-        f"metrics/distill/{name}.json",
-        {"heldout": {"loss": cell(losses, draws=DRAWS, seed=params.seed)}},
+        f"metrics/distill/{name}/{seed}.json",
+        {"heldout": {"loss": seeded_cell({seed: losses}, draws=DRAWS, seed=params.seed)}},
         provenance(
-            f"distill@{name}",
+            f"distill@{name}-{seed}",
             params,
+            training_seed=seed,
             data=checkpoint.data,
             init=checkpoint.init,
             thinking=checkpoint.thinking.model_dump(exclude_none=True),
@@ -97,17 +99,17 @@ def main(name: str) -> None:
     run.discard()
 
 
-def _snapshots(name: str, params: config.Params) -> Path:
+def _snapshots(name: str, seed: int, params: config.Params) -> Path:
     """Where the run's snapshots are: a folder named by all that it depends on."""
     checkpoint = f"checkpoints.{name}"
     inputs = [
         Path("data/rewritten/train.parquet"),
         models.ROOT / "text-cot",
-        models.ROOT / params.checkpoints[name].init,
+        models.ROOT / params.trained(params.checkpoints[name].init, seed),
     ]
-    used = ("family", "precision", "seed", *resume.TRAINING, "distill", checkpoint)
-    return resume.ROOT / resume.key(f"distill@{name}", params, *used, inputs=inputs)
+    used = ("family", "precision", *resume.TRAINING, "distill", checkpoint)
+    return resume.ROOT / resume.key(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

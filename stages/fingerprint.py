@@ -1,4 +1,4 @@
-"""Validate the parameters, and fingerprint the code of every stage.
+"""Validate the parameters and `runs.yaml`, and fingerprint the code of every stage.
 
     python -m stages.fingerprint
 
@@ -19,6 +19,7 @@ import grimp
 
 from heima import config
 from heima.results import write_json
+from stages import runs
 
 PACKAGES = ("heima", "eval", "stages")
 STAGES = (
@@ -91,9 +92,14 @@ def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, s
 
 def main() -> None:
     try:
-        config.load()
+        params = config.load()
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
+    if runs.write(params):
+        sys.exit(
+            f"error: {runs.FILE} did not list the runs of params.yaml and is written anew; run "
+            "`dvc repro` again (`python -m stages.repro` does it at once)"
+        )
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
     for stage in STAGES:
         write_json(Path("fingerprints") / f"{stage}.json", fingerprint(Path.cwd(), stage, graph))

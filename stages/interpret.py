@@ -1,12 +1,13 @@
 """Train one interpreter: a LoRA adapter on the text-only LLM, for its sections and one input.
 
-    python -m stages.interpret reasoning own
-    python -m stages.interpret reasoning question-only   # the control, trained equally
-    python -m stages.interpret shared own                # one for all sections
+    python -m stages.interpret reasoning own 42
+    python -m stages.interpret reasoning question-only 42   # the control, trained equally
+    python -m stages.interpret shared own 42                # one for all sections
 
-Writes `interpreters/<name>/<input>/` (the adapter, `loss.jsonl`) and
-`metrics/interpret/<name>-<input>.json` (held-out loss per labelled token, in nats). It never loads
-the VLM. Several GPUs and interruptions are as for `stages.distill`.
+It reads the states of the checkpoint with the same training seed. Writes
+`interpreters/<name>/<input>/<seed>/` (the adapter, `loss.jsonl`) and
+`metrics/interpret/<name>/<input>/<seed>.json` (held-out loss per labelled token, in nats). It never
+loads the VLM. Several GPUs and interruptions are as for `stages.distill`.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from heima import config, corpus, interpreter, models, resume, states
 from heima.cot import thinking_token
 from heima.families import FAMILIES
 from heima.results import atomic, provenance, write_metrics
-from heima.statistics import DRAWS, cell
+from heima.statistics import DRAWS, seeded_cell
 from heima.training import AnswerLoss, heldout_losses, train, trained_weights, write_curve
 from stages import launch
 
 
-def main(name: str, source: config.InterpreterInput) -> None:
+def main(name: str, source: config.InterpreterInput, seed: int) -> None:
     # Model
     params = config.load()
-    launch.on_all_devices(params, "stages.interpret", name, source, shard=True)
+    launch.on_all_devices(params, "stages.interpret", name, source, str(seed), shard=True)
     sections = params.interpreters[name].sections
     llm = models.load_llm(models.ROOT, params)
     targets = FAMILIES[params.family].llm_lora
-    adapted = models.add_lora(llm, targets, params.interpret.lora, params.seed)
+    adapted = models.add_lora(llm, targets, params.interpret.lora, seed)
     tokenizer = models.load_tokenizer(models.ROOT, params)
     vocabulary = models.vocabulary(tokenizer, params)
     reader = interpreter.StateReader(
@@ -49,11 +50,11 @@ def main(name: str, source: config.InterpreterInput) -> None:
             for reading in interpreter.encode_readings(
                 turns,
                 section,
-                states.load(Path(f"states/{split}.safetensors"), section, turns),
+                states.load(Path(f"states/{seed}/{split}.safetensors"), section, turns),
                 vocabulary,
                 source=source,
                 wordings=params.interpret.wordings,
-                seed=params.seed,
+                seed=seed,
             )
         ]
     collate = interpreter.ReadingCollator(tokenizer.pad_token_id)
@@ -62,14 +63,14 @@ def main(name: str, source: config.InterpreterInput) -> None:
     schedule = params.interpret
     if schedule.steps is not None:
         schedule = schedule.model_copy(update={"steps": schedule.steps * len(sections)})
-    run = resume.Resume(_snapshots(name, source, params))
+    run = resume.Resume(_snapshots(name, source, seed, params))
     started = time.monotonic()
     curve = train(
         answering,
         splits["train"],
         collate,
         schedule,
-        seed=params.seed,
+        seed=seed,
         precision=params.precision,
         training=params.training,
         resume=run,
@@ -80,15 +81,16 @@ def main(name: str, source: config.InterpreterInput) -> None:
     weights = trained_weights(adapted)
     if not launch.writes():
         return
-    with atomic(Path("interpreters") / name / source) as folder:
+    with atomic(Path("interpreters") / name / source / str(seed)) as folder:
         models.save_adapter(adapted, folder, weights)
         write_curve(folder / "loss.jsonl", curve)
     write_metrics(
-        f"metrics/interpret/{name}-{source}.json",
-        {"heldout": {"loss": cell(losses, draws=DRAWS, seed=params.seed)}},
+        f"metrics/interpret/{name}/{source}/{seed}.json",
+        {"heldout": {"loss": seeded_cell({seed: losses}, draws=DRAWS, seed=params.seed)}},
         provenance(
-            f"interpret@{name}-{source}",
+            f"interpret@{name}-{source}-{seed}",
             params,
+            training_seed=seed,
             updates=curve[-1]["step"],
             trainable_parameters=models.trainable_parameters(adapted),
             seconds=round(seconds, 1),
@@ -97,18 +99,18 @@ def main(name: str, source: config.InterpreterInput) -> None:
     run.discard()
 
 
-def _snapshots(name: str, source: str, params: config.Params) -> Path:
+def _snapshots(name: str, source: str, seed: int, params: config.Params) -> Path:
     """Where the run's snapshots are: a folder named by all that it depends on."""
     inputs = [
         Path("data/rewritten/train.parquet"),
-        Path("states/train.safetensors"),
+        Path(f"states/{seed}/train.safetensors"),
         models.ROOT / "interpreter",
     ]
-    used = ("family", "precision", "seed", *resume.TRAINING, "interpret", f"interpreters.{name}")
-    stage = f"interpret@{name}-{source}"
+    used = ("family", "precision", *resume.TRAINING, "interpret", f"interpreters.{name}")
+    stage = f"interpret@{name}-{source}-{seed}"
     return resume.ROOT / resume.key(stage, params, *used, inputs=inputs)
 
 
 if __name__ == "__main__":
-    name, source = sys.argv[1:]
-    main(name, source)
+    name, source, seed = sys.argv[1:]
+    main(name, source, int(seed))

@@ -1,8 +1,8 @@
 """Have the judge grade the reconstructions, own state and controls: `python -m stages.judge`
 
-Reads  reconstructions/{name}.jsonl for every entry of `reconstructions` in params.yaml, and with
-       similarity.judge_image the images of data/source
-Writes judgements/{name}.jsonl: a grade from 1 to 5 for each turn and judged control
+Reads  reconstructions/{name}/{training seed}.jsonl for every entry of `reconstructions` in
+       params.yaml, and with similarity.judge_image the images of data/source
+Writes judgements/{name}/{training seed}.jsonl: a grade from 1 to 5 for each turn and control
 
 Replies are kept in judge.cache, which no stage deletes. Killed or stopped by the budget and started
 again, the stage asks only for what is missing.
@@ -22,9 +22,8 @@ def main() -> None:
     if params.similarity.judge_image:
         images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
         read_image = images.read_file
-    rows = {
-        name: results.read_jsonl(f"reconstructions/{name}.jsonl") for name in params.reconstructions
-    }
+    names = [f"{name}/{seed}" for name in params.reconstructions for seed in params.seeds]
+    rows = {name: results.read_jsonl(f"reconstructions/{name}.jsonl") for name in names}
     try:
         judged = judge(rows, params, read_image=read_image)
     except JudgeError as error:

@@ -1,4 +1,4 @@
-"""Decode the benchmarks with one variant's model under every protocol, once.
+"""Decode the benchmarks with one variant's models, one a training seed, under every protocol.
 
     python -m stages.predict heima
     torchrun --nproc-per-node 8 -m stages.predict heima   # batches shared by 8 processes
@@ -10,7 +10,8 @@ predictions/heima/ and metrics/predict/heima.json (seconds a sample). What score
 
 Finished batches stay in .cache/predictions/, by all that they depend on (weights, prompts, images,
 decoding, code, libraries): a killed run continues at the batch it had reached, and a run with one
-more seed decodes that seed. The code counts by fingerprints/predict.json, as in `dvc repro`.
+more seed, of training or of decoding, decodes that seed. The code counts by
+fingerprints/predict.json, as in `dvc repro`.
 """
 
 import argparse

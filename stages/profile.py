@@ -1,4 +1,4 @@
-"""Switch to a profile: copy `profiles/<name>.yaml` over `params.yaml`, and say what changes.
+"""Switch to a profile: put `profiles/<name>.yaml` in place of `params.yaml`, say what changes.
 
     python -m stages.profile           # list the profiles, and which one is in use
     python -m stages.profile paper     # switch
@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from heima import config
+from stages import runs
 
 PROFILES = Path("profiles")
 PARAMS = Path("params.yaml")
@@ -77,6 +78,7 @@ def switch(name: str, *, force: bool) -> list[str]:
         shutil.copy(PARAMS, kept)
     lines = changes(old, new)
     PARAMS.write_text(new, encoding="utf-8")
+    runs.write(config.load(PARAMS))
     return lines
 
 

@@ -1,10 +1,12 @@
 """Rebuild one section of every held-out turn from its thinking state, and from the controls.
 
-    python -m stages.reconstruct reasoning          # an entry of `reconstructions` in params.yaml
-    python -m stages.reconstruct shared-reasoning
+    python -m stages.reconstruct reasoning 42       # an entry of `reconstructions` in params.yaml
+    python -m stages.reconstruct shared-reasoning 42
 
-Writes `reconstructions/<name>.jsonl`: one row a turn and control with the turn's question and
-image, the true text, the reconstruction, and the true text's negative log-likelihood.
+The states and the interpreters are those of the training seed; which sample's state a control gives
+another one is the same for all seeds. Writes `reconstructions/<name>/<seed>.jsonl`: one row a turn
+and control with the turn's question and image, the true text, the reconstruction, and the true
+text's negative log-likelihood.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from heima.cot import thinking_token
 from heima.results import write_jsonl
 
 
-def main(name: str) -> None:
+def main(name: str, seed: int) -> None:
     params = config.load()
     named = params.reconstructions[name]
     section = named.section
@@ -28,15 +30,16 @@ def main(name: str) -> None:
     vocabulary = models.vocabulary(models.load_tokenizer(models.ROOT, params), params)
     turns = corpus.load_turns("data/rewritten/heldout.parquet")
     train_turns = corpus.load_turns("data/rewritten/train.parquet")
-    own = states.load(Path("states/heldout.safetensors"), section, turns)
+    own = states.load(Path(f"states/{seed}/heldout.safetensors"), section, turns)
     train_mean = controls.mean_states(
-        states.load(Path("states/train.safetensors"), section, train_turns)
+        states.load(Path(f"states/{seed}/train.safetensors"), section, train_turns)
     )
     kinds = [turn.kind for turn in turns]
     readers = {}
     for source in {"question-only" if c == "question-only" else "own" for c in options.controls}:
         llm = models.load_llm(models.ROOT, params)
-        adapted = PeftModel.from_pretrained(llm, f"interpreters/{named.interpreter}/{source}")
+        folder = f"interpreters/{named.interpreter}/{source}/{seed}"
+        adapted = PeftModel.from_pretrained(llm, folder)
         merged = adapted.merge_and_unload().to(models.device())
         token = vocabulary.thinking_ids[thinking_token(section)]
         readers[source] = interpreter.StateReader(merged, [token])
@@ -73,8 +76,8 @@ def main(name: str) -> None:
                     **asdict(one),
                 }
             )
-    write_jsonl(f"reconstructions/{name}.jsonl", rows)
+    write_jsonl(f"reconstructions/{name}/{seed}.jsonl", rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,7 +1,7 @@
 """Measure one reconstruction of a section: `python -m stages.similarity reasoning`
 
-Reads  reconstructions/{name}.jsonl: one row for each held-out turn and control
-       judgements/{name}.jsonl: the judge's grades of them
+Reads  reconstructions/{name}/{training seed}.jsonl: one row for each held-out turn and control
+       judgements/{name}/{training seed}.jsonl: the judge's grades of them
 Writes scores/similarity/{name}.parquet: every metric of every reconstruction
        metrics/similarity/{name}.json: means, and own minus control, with 95 % intervals
        reports/summary/{name}.json: what `dvc metrics show` lists
@@ -38,10 +38,15 @@ def main() -> None:
         torch.set_num_threads(1)
     try:
         columns, cells, computed_with = similarity.evaluate(
-            results.read_jsonl(f"reconstructions/{name}.jsonl"),
+            {
+                seed: results.read_jsonl(f"reconstructions/{name}/{seed}.jsonl")
+                for seed in params.seeds
+            },
             params,
             section=params.reconstructions[name].section,
-            judgements=results.read_jsonl(f"judgements/{name}.jsonl"),
+            judgements={
+                seed: results.read_jsonl(f"judgements/{name}/{seed}.jsonl") for seed in params.seeds
+            },
         )
     except (MissingResource, similarity.InconsistentRows) as error:
         raise SystemExit(f"similarity of {name}: {error}") from error
@@ -51,7 +56,9 @@ def main() -> None:
     results.write_metrics(
         metrics_file,
         cells,
-        results.provenance(f"similarity@{name}", params, **computed_with),
+        results.provenance(
+            f"similarity@{name}", params, training_seeds=list(params.seeds), **computed_with
+        ),
     )
     summarise_similarity(metrics_file, Path(f"reports/summary/{name}.json"), params)
     for control in params.reconstruct.controls:

@@ -1,13 +1,17 @@
-"""Extract the thinking states of every turn, once, for all interpreters.
+"""Extract the thinking states of every turn, once, for all interpreters of a training seed.
 
-    python -m stages.states
+    python -m stages.states 42
 
-Reads the checkpoint and position of `params.states`; writes `states/{train,heldout}.safetensors`
-(see `heima.states.save`). On several GPUs it starts itself once on each, and each takes a part of
-the turns.
+Reads the checkpoint and position of `params.states`; writes
+`states/<seed>/{train,heldout}.safetensors` (see `heima.states.save`).
+
+On several GPUs it starts itself once on each, and each takes a part of the turns.
 """
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from heima import config, corpus, models, states
 from heima.batching import encode_turns
@@ -15,11 +19,12 @@ from heima.results import atomic
 from stages import launch
 
 
-def main() -> None:
+def main(seed: int) -> None:
     params = config.load()
-    launch.on_all_devices(params, "stages.states")
-    thinking = params.thinking(params.states.checkpoint)
-    model, processor = models.load_vlm(models.ROOT, params.states.checkpoint, params)
+    launch.on_all_devices(params, "stages.states", str(seed))
+    checkpoint = params.states.checkpoint
+    thinking = params.thinking(checkpoint)
+    model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
     images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
     collate = models.collator(processor, images, params)
@@ -46,7 +51,7 @@ def main() -> None:
         found[split] = turns, launch.gathered(extracted)
     if not launch.writes():
         return
-    with atomic("states") as folder:
+    with atomic(Path("states") / str(seed)) as folder:
         folder.mkdir()
         for split, (turns, parts) in found.items():
             whole = {
@@ -56,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))
