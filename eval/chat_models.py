@@ -41,10 +41,10 @@ class _ChatModel(lmms):
 class Heima(_ChatModel):
     """`--model heima --model_args name=recover/42 --batch_size 64`: a model of the pipeline.
 
-    `name` is a folder below `models`: a checkpoint and training seed; decoding follows `predict` and a `protocol` of the parameter
-    file, with the protocol's first seed, and with the batch size of the command line where there is
-    one. `forced_prefix` is that of `variants`. All requests of all tasks are batched together, and
-    a task's own generation limits do not count.
+    `name` is a folder below `models`: a checkpoint and a training seed. Decoding follows `predict`
+    and a `protocol` of the parameter file, with the protocol's first seed, and with the batch size
+    of the command line where there is one. `forced_prefix` is that of `variants`. All requests of
+    all tasks are batched together, and a task's own generation limits do not count.
 
     On lmms-eval's command line a task scores the whole text; `eval.tasks` lets it score the
     conclusion. Raises `KeyError` for a protocol that the parameter file does not have.

@@ -47,9 +47,9 @@ def score(
     """Write the scores of each sample and the cells of each benchmark under each protocol.
 
     A row of `rows_file` is {training_seed, protocol, seed, benchmark, doc_id, unit, image, score,
-    failed, finish, decoded, thinking, tag, conclusion}. `unit` is what the score belongs to: MMBench's rotations
-    share one. `failed` says that the answer has no conclusion; it is then scored on its whole text,
-    and its tokens count as they are.
+    failed, finish, decoded, thinking, tag, conclusion}. `unit` is what the score belongs to:
+    MMBench's rotations share one. `failed` says that the answer has no conclusion; it is then
+    scored on its whole text, and its tokens count as they are.
 
     `metrics_file` has a group for each protocol and benchmark (`heima.measures.score_group`) with
     `accuracy` (percent), the tokens of `COUNTS`, and `chance` (what guessing scores, percent), and

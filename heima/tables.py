@@ -11,9 +11,8 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +55,8 @@ _PUBLISHED_NAMES = {
 Scores = Mapping[str, tuple[dict[str, dict[str, Cell]], str]]
 """Name -> (group -> metric -> cell, source file)."""
 
-Samples = dict[tuple[str, str, int, int], dict[str, Any]]
-"""(protocol, benchmark, seed, unit) -> a row of `scores/<variant>.jsonl`."""
+Samples = dict[int, dict[tuple[str, str, int, int], dict[str, Any]]]
+"""Training seed -> (protocol, benchmark, seed, unit) -> a row of `scores/<variant>.jsonl`."""
 
 
 class TableError(ValueError):
@@ -70,7 +69,10 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A number in a table and the file that it came from; a published one has only a value."""
+    """A number in a table and the file that it came from; a published one has only a value.
+
+    `seeds` has each training seed's value, `sd` the standard deviation between them.
+    """
 
     value: float
     source: str
@@ -78,10 +80,23 @@ class Entry:
     high: float | None = None
     n: int | None = None
     n_failed: int | None = None
+    sd: float | None = None
+    t_interval: tuple[float, float] | None = None
+    seeds: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cell: Cell, source: str) -> Entry:
-        return cls(cell.value, source, cell.low, cell.high, cell.n, cell.n_failed)
+        return cls(
+            cell.value,
+            source,
+            cell.low,
+            cell.high,
+            cell.n,
+            cell.n_failed,
+            cell.sd,
+            cell.t_interval,
+            cell.seeds,
+        )
 
 
 @dataclass(frozen=True)
@@ -206,7 +221,8 @@ def _read_similarities(root: Path, params: Params, problems: list[str]) -> Score
 def _read_reconstructed(root: Path, params: Params, problems: list[str]) -> dict[str, pd.DataFrame]:
     """Reconstruction -> the samples from its own states, from `scores/similarity/<name>.parquet`.
 
-    Reconstructions of one section must have the same turns: they are compared turn by turn.
+    Reconstructions of one section must have the same training seeds and turns: they are compared
+    turn by turn.
     """
     import pandas as pd
 
@@ -217,7 +233,7 @@ def _read_reconstructed(root: Path, params: Params, problems: list[str]) -> dict
             problems.append(f"{source} is missing: run `dvc repro similarity@{name}`")
             continue
         table = pd.read_parquet(root / source)
-        found[name] = table[table["control"] == "own"].set_index("id")
+        found[name] = table[table["control"] == "own"].set_index(["training_seed", "id"])
     for name, table in found.items():
         section = params.reconstructions[name].section
         if section in found and not table.index.equals(found[section].index):
@@ -279,21 +295,26 @@ def _read_samples(root: Path, params: Params, problems: list[str]) -> dict[str, 
         for row in results.read_jsonl(root / source):
             # MMBench's rotations share a unit and with it a score.
             key = row["protocol"], row["benchmark"], row["seed"], row["unit"]
-            first = samples[variant].setdefault(key, row)
+            rows = samples[variant].setdefault(row["training_seed"], {})
+            first = rows.setdefault(key, row)
             first["failed"] |= row["failed"]
-        counted = {(protocol, benchmark) for protocol, benchmark, _, _ in samples[variant]}
-        wanted = set(itertools.product(params.protocols, params.benchmarks))
-        for protocol, benchmark in sorted(counted ^ wanted):
-            state = "left-over" if (protocol, benchmark) in counted else "no"
-            problems.append(f"{source} has {state} samples of {benchmark} ({protocol})")
-    reference = samples.get(REFERENCE, {})
-    for variant, rows in samples.items():
-        if reference and (unpaired := sorted(rows.keys() ^ reference.keys())):
-            shown = ", ".join("/".join(map(str, key)) for key in unpaired[:3])
+        trained = params.training_seeds(params.variants[variant].model)
+        counted = {(seed, *key[:2]) for seed, rows in samples[variant].items() for key in rows}
+        wanted = set(itertools.product(trained, params.protocols, params.benchmarks))
+        for seed, protocol, benchmark in sorted(counted ^ wanted):
+            state = "left-over" if (seed, protocol, benchmark) in counted else "no"
             problems.append(
-                f"scores/{variant}.jsonl and scores/{REFERENCE}.jsonl must have the same samples; "
-                f"{len(unpaired)} are in one of them only: {shown}"
+                f"{source} has {state} samples of {benchmark} ({protocol}), training seed {seed}"
             )
+    reference = next(iter(samples.get(REFERENCE, {}).values()), {})
+    for variant, by_seed in samples.items():
+        for seed, rows in by_seed.items():
+            if reference and (unpaired := sorted(rows.keys() ^ reference.keys())):
+                shown = ", ".join("/".join(map(str, key)) for key in unpaired[:3])
+                problems.append(
+                    f"scores/{variant}.jsonl (training seed {seed}) and scores/{REFERENCE}.jsonl "
+                    f"must have the same samples; {len(unpaired)} are in one of them only: {shown}"
+                )
     return samples
 
 
@@ -351,10 +372,31 @@ def _read_published(path: Path, problems: list[str]) -> list[dict[str, str]]:
 
 def _about(params: Params) -> str:
     """What every caption of ours says first."""
-    return f"{params.profile} profile, family {params.family}, seed {params.seed}"
+    seeds = "training seed" if len(params.seeds) == 1 else "training seeds"
+    return (
+        f"{params.profile} profile, family {params.family}, seed {params.seed}, "
+        f"{seeds} {', '.join(map(str, params.seeds))}"
+    )
 
 
 _INTERVAL = "95 % percentile bootstrap intervals in brackets"
+
+
+def _spread(params: Params) -> str:
+    """What the intervals of a caption are over, and what of chance they leave out."""
+    if len(params.seeds) == 1:
+        return (
+            f"{_INTERVAL}, over questions alone: of one training seed nothing is concluded about a "
+            "method"
+        )
+    return (
+        f"means over {len(params.seeds)} training seeds, after ± the standard deviation between "
+        f"them; {_INTERVAL}, training seeds and questions resampled. All seeds share the data and "
+        "one text-CoT model, base and LLM, whose own spread is not in there (a value without ± has "
+        "one model)"
+    )
+
+
 _DECODED = (
     "Decoded tokens are all generated tokens of an answer: thinking tokens, tags and the end of "
     "turn included"
@@ -374,8 +416,8 @@ def _decoding(params: Params, protocol: str) -> str:
         return "greedy decoding"
     seeds = ", ".join(map(str, rules.seeds))
     return (
-        f"sampled decoding (temperature {rules.temperature:g}, top-k {rules.top_k}, seeds {seeds}; "
-        "n counts every seed's answer, answers to one question are resampled together)"
+        f"sampled decoding (temperature {rules.temperature:g}, top-k {rules.top_k}, decoding seeds "
+        f"{seeds}; n counts every answer, answers to one question are resampled together)"
     )
 
 
@@ -413,10 +455,14 @@ def _benchmarks(
         benchmark: first[score_group(protocol, benchmark)][CHANCE]
         for benchmark in params.benchmarks
     }
-    guesses[MEAN] = statistics.mean_of(list(guesses.values()))
     chance = {
         (CHANCE, column): Entry(cell.value, source, n=cell.n) for column, cell in guesses.items()
     }
+    chance[CHANCE, MEAN] = Entry(
+        float(np.mean([cell.value for cell in guesses.values()])),
+        source,
+        n=sum(cell.n for cell in guesses.values()),
+    )
     tokens = {
         "decoded": "decoded_tokens",
         "thinking": "thinking_tokens",
@@ -450,14 +496,20 @@ def _benchmarks(
         title=f"Benchmarks, protocol {protocol} ({_about(params)})",
         caption=(
             f"Accuracy in percent ({_RULES[protocol]}; judged by {judge_name(params.judge)}), and "
-            f"decoded tokens per answer; {_decoding(params, protocol)}; {_INTERVAL}, questions on "
-            f"one image resampled together. {_DECODED}; a forced prefix stands in the prompt and "
-            "is not decoded. A failed answer has no conclusion; it stays in n, scored on its whole "
-            "text and with its real length. Chance is what guessing scores."
+            f"decoded tokens per answer; {_decoding(params, protocol)}; {_spread(params)}; "
+            f"questions on one image resampled together. {_DECODED}; a forced prefix stands in "
+            "the prompt and is not decoded. A failed answer has no conclusion; it stays in n, "
+            "scored on its whole text and with its real length. Chance is what guessing scores."
         ),
         panels=(
             replace(accuracy, rows=(*variants, CHANCE), entries={**accuracy.entries, **chance}),
             *_minus_published(params, protocol, accuracy, published),
+            *_by_training_seed(
+                "Accuracy (%) by training seed, mean of the benchmarks",
+                "variant",
+                params,
+                {row: accuracy.entries[row, MEAN] for row in variants},
+            ),
             *_by_seed(params, protocol, variants, scores),
             _score_panel(
                 "Decoded tokens per answer", "decoded_tokens", protocol, params, variants, scores
@@ -466,6 +518,35 @@ def _benchmarks(
             failed,
         ),
     )
+
+
+def _by_training_seed(
+    title: str,
+    corner: str,
+    params: Params,
+    entries: Mapping[str, Entry | Label],
+    digits: int = 1,
+) -> tuple[Panel, ...]:
+    """Each training seed's value of each row's entry, and the t interval over them.
+
+    Nothing where there is one training seed. A row whose model has no training seeds of its own
+    has no such line.
+    """
+    rows = {
+        row: one for row, one in entries.items() if isinstance(one, Entry) and one.sd is not None
+    }
+    if not rows:
+        return ()
+    grid: dict[tuple[str, str], Entry | Label] = {}
+    for row, one in rows.items():
+        grid |= {(row, f"seed {seed}"): Entry(v, one.source) for seed, v in one.seeds.items()}
+        grid[row, "sd"] = Entry(one.sd, one.source)
+        grid[row, _T_INTERVAL] = Entry(one.value, one.source, *one.t_interval)
+    columns = (*(f"seed {seed}" for seed in params.seeds), "sd", _T_INTERVAL)
+    return (Panel(title, corner, tuple(rows), dict.fromkeys(columns, digits), grid),)
+
+
+_T_INTERVAL = "mean [t interval over seeds]"
 
 
 def _by_seed(
@@ -509,7 +590,12 @@ def _minus_published(
         theirs = found[row, _PUBLISHED_NAMES[column]]
         if isinstance(ours, Entry) and ours.low is not None and ours.high is not None:
             entries[row, column] = replace(
-                ours, value=ours.value - theirs, low=ours.low - theirs, high=ours.high - theirs
+                ours,
+                value=ours.value - theirs,
+                low=ours.low - theirs,
+                high=ours.high - theirs,
+                t_interval=ours.t_interval and tuple(x - theirs for x in ours.t_interval),
+                seeds={seed: value - theirs for seed, value in ours.seeds.items()},
             )
     columns = dict.fromkeys(params.benchmarks, 1)
     title = "Accuracy minus the published one (points; intervals are ours alone)"
@@ -570,10 +656,9 @@ def _ablation(
         caption=(
             "All variants start from the same text-CoT model; updates and learning rates are "
             f"those of the checkpoints on the way, in their order. Differences to {REFERENCE} are "
-            f"paired on the same questions, in points of their mean score; {_INTERVAL}, questions "
-            "on one image resampled together; p is two-sided, from the clustered standard error of "
-            "the paired differences (Miller 2024, as in lmms-eval), not corrected for the number "
-            f"of comparisons. Under {_RULES[protocol]}; {_decoding(params, protocol)}. "
+            "paired on the same questions and training seed, in points of their mean score; "
+            f"{_spread(params)}; questions on one image resampled together. {_VERDICTS} "
+            f"Under {_RULES[protocol]}; {_decoding(params, protocol)}. "
             f"{_DECODED}. Judged by {judge_name(params.judge)}."
         ),
         panels=(
@@ -590,14 +675,20 @@ def _ablation(
                 "variant",
                 others,
                 dict.fromkeys(columns, 1),
-                {(v, column): paired[v][column].difference for v in others for column in columns},
+                {(v, column): paired[v][column] for v in others for column in columns},
+            ),
+            *_by_training_seed(
+                f"Mean score minus {REFERENCE} by training seed, mean of the benchmarks",
+                "variant",
+                params,
+                {v: paired[v][MEAN] for v in others},
             ),
             Panel(
-                f"p of the paired difference to {REFERENCE}",
+                f"Do the training seeds agree on a difference to {REFERENCE}?",
                 "variant",
                 others,
-                dict.fromkeys(columns, 3),
-                {(v, column): paired[v][column].p for v in others for column in columns},
+                dict.fromkeys(columns, 0),
+                {(v, column): _verdict(paired[v][column]) for v in others for column in columns},
             ),
             _score_panel(
                 "Decoded tokens per answer", "decoded_tokens", protocol, params, variants, scores
@@ -606,12 +697,22 @@ def _ablation(
     )
 
 
-@dataclass(frozen=True)
-class _Paired:
-    """A paired difference, and the probability of one as large by chance."""
+_VERDICTS = (
+    "A difference is called higher or lower where all training seeds give it that sign and its "
+    "interval has no other; else it is undecided. Beside a verdict stands p (t test on the "
+    "training seeds' differences, not corrected for the number of comparisons)."
+)
 
-    difference: Entry
-    p: Entry
+
+def _verdict(difference: Entry) -> Label:
+    """Whether a difference is a conclusion, in words; of one training seed there is none."""
+    cell = Cell(difference.value, difference.low, difference.high, n=1, seeds=difference.seeds)
+    if cell.p is None:
+        return Label("one seed: no verdict", difference.source)
+    if not statistics.agreed(cell):
+        return Label("undecided", difference.source)
+    p = "p < .001" if cell.p < 0.001 else f"p {cell.p:.3f}"
+    return Label(f"{'higher' if cell.value > 0 else 'lower'} ({p})", difference.source)
 
 
 def _paired(
@@ -619,41 +720,44 @@ def _paired(
     protocol: str,
     samples: Mapping[str, Samples],
     variant: str,
-) -> dict[str, _Paired]:
+) -> dict[str, Entry]:
     """Benchmark -> mean score of the variant minus that of the reference, in points; and `mean`."""
-    cells, stderrs = {}, {}
-    for benchmark in params.benchmarks:
-        keys = [key for key in samples[REFERENCE] if key[:2] == (protocol, benchmark)]
-        theirs, ours = ([samples[name][key] for key in keys] for name in (REFERENCE, variant))
-        left, right = ([row["score"] for row in rows] for rows in (ours, theirs))
-        clusters = [row["image"] for row in theirs]
-        cells[benchmark] = statistics.paired_cell(
-            left,
-            right,
+    source = f"scores/{variant}.jsonl - scores/{REFERENCE}.jsonl"
+    differences = []
+    for place, benchmark in enumerate(params.benchmarks):
+        keys = [
+            key
+            for key in next(iter(samples[REFERENCE].values()))
+            if key[:2] == (protocol, benchmark)
+        ]
+        rows = {
+            name: {seed: [found[key] for key in keys] for seed, found in samples[name].items()}
+            for name in (variant, REFERENCE)
+        }
+        resampled = statistics.resample(
+            {
+                name: {seed: [row["score"] for row in found] for seed, found in by_seed.items()}
+                for name, by_seed in rows.items()
+            },
             draws=params.similarity.draws,
-            seed=params.seed,
-            clusters=clusters,
-            n_failed=sum(a["failed"] or b["failed"] for a, b in zip(ours, theirs, strict=True)),
+            seed=(params.seed, place),
+            clusters=[row["image"] for row in next(iter(rows[REFERENCE].values()))],
             scale=100,
         )
-        stderrs[benchmark] = 100 * statistics.clustered_stderr(
-            np.subtract(left, right), clusters=clusters
+        failed = {
+            name: np.array([[row["failed"] for row in found] for found in by_seed.values()])
+            for name, by_seed in rows.items()
+        }
+        differences.append(
+            statistics.minus(
+                resampled[variant],
+                resampled[REFERENCE],
+                n_failed=int((failed[variant] | failed[REFERENCE]).sum()),
+            )
         )
-    cells[MEAN] = statistics.mean_of(list(cells.values()))
-    stderrs[MEAN] = math.hypot(*stderrs.values()) / len(stderrs)
-    source = f"scores/{variant}.jsonl - scores/{REFERENCE}.jsonl"
-    return {
-        column: _Paired(
-            Entry.of(cell, source),
-            Entry(
-                statistics.two_sided_p(cell.value, stderrs[column]),
-                source,
-                n=cell.n,
-                n_failed=cell.n_failed,
-            ),
-        )
-        for column, cell in cells.items()
-    }
+    named = dict(zip(params.benchmarks, differences, strict=True))
+    named[MEAN] = statistics.mean_of(differences)
+    return {name: Entry.of(one.cell(seed=params.seed), source) for name, one in named.items()}
 
 
 def _latency(
@@ -706,6 +810,7 @@ def _latency(
         origin=f"{params.profile} profile",
         title=f"Latency ({_about(params)})",
         caption=(
+            "Models of the first training seed. "
             f"On {provenance['device']} (threads: {provenance['threads']}, {provenance['dtype']}, "
             f"torch {provenance['torch']}): medians over batches in milliseconds, cases in turn on "
             "the same batches of "
@@ -744,8 +849,8 @@ def _interpreters(
             f"state ({params.states.position}, checkpoint {params.states.checkpoint}) and from "
             "controls, by an interpreter for each section and by others. Text metrics in percent, "
             "means over samples, an empty reconstruction counts 0; corpus_bleu is of all samples "
-            f"together; {_INTERVAL}, turns on one image resampled together. nll_per_token is the "
-            "section's negative log-likelihood in nats a token; nll_gain is NLL(control) - "
+            f"together; {_spread(params)}; turns on one image resampled together. nll_per_token is "
+            "the section's negative log-likelihood in nats a token; nll_gain is NLL(control) - "
             "NLL(own) in nats a text. Differences are paired on the same turns. References are the "
             + (
                 "sections in an answer sentence with tags, which predictions lack (exact: without)."
@@ -824,14 +929,18 @@ def _section_panels(
     given = replace(
         given, digits={**given.digits, "empty of n": 0}, entries={**given.entries, **empty}
     )
+    gains = grid(
+        f"{section}: own minus control", "control", others, {**shown, NLL_GAIN: 2}, difference
+    )
     return [
         _with_published(given, {_PUBLISHED_ROW: section}, "3", params, published),
-        grid(
-            f"{section}: own minus control",
+        gains,
+        *_by_training_seed(
+            f"{section}: nll_gain by training seed",
             "control",
-            others,
-            {**shown, NLL_GAIN: 2},
-            difference,
+            params,
+            {control: gains.entries[control, NLL_GAIN] for control in others},
+            digits=2,
         ),
         grid(f"{section}: state given, further measures", "state", controls, further, own),
         grid(
@@ -866,14 +975,20 @@ def _other_interpreters(
         section = params.reconstructions[name].section
         ours, theirs = reconstructed[name], reconstructed[section]
         for column in (*shown, "nll"):
-            both = ours[column].notna() & theirs[column].notna()
+            # A row a training seed, a column a turn; a turn counts where all seeds have both.
+            by_seed = (
+                (ours[column] - theirs[column])
+                .unstack()
+                .reindex(index=params.seeds, columns=theirs.loc[params.seeds[0]].index)
+            )
+            there = by_seed.notna().all(axis=0).to_numpy()
+            images = theirs.loc[params.seeds[0]]["image"].to_numpy()[there]
             paired[name, column] = Entry.of(
-                statistics.paired_cell(
-                    ours[column][both],
-                    theirs[column][both],
+                statistics.seeded_cell(
+                    {seed: by_seed.loc[seed].to_numpy()[there] for seed in params.seeds},
                     draws=params.similarity.draws,
                     seed=params.seed,
-                    clusters=theirs["image"][both].tolist(),
+                    clusters=images.tolist(),
                 ),
                 f"scores/similarity/{name}.parquet - scores/similarity/{section}.parquet",
             )
@@ -1056,6 +1171,8 @@ def _plain(entry: Entry | Label, digits: int) -> str:
     if isinstance(entry, Label):
         return entry.text
     value = _fixed(entry.value, digits)
+    if entry.sd is not None:
+        value += f" ± {_fixed(entry.sd, digits)}"
     if entry.low is None or entry.high is None:
         return value
     return f"{value} [{_fixed(entry.low, digits)}, {_fixed(entry.high, digits)}]"
@@ -1143,6 +1260,8 @@ def _latex_entry(entry: Entry | str, digits: int) -> str:
         for number in (entry.value, entry.low, entry.high)
         if number is not None
     )
+    if entry.sd is not None:
+        value += f"{{\\tiny $\\pm${_fixed(entry.sd, digits)}}}"
     if not bounds:
         return value
     interval = f"{{\\tiny [{bounds[0]}, {bounds[1]}]}}"
@@ -1166,24 +1285,32 @@ def _escape(text: str) -> str:
     return "".join(_ESCAPES.get(character, character) for character in text)
 
 
+_NUMBERS = ("value", "low", "high", "n", "n_failed", "sd", "t_low", "t_high")
+
+
 def comma_separated(table: Table) -> str:
-    """The table as CSV, a line for each number, with interval, n, failures and source file.
+    """The table as CSV, a line for each number: its interval, n, failures, training seeds, source.
 
     Numbers are complete, not rounded; texts and published values have no interval and no n.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        ("origin", "panel", "row", "column", "value", "low", "high", "n", "n_failed", "source")
-    )
+    writer.writerow(("origin", "panel", "row", "column", *_NUMBERS, "seeds", "source"))
     for block in table.blocks:
         for panel in block.panels:
             for row, column in itertools.product(panel.rows, panel.digits):
                 entry = panel.entries[row, column]
                 if isinstance(entry, Entry):
+                    t_low, t_high = entry.t_interval or (None, None)
                     numbers = (entry.value, entry.low, entry.high, entry.n, entry.n_failed)
-                    shown = ["" if number is None else repr(number) for number in numbers]
+                    shown = [
+                        "" if number is None else repr(number)
+                        for number in (*numbers, entry.sd, t_low, t_high)
+                    ]
+                    shown.append(
+                        " ".join(f"{seed}={value!r}" for seed, value in entry.seeds.items())
+                    )
                 else:
-                    shown = [entry.text, "", "", "", ""]
+                    shown = [entry.text] + [""] * len(_NUMBERS)
                 writer.writerow((block.origin, panel.title, row, column, *shown, entry.source))
     return file.getvalue()

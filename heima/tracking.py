@@ -1,4 +1,5 @@
-"""A mirror of the result files in MLflow: one parent run a reproduction, one child a stage.
+"""A mirror of the result files in MLflow: one parent run a reproduction, in it a run a training
+seed and a run a stage; the stages of one training seed lie in that seed's run.
 
 `dvc.lock` and the result files are the record; nothing is ever read back from MLflow. The mirror
 can be deleted and is built again. A child is known by the hash of its stage's entry in `dvc.lock`
@@ -23,6 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from heima import results
+from heima.measures import NLL_GAIN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,6 +34,9 @@ EXPERIMENT = "heima"
 TABLES = Path("reports/tables")
 NO_RESULTS = ("fingerprint", "tables", "track")
 """Stages that compute nothing new; the tables are artifacts of the parent."""
+
+SEEDED = ("distill", "states", "interpret", "reconstruct")
+"""Stages that run once a training seed, which their names end with."""
 
 _LOCK_TIMEOUT = 60
 _BATCH = {"metrics": 1000, "params": 100}
@@ -68,7 +73,25 @@ class FinishedStage:
 
     @property
     def item(self) -> str:
-        return self.name.partition("@")[2]
+        return _item(self.name)[0]
+
+    @property
+    def seed(self) -> int | None:
+        """The training seed, of a stage that has one."""
+        return _item(self.name)[1]
+
+
+def _item(name: str) -> tuple[str, int | None]:
+    """The item of a stage's name, and its training seed.
+
+    >>> _item("distill@one-shot-42"), _item("score@one-shot"), _item("states@42"), _item("judge")
+    (('one-shot', 42), ('one-shot', None), ('', 42), ('', None))
+    """
+    stage, _, item = name.partition("@")
+    if stage not in SEEDED:
+        return item, None
+    item, _, seed = item.rpartition("-")
+    return item, int(seed)
 
 
 def stage_names(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
@@ -113,7 +136,10 @@ def finished_stages(root: Path) -> tuple[list[FinishedStage], list[str]]:
             f"{lock_file} does not exist, so no stage is finished: run `make repro`"
         )
     entries = _read_yaml(lock_file).get("stages", {})
-    names = stage_names(_read_yaml(root / "dvc.yaml"), _read_yaml(root / "params.yaml"))
+    pipeline, values = _read_yaml(root / "dvc.yaml"), _read_yaml(root / "params.yaml")
+    for file in pipeline.get("vars", []):
+        values |= _read_yaml(root / file)
+    names = stage_names(pipeline, values)
     finished, unfinished = [], []
     for name in names:
         if name.partition("@")[0] in NO_RESULTS:
@@ -180,14 +206,23 @@ def _params_with_origin(name: str, entries: Mapping[str, Any]) -> dict[str, str]
 
     Without them a comparison of two scores would show no parameter that differs.
     """
-    stage, _, item = name.partition("@")
+    stage = name.partition("@")[0]
+    item, seed = _item(name)
     params = _own_params(entries[name], item)
     if item:
         params["item"] = item
+    if seed is not None:
+        params["training_seed"] = str(seed)
     if stage == "score" and f"predict@{item}" in entries:
         return {**_params_with_origin(f"predict@{item}", entries), **params}
-    if stage == "predict" and (model := f"distill@{params['variants.model']}") in entries:
-        return {**_params_with_origin(model, entries), **params}
+    if stage == "predict":
+        model = params["variants.model"]
+        trained = (n for n in entries if n.startswith("distill@") and _item(n)[0] == model)
+        # Its training seeds differ in nothing but the seed.
+        if first := next(trained, None):
+            origin = _params_with_origin(first, entries)
+            del origin["training_seed"]
+            return {**origin, **params}
     return params
 
 
@@ -310,26 +345,33 @@ class _Mirror:
         self.git = _git_tags(root)
 
     def run(self, stages: Sequence[FinishedStage], summary: Mapping[str, Any]) -> None:
-        parent, mirrored = self._parent(summary)
+        parent, mirrored, seeds = self._parent(summary)
+        for seed in sorted({stage.seed for stage in stages} - {None} - seeds.keys()):
+            seeds[seed] = self._seed(parent, seed, summary["profile"])
         for stage in stages:
             if stage.name not in mirrored:
-                self._child(parent, stage, summary["profile"])
+                self._child(parent, seeds.get(stage.seed, parent), stage, summary["profile"])
+        for seed, run_id in seeds.items():
+            self._complete_seed(run_id, seed, stages)
         self._complete(parent, stages, summary)
 
-    def _parent(self, summary: Mapping[str, Any]) -> tuple[str, set[str]]:
-        """The id of the run to mirror under, and the stages that it already has."""
+    def _parent(self, summary: Mapping[str, Any]) -> tuple[str, set[str], dict[int, str]]:
+        """The id of the run to mirror under; the stages and the training seeds it already has."""
         children: dict[str, dict[str, str]] = {}
+        seeds: dict[str, dict[int, str]] = {}
         parents = []
         for run in self._runs():
             tags = run.data.tags
             if tags.get("kind") == "reproduction":
                 parents.append(run)
+            elif tags.get("kind") == "seed":
+                found = seeds.setdefault(tags["mlflow.parentRunId"], {})
+                found[int(tags["training_seed"])] = run.info.run_id
             elif tags.get("kind") == "stage" and run.info.status != "FINISHED":
                 # A killed mirror left it half written.
                 self.client.delete_run(run.info.run_id)
             elif tags.get("kind") == "stage":
-                found = children.setdefault(tags["mlflow.parentRunId"], {})
-                found[run.info.run_name] = tags["dvc_hash"]
+                children.setdefault(tags["reproduction"], {})[run.info.run_name] = tags["dvc_hash"]
         fitting = [
             (len(found), run.info.run_id)
             for run in parents
@@ -337,13 +379,29 @@ class _Mirror:
         ]
         if fitting:
             _, run_id = max(fitting)
-            return run_id, set(children.get(run_id, {}))
+            return run_id, set(children.get(run_id, {})), seeds.get(run_id, {})
         run = self.client.create_run(
             self.experiment_id,
             run_name=f"{summary['profile']} {summary['key']}",
             tags={**self.git, "kind": "reproduction", "profile": summary["profile"]},
         )
-        return run.info.run_id, set()
+        return run.info.run_id, set(), {}
+
+    def _seed(self, parent: str, seed: int, profile: str) -> str:
+        """A new run for what was trained with one seed."""
+        run = self.client.create_run(
+            self.experiment_id,
+            run_name=f"training seed {seed}",
+            tags={
+                **self.git,
+                "kind": "seed",
+                "mlflow.parentRunId": parent,
+                "training_seed": str(seed),
+                "profile": profile,
+            },
+        )
+        self._log(run.info.run_id, [], {"training_seed": str(seed)})
+        return run.info.run_id
 
     def _runs(self) -> Iterator[Run]:
         token = None
@@ -354,14 +412,16 @@ class _Mirror:
             if not token:
                 return
 
-    def _child(self, parent: str, stage: FinishedStage, profile: str) -> None:
+    def _child(self, parent: str, above: str, stage: FinishedStage, profile: str) -> None:
+        """A new run for a stage, in the run `above`: the parent itself or that of a seed."""
         run = self.client.create_run(
             self.experiment_id,
             run_name=stage.name,
             tags={
                 **self.git,
                 "kind": "stage",
-                "mlflow.parentRunId": parent,
+                "mlflow.parentRunId": above,
+                "reproduction": parent,
                 "mlflow.source.name": stage.command,
                 "stage": stage.stage,
                 "item": stage.item,
@@ -389,18 +449,10 @@ class _Mirror:
         """Give the parent what sums up its children, where it does not have it yet."""
         run = self.client.get_run(parent)
         params = {key: value for stage in stages for key, value in stage.recorded.items()}
-        # The means over benchmarks of each variant, and what each section's state tells.
-        headline = {
-            f"{stage.item}/{key}": value
-            for stage in stages
-            for path in stage.metrics_files
-            for key, value in metrics_of(results.read_json(path)).items()
-            if (stage.stage == "score" and "/mean/" in key)
-            or (stage.stage == "similarity" and key.endswith("/nll_gain"))
-        }
+        headline = [(key, cell["value"]) for key, cell in _headline(stages)]
         self._log(
             parent,
-            [(key, value, 0) for key, value in headline.items() if key not in run.data.metrics],
+            [(key, value, 0) for key, value in headline if key not in run.data.metrics],
             {key: value for key, value in params.items() if key not in run.data.params},
         )
         tags = {"key": summary["key"], "unfinished": ", ".join(summary["unfinished"])}
@@ -415,6 +467,18 @@ class _Mirror:
                 self.client.set_tag(parent, key, value)
         if run.info.status != "FINISHED":
             self.client.set_terminated(parent)
+
+    def _complete_seed(self, run_id: str, seed: int, stages: Sequence[FinishedStage]) -> None:
+        """Give a training seed's run its own values of what sums up the reproduction."""
+        run = self.client.get_run(run_id)
+        own = [
+            (key, cell["seeds"][str(seed)], 0)
+            for key, cell in _headline(stages)
+            if str(seed) in cell.get("seeds", {}) and key not in run.data.metrics
+        ]
+        self._log(run_id, own, {})
+        if run.info.status != "FINISHED":
+            self.client.set_terminated(run_id)
 
     def _log(
         self,
@@ -432,6 +496,21 @@ class _Mirror:
         pairs = [Param(key, value) for key, value in params.items()]
         for start in range(0, len(pairs), _BATCH["params"]):
             self.client.log_batch(run_id, params=pairs[start : start + _BATCH["params"]])
+
+
+def _headline(stages: Sequence[FinishedStage]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The cells that sum up a reproduction, by the name that they have there.
+
+    The means over benchmarks of each variant, and what each section's state tells.
+    """
+    for stage in stages:
+        if stage.stage not in ("score", "similarity"):
+            continue
+        for path in stage.metrics_files:
+            for group, row in results.read_json(path)["cells"].items():
+                for metric, cell in row.items():
+                    if group.endswith("/mean") if stage.stage == "score" else metric == NLL_GAIN:
+                        yield f"{stage.item}/{group}/{metric}", cell
 
 
 def _git_tags(root: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ import yaml
 from heima import config, results, statistics
 from heima.measures import NLL, NLL_GAIN, difference, judge_column, metrics_of
 from heima.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
+from stages import runs
 
 LATENCY_METRICS = (
     *("preprocess_ms", "vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2e_ms", "e2e_p90_ms"),
@@ -77,10 +78,13 @@ def _write_score(
     random = np.random.default_rng(seed)
     rows, cells = [], {}
     tokens = 140 if variant in ("base", "text-cot") else 42
+    trained = params.training_seeds(params.variants[variant].model)
     for protocol, rules in params.protocols.items():
+        parts = []
         for benchmark in params.benchmarks:
             found = [
                 {
+                    "training_seed": one,
                     "protocol": protocol,
                     "seed": run,
                     "benchmark": benchmark,
@@ -92,16 +96,19 @@ def _write_score(
                     "finish": "stop",
                     **{count: int(tokens + random.integers(5)) for count in COUNTS},
                 }
+                for one in trained
                 for run in rules.seeds
                 for number in range(questions)
             ]
-            cells[score_group(protocol, benchmark)] = _cells(params, protocol, found, questions)
+            parts.append(_resampled(params, protocol, found))
+            cells[score_group(protocol, benchmark)] = {
+                **{name: one.cell(seed=1) for name, one in parts[-1].items()},
+                CHANCE: results.Cell(25.0, 25.0, 25.0, n=questions),
+            }
             rows += found
-        groups = [cells[score_group(protocol, benchmark)] for benchmark in params.benchmarks]
         cells[score_group(protocol, MEAN)] = {
-            metric: statistics.mean_of([group[metric] for group in groups])
-            for metric in groups[0]
-            if metric != CHANCE
+            metric: statistics.mean_of([part[metric] for part in parts]).cell(seed=1)
+            for metric in parts[0]
         }
     results.write_jsonl(root / "scores" / f"{variant}.jsonl", rows)
     results.write_metrics(
@@ -111,56 +118,67 @@ def _write_score(
     )
 
 
-def _cells(
-    params: config.Params, protocol: str, rows: list[dict], questions: int
-) -> dict[str, results.Cell]:
-    def cell(found: list[dict], column: str, scale: float) -> results.Cell:
-        return statistics.cell(
-            [row[column] for row in found],
+def _resampled(
+    params: config.Params, protocol: str, rows: list[dict]
+) -> dict[str, statistics.Resampled]:
+    def by_training_seed(found: list[dict], column: str, scale: float) -> statistics.Resampled:
+        values: dict[int, list[float]] = {}
+        for row in found:
+            values.setdefault(row["training_seed"], []).append(row[column])
+        first = [row for row in found if row["training_seed"] == found[0]["training_seed"]]
+        return statistics.resample(
+            {column: values},
             draws=100,
             seed=1,
-            clusters=[row["image"] for row in found],
-            n_failed=sum(row["failed"] for row in found),
+            clusters=[row["image"] for row in first],
+            n_failed={column: sum(row["failed"] for row in found)},
             scale=scale,
-        )
+        )[column]
 
     seeds = params.protocols[protocol].seeds
     by_seed = {
-        seed_metric(seed): cell([row for row in rows if row["seed"] == seed], "score", 100)
+        seed_metric(seed): by_training_seed(
+            [row for row in rows if row["seed"] == seed], "score", 100
+        )
         for seed in (seeds if len(seeds) > 1 else ())
     }
     return {
-        ACCURACY: cell(rows, "score", 100),
-        CHANCE: results.Cell(25.0, 25.0, 25.0, n=questions),
-        **{f"{count}_tokens": cell(rows, count, 1) for count in COUNTS},
+        ACCURACY: by_training_seed(rows, "score", 100),
+        **{f"{count}_tokens": by_training_seed(rows, count, 1) for count in COUNTS},
         **by_seed,
     }
 
 
 def _write_similarity(root: Path, params: config.Params, name: str, seed: int) -> None:
     random = np.random.default_rng(seed)
+
+    def drawn(mean: float) -> dict[int, np.ndarray]:
+        return {one: mean + random.normal(size=20) for one in params.seeds}
+
     cells: dict[str, dict[str, results.Cell]] = {}
     rows = []
     for control in params.reconstruct.controls:
         shift = 30 if control == "own" else 0
         metrics = metrics_of(control, params)
-        values = {metric: 40 + shift + random.normal(size=20) for metric in (*metrics, *NLL)}
+        values = {metric: drawn(40 + shift) for metric in (*metrics, *NLL)}
         cells[control] = {
-            metric: statistics.cell(column, draws=100, seed=1, n_failed=1)
+            metric: statistics.seeded_cell(column, draws=100, seed=1, n_failed=1)
             for metric, column in values.items()
         }
         if control != "own":
             cells[difference(control)] = {
-                metric: statistics.cell(30 + random.normal(size=20), draws=100, seed=1)
+                metric: statistics.seeded_cell(drawn(30), draws=100, seed=1)
                 for metric in (*metrics, NLL_GAIN)
             }
         rows += [
             {
+                "training_seed": one,
                 "id": f"turn-{number}",
                 "image": f"image-{number // 2}",
                 "control": control,
-                **{metric: column[number] for metric, column in values.items()},
+                **{metric: column[one][number] for metric, column in values.items()},
             }
+            for one in params.seeds
             for number in range(20)
         ]
     parquet = root / "scores" / "similarity" / f"{name}.parquet"
@@ -191,11 +209,12 @@ def _write_similarity(root: Path, params: config.Params, name: str, seed: int) -
 
 
 PIPELINE = """
+vars: [runs.yaml]
 stages:
   rewrite: {cmd: python -m stages.rewrite}
   distill:
-    foreach: ${checkpoints}
-    do: {cmd: "python -m stages.distill ${key}"}
+    foreach: ${runs.distill}
+    do: {cmd: "python -m stages.distill ${item.checkpoint} ${item.seed}"}
   similarity:
     foreach: ${reconstructions}
     do: {cmd: "python -m stages.similarity ${key}"}
@@ -212,6 +231,7 @@ stages:
 def lock(root: Path, params: config.Params) -> None:
     """Write dvc.yaml, dvc.lock, and what `write` leaves out of the outputs that it records."""
     (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    (root / "runs.yaml").write_text(yaml.safe_dump({"runs": runs.runs(params)}), encoding="utf-8")
     plain = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     stages = {}
 
@@ -235,21 +255,21 @@ def lock(root: Path, params: config.Params) -> None:
         {"turns": {"train": 90, "heldout": 10}, "examples": {"p1": "text"}, "provenance": {}},
     )
     add("rewrite", ["metrics/rewrite.json"], rewrite=plain["rewrite"])
-    for name, checkpoint in params.checkpoints.items():
+    for run, one in runs.runs(params)["distill"].items():
+        name, seed = one["checkpoint"], one["seed"]
+        place, metrics = params.trained(name, seed), f"metrics/distill/{name}/{seed}.json"
+        rate = params.checkpoints[name].learning_rate
         results.write_jsonl(
-            root / "models" / name / "loss.jsonl",
-            [
-                {"step": step, "loss": 2 / step, "learning_rate": checkpoint.learning_rate}
-                for step in range(1, 6)
-            ],
+            root / "models" / place / "loss.jsonl",
+            [{"step": step, "loss": 2 / step, "learning_rate": rate} for step in range(1, 6)],
         )
         results.write_metrics(
-            root / "metrics" / "distill" / f"{name}.json",
-            {"heldout": {"loss": results.Cell(0.5, 0.4, 0.6, n=10)}},
-            results.provenance(f"distill@{name}", params, seconds=1.5),
+            root / metrics,
+            {"heldout": {"loss": results.Cell(0.5, 0.4, 0.6, n=10, seeds={seed: 0.5})}},
+            results.provenance(f"distill@{run}", params, training_seed=seed, seconds=1.5),
         )
         used = {f"checkpoints.{name}": plain["checkpoints"][name]}
-        add(f"distill@{name}", [f"models/{name}", f"metrics/distill/{name}.json"], **used)
+        add(f"distill@{run}", [f"models/{place}", metrics], **used)
     for name in params.reconstructions:
         add(f"similarity@{name}", [f"metrics/similarity/{name}.json"])
     for variant in params.variants:

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
 from heima import statistics
 from heima.results import Cell
@@ -48,8 +50,9 @@ def test_copies_in_one_cluster_add_no_information(values):
 
 
 def test_the_difference_of_equal_columns_is_zero(values):
-    cell = statistics.paired_cell(values, values, **DRAWS)
-    assert (cell.value, cell.low, cell.high) == (0.0, 0.0, 0.0)
+    both = statistics.resample({"a": {1: values, 2: values + 1}}, **DRAWS)["a"]
+    cell = statistics.minus(both, both, n_failed=0).cell(seed=7)
+    assert (cell.value, cell.low, cell.high, cell.sd) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_sums_are_of_the_resamples_that_the_intervals_see(values):
@@ -94,9 +97,81 @@ def test_cells_count_and_scale():
     assert found["a"].low < 50 < found["a"].high
 
 
-def test_mean_of_independent_cells_is_narrower():
-    cells = [Cell(50.0, 46.0, 54.0, n=10, n_failed=1), Cell(70.0, 67.0, 73.0, n=20)]
-    assert statistics.mean_of(cells) == Cell(60.0, 57.5, 62.5, n=30, n_failed=1)
+def test_one_training_seed_has_the_interval_of_its_questions(values):
+    labels = (np.arange(len(values)) // 3).tolist()
+    weights = np.linspace(1, 2, len(values))
+    options = {"clusters": labels, "weights": weights, "n_failed": 2, "scale": 100, **DRAWS}
+    one, plain = statistics.seeded_cell({42: values}, **options), statistics.cell(values, **options)
+    assert (one.value, one.low, one.high) == pytest.approx((plain.value, plain.low, plain.high))
+    assert (one.n, one.n_failed, one.seeds) == (plain.n, plain.n_failed, {42: one.value})
+    assert one.sd is one.t_interval is one.p is None
+
+
+def test_copies_of_a_training_seed_add_no_information(values):
+    one = statistics.seeded_cell({1: values}, **DRAWS)
+    three = statistics.seeded_cell({1: values, 2: values, 3: values}, **DRAWS)
+    assert (three.value, three.low, three.high) == pytest.approx((one.value, one.low, one.high))
+    assert (three.sd, three.n) == (0.0, 3 * one.n)
+
+
+def test_seeds_and_questions_are_resampled_as_a_naive_loop_does():
+    """Crossed: a draw takes seeds and questions, each with replacement, and averages the grid."""
+    random = np.random.default_rng(3)
+    table = random.normal(size=(40, 1)) + random.normal(size=(1, 4)) + random.normal(size=(40, 4))
+    cell = statistics.seeded_cell({seed: table[:, seed] for seed in range(4)}, **DRAWS)
+    means = [
+        table[np.ix_(random.integers(40, size=40), random.integers(4, size=4))].mean()
+        for _ in range(4000)
+    ]
+    low, high = np.percentile(means, statistics.PERCENTILES)
+    tolerance = 0.1 * np.std(means)
+    assert (cell.low, cell.high) == pytest.approx((low, high), abs=2 * tolerance)
+    assert cell.value == pytest.approx(table.mean())
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=6))
+def test_t_interval_and_p_are_those_of_scipy(means):
+    cell = Cell(float(np.mean(means)), -200.0, 200.0, n=9, seeds=dict(enumerate(means)))
+    if np.std(means) < 1e-6:
+        return
+    test = scipy.stats.ttest_1samp(means, 0.0)
+    interval = test.confidence_interval(0.95)
+    assert cell.t_interval == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
+    assert cell.p == pytest.approx(test.pvalue, rel=1e-6)
+    assert cell.sd == pytest.approx(np.std(means, ddof=1))
+    assert Cell.from_json(cell.to_json()) == cell
+
+
+def test_a_mean_over_benchmarks_keeps_what_a_seed_does_to_all_of_them():
+    """Seeds move all benchmarks alike: their mean is no more certain than one. Questions average.
+
+    Two benchmarks of constant questions differ by seed alone, two of equal seeds by question alone.
+    """
+    seeds = {1: [0.0] * 50, 2: [1.0] * 50, 3: [2.0] * 50}
+    questions = dict.fromkeys((1, 2, 3), np.arange(50.0))
+
+    def half_width(columns) -> float:
+        parts = [
+            statistics.resample({"a": columns}, draws=4000, seed=(7, place))["a"]
+            for place in range(4)
+        ]
+        cell, single = statistics.mean_of(parts).cell(seed=7), parts[0].cell(seed=7)
+        return (cell.high - cell.low) / (single.high - single.low)
+
+    assert half_width(seeds) == pytest.approx(1.0)
+    assert half_width(questions) == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_model_of_one_seed_is_compared_with_every_seed(values):
+    found = statistics.resample({"a": {1: values, 2: values + 2}, "b": {42: values + 1}}, **DRAWS)
+    cell = statistics.minus(found["a"], found["b"], n_failed=0).cell(seed=7)
+    assert cell.seeds == pytest.approx({1: -1.0, 2: 1.0})
+    assert cell.value == pytest.approx(0.0, abs=1e-12)
+    back = statistics.minus(found["b"], found["a"], n_failed=0).cell(seed=7)
+    assert (back.low, back.high) == pytest.approx((-cell.high, -cell.low), abs=1e-12)
+    other = statistics.resample({"c": {3: values, 4: values}}, **DRAWS)["c"]
+    with pytest.raises(ValueError, match="paired seeds must match"):
+        statistics.minus(found["a"], other, n_failed=0)
 
 
 @pytest.mark.parametrize(
@@ -106,43 +181,9 @@ def test_mean_of_independent_cells_is_narrower():
         (lambda: statistics.cell([1.0, float("nan")], **DRAWS), "finite values.*row 1"),
         (lambda: statistics.cell([1.0, 2.0], clusters=["a"], **DRAWS), "all 2 samples, got 1"),
         (lambda: statistics.cell([1.0], weights=[0.0], **DRAWS), "positive"),
-        (lambda: statistics.paired_cell([1.0], [1.0, 2.0], **DRAWS), "must match"),
-        (lambda: statistics.mean_of([]), "needs cells"),
+        (lambda: statistics.mean_of([]), "needs parts"),
     ],
 )
 def test_unusable_values_say_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_clustered_stderr_is_that_of_lmms_eval(values):
-    from lmms_eval.api.metrics import clustered_stderr
-
-    labels = np.random.default_rng(1).integers(40, size=len(values)).tolist()
-    expected = clustered_stderr(values.tolist(), labels)
-    assert statistics.clustered_stderr(values, clusters=labels) == pytest.approx(expected)
-    alone = statistics.clustered_stderr(values)
-    assert alone == pytest.approx(scipy.stats.sem(values))
-    assert statistics.clustered_stderr(values, weights=[3.0] * len(values)) == pytest.approx(alone)
-
-
-def test_clustered_stderr_agrees_with_the_bootstrap_under_weights(values):
-    labels = (np.arange(len(values)) // 3).tolist()
-    weights = np.random.default_rng(2).uniform(0.5, 2, size=len(values))
-    low, high = statistics.bootstrap_interval(values, clusters=labels, weights=weights, **DRAWS)
-    expected = (high - low) / (2 * 1.96)
-    found = statistics.clustered_stderr(values, clusters=labels, weights=weights)
-    assert found == pytest.approx(expected, rel=0.1)
-
-
-def test_clustered_stderr_needs_two_samples():
-    with pytest.raises(ValueError, match="at least two samples"):
-        statistics.clustered_stderr([1.0])
-    constant = statistics.clustered_stderr([0.1] * 7, clusters=[0, 0, 0, 1, 1, 2, 3])
-    assert constant == pytest.approx(0, abs=1e-15)
-
-
-def test_two_sided_p_is_that_of_the_normal_distribution():
-    for z in (0.0, 0.3, 1.96, -2.5, 8.0):
-        expected = 2 * scipy.stats.norm.sf(abs(z))
-        assert statistics.two_sided_p(3 * z, 3.0) == pytest.approx(expected, rel=1e-9)

@@ -107,16 +107,17 @@ def test_other_interpreters_are_paired_with_the_section_s_own(root, params, buil
             for name in ("shared-caption", "caption")
         )
     )
-    cell = statistics.paired_cell(
-        ours["bleu4"],
-        theirs["bleu4"],
-        clusters=theirs["image"].tolist(),
+    differences = ours.assign(gap=ours["bleu4"] - theirs["bleu4"]).groupby("training_seed")
+    cell = statistics.seeded_cell(
+        {seed: found["gap"] for seed, found in differences},
+        clusters=ours["image"].tolist()[:20],
         draws=params.similarity.draws,
         seed=params.seed,
     )
     panel = "Other interpreters minus the section's own (nll: nats a text)"
     line = lines[panel, "shared-caption", "bleu4"]
-    assert [float(line[k]) for k in ("value", "low", "high")] == [cell.value, cell.low, cell.high]
+    numbers = [float(line[k]) for k in ("value", "low", "high", "sd")]
+    assert numbers == pytest.approx([cell.value, cell.low, cell.high, cell.sd])
 
 
 def test_reconstructions_of_other_turns_are_refused(copy, params):
@@ -169,24 +170,76 @@ def test_ablation_pairs_samples_and_counts_updates(root, params, built):
         return [row for row in rows if (row["protocol"], row["benchmark"]) == ("paper", "ai2d")]
 
     ours, theirs = scores("answer-only"), scores("heima")
-    cell = statistics.paired_cell(
-        [row["score"] for row in ours],
-        [row["score"] for row in theirs],
-        clusters=[row["image"] for row in theirs],
+    gaps = {
+        seed: [
+            a["score"] - b["score"]
+            for a, b in zip(ours, theirs, strict=True)
+            if a["training_seed"] == seed
+        ]
+        for seed in params.seeds
+    }
+    cell = statistics.seeded_cell(
+        gaps,
+        clusters=[row["image"] for row in theirs][:40],
         draws=params.similarity.draws,
-        seed=params.seed,
-        n_failed=2,
+        seed=(params.seed, params.benchmarks.index("ai2d")),
         scale=100,
     )
     line = lines[
         "Mean score minus heima (points, each question counts once)", "answer-only", "ai2d"
     ]
-    assert [float(line[k]) for k in ("value", "low", "high")] == [cell.value, cell.low, cell.high]
-    assert (line["n"], line["n_failed"]) == ("40", "2"), "two seeds of twenty questions"
-    differences = np.subtract([row["score"] for row in ours], [row["score"] for row in theirs])
-    stderr = statistics.clustered_stderr(differences, clusters=[row["image"] for row in theirs])
-    line = lines["p of the paired difference to heima", "answer-only", "ai2d"]
-    assert float(line["value"]) == pytest.approx(statistics.two_sided_p(differences.mean(), stderr))
+    assert float(line["value"]) == pytest.approx(cell.value)
+    assert float(line["sd"]) == pytest.approx(cell.sd)
+    assert [float(line[k]) for k in ("t_low", "t_high")] == pytest.approx(cell.t_interval)
+    assert [float(line[k]) for k in ("low", "high")] == pytest.approx([cell.low, cell.high], abs=3)
+    seeds = dict(part.split("=") for part in line["seeds"].split())
+    assert {int(k): float(v) for k, v in seeds.items()} == pytest.approx(cell.seeds)
+    assert (line["n"], line["n_failed"]) == ("120", "6"), "3 and 2 seeds of twenty questions"
+
+
+def test_a_verdict_needs_every_training_seed():
+    def verdict(low: float, high: float, **seeds: float) -> str:
+        values = {int(name[1:]): value for name, value in seeds.items()}
+        mean = sum(values.values()) / len(values)
+        return tables._verdict(tables.Entry(mean, "f", low, high, seeds=values)).text
+
+    assert verdict(1, 5, s1=2.0) == "one seed: no verdict"
+    assert verdict(1, 5, s1=2.0, s2=3.0, s3=4.0) == "higher (p 0.035)"
+    assert verdict(-5, -1, s1=-2.0, s2=-3.0, s3=-4.0) == "lower (p 0.035)"
+    assert verdict(1, 5, s1=-0.1, s2=3.0, s3=4.0) == "undecided", "one seed says otherwise"
+    assert verdict(-1, 5, s1=2.0, s2=3.0, s3=4.0) == "undecided", "the questions could"
+
+
+def test_nothing_is_concluded_from_one_training_seed(tmp_path):
+    text = (fabricated.ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace("seeds: [42, 43, 44] ", "seeds: [42] ")
+    params = fabricated.write(tmp_path, params_text=text)
+    built = tables.build(tmp_path, params)
+    for table in built.values():
+        for line in lines_of(table):
+            assert line["sd"] == line["t_low"] == ""
+            assert " p " not in line["panel"]
+    verdicts = {
+        line["value"]
+        for line in lines_of(built["ablation"])
+        if line["panel"].startswith("Do the training seeds agree")
+    }
+    assert verdicts == {"one seed: no verdict"}
+    assert "of one training seed nothing is concluded" in built["ablation"].blocks[0].caption
+
+
+def test_models_without_training_seeds_have_no_spread(params, built):
+    lines = {
+        (line["panel"], line["row"], line["column"]): line
+        for line in lines_of(built["benchmarks"])
+        if line["origin"].endswith("lmms")
+    }
+    assert lines["Accuracy (%)", "text-cot", "mean"]["sd"] == ""
+    assert float(lines["Accuracy (%)", "heima", "mean"]["sd"]) > 0
+    panel = "Accuracy (%) by training seed, mean of the benchmarks"
+    rows = {row for found, row, _ in lines if found == panel}
+    trained = {n for n, v in params.variants.items() if v.model in params.checkpoints}
+    assert rows == trained
 
 
 def test_a_run_of_each_decoding_seed_is_shown(built):
@@ -240,12 +293,12 @@ def test_mmbench_rotations_count_once(copy, params):
         results.write_jsonl(path, rows)
     seen = []
     for line in lines_of(tables.build(copy, params)["ablation"]):
-        if line["panel"].startswith("Mean score minus") and line["column"] == "mmbench":
+        if "each question counts once" in line["panel"] and line["column"] == "mmbench":
             seen.append((line["origin"], line["n"], line["n_failed"]))
     others = len(params.variants) - 2
     assert seen == [
-        *[("toy profile, protocol lmms", "5", "1")] * others,
-        *[("toy profile, protocol paper", "10", "2")] * others,
+        *[("toy profile, protocol lmms", "15", "3")] * others,
+        *[("toy profile, protocol paper", "30", "6")] * others,
     ]
 
 
@@ -316,7 +369,7 @@ def test_unpaired_samples_are_named(copy, params):
     path = copy / "scores/answer-only.jsonl"
     results.write_jsonl(path, results.read_jsonl(path)[1:])
     found = problems(copy, params)
-    assert "scores/answer-only.jsonl and scores/heima.jsonl must have the same samples" in found
+    assert "scores/answer-only.jsonl (training seed 42) and scores/heima.jsonl must have" in found
     assert "lmms/mmstar/42/0" in found
 
 
@@ -366,8 +419,8 @@ def test_latex_is_complete(built, tmp_path, name):
 
 def test_markdown_shows_intervals_and_failures(built):
     text = tables.markdown(built["benchmarks"])
-    assert re.search(r"\| heima +\| \d+\.\d \[\d+\.\d, \d+\.\d\]", text)
-    assert "6 of 120" in text
+    assert re.search(r"\| heima +\| \d+\.\d ± \d+\.\d \[\d+\.\d, \d+\.\d\]", text)
+    assert "18 of 360" in text
     assert "toy profile" in text and "not comparable" in text
 
 

@@ -60,10 +60,11 @@ def fresh(tmp_path, empty_database):
 
 
 def change_learning_rate(root, checkpoint: str, rate: float) -> None:
-    """What `dvc repro` leaves after a changed parameter: that stage has another entry."""
+    """What `dvc repro` leaves after a changed parameter: its stages have other entries."""
     lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
-    used = lock["stages"][f"distill@{checkpoint}"]["params"]["params.yaml"]
-    used[f"checkpoints.{checkpoint}"]["learning_rate"] = rate
+    for seed in (42, 43, 44):
+        used = lock["stages"][f"distill@{checkpoint}-{seed}"]["params"]["params.yaml"]
+        used[f"checkpoints.{checkpoint}"]["learning_rate"] = rate
     (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
 
 
@@ -71,13 +72,21 @@ def test_every_stage_is_a_finished_run_under_one_parent(mirrored):
     root, summary = mirrored
     found = named(root)
     (parent,) = parents(root)
-    assert summary["runs"] == len(summary["stages"]) == 1 + 6 + 7 + 7 + 6
-    assert set(found) == {*summary["stages"], parent.info.run_name}
+    assert summary["runs"] == len(summary["stages"]) == 1 + 3 * 6 + 7 + 7 + 6
+    seeds = {f"training seed {seed}": str(seed) for seed in (42, 43, 44)}
+    assert set(found) == {*summary["stages"], *seeds, parent.info.run_name}
+    for name, seed in seeds.items():
+        assert found[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert found[name].data.params == {"training_seed": seed}
+        assert found[name].info.status == "FINISHED"
     assert summary["unfinished"] == []
     for name, dvc_hash in summary["stages"].items():
         run = found[name]
         assert run.info.status == "FINISHED"
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        seed = name.rpartition("-")[2] if name.startswith("distill") else None
+        above = found[f"training seed {seed}"] if seed else parent
+        assert run.data.tags["mlflow.parentRunId"] == above.info.run_id
+        assert run.data.tags["reproduction"] == parent.info.run_id
         assert run.data.tags["dvc_hash"] == dvc_hash
         assert run.data.tags["stage"] == name.partition("@")[0]
         assert (run.data.tags["profile"], run.data.tags["code"]) == ("toy", "c" * 32)
@@ -92,11 +101,14 @@ def test_metrics_curves_and_artifacts_are_those_of_the_files(mirrored):
         == cells["lmms/mean"]["accuracy"].value
     )
     assert found["rewrite"].data.metrics == {"turns/train": 90.0, "turns/heldout": 10.0}
-    recover = found["distill@recover"].info.run_id
+    recover = found["distill@recover-42"].info.run_id
     curve = api.get_metric_history(recover, "loss")
     assert [(point.step, point.value) for point in curve] == [(n, 2 / n) for n in range(1, 6)]
-    assert found["distill@recover"].data.metrics["seconds"] == 1.5
-    assert [file.path for file in api.list_artifacts(recover)] == ["recover.json"]
+    assert found["distill@recover-42"].data.metrics["seconds"] == 1.5
+    assert [file.path for file in api.list_artifacts(recover)] == ["42.json"]
+    own = found["training seed 43"].data.metrics
+    assert own["heima/lmms/mean/accuracy"] == cells["lmms/mean"]["accuracy"].seeds[43]
+    assert not any(key.startswith("text-cot/") for key in own), "it has no training seed of its own"
     (parent,) = parents(root)
     assert [file.path for file in api.list_artifacts(parent.info.run_id, "tables")] == [
         "tables/benchmarks.md"
@@ -129,14 +141,14 @@ def test_other_params_get_another_parent(fresh):
     second = tracking.mirror(root)
     assert first["key"] != second["key"]
     changed = {n for n in first["stages"] if first["stages"][n] != second["stages"][n]}
-    assert changed == {"distill@p2"}
+    assert changed == {f"distill@p2-{seed}" for seed in (42, 43, 44)}
     rates = {parent.data.params["checkpoints.p2.learning_rate"] for parent in parents(root)}
     assert rates == {"0.003", "0.001"}
-    assert len(runs(root)) == 2 * (1 + first["runs"])
+    assert len(runs(root)) == 2 * (1 + 3 + first["runs"])
     # Back to the first parameters: its parent is complete already.
     change_learning_rate(root, "p2", 3e-3)
     assert tracking.mirror(root) == first
-    assert len(runs(root)) == 2 * (1 + first["runs"])
+    assert len(runs(root)) == 2 * (1 + 3 + first["runs"])
 
 
 def test_the_mirror_is_built_from_the_files_alone(mirrored, tmp_path, empty_database):
@@ -173,7 +185,7 @@ def test_a_pipeline_halfway_and_a_killed_mirror_are_continued(fresh, monkeypatch
     summary = tracking.mirror(root)
     assert summary["unfinished"] == []
     assert len(parents(root)) == 1
-    assert len(runs(root)) == 1 + summary["runs"]
+    assert len(runs(root)) == 1 + 3 + summary["runs"]
     assert {run.info.status for run in runs(root)} == {"FINISHED"}
     (parent,) = parents(root)
     assert (parent.data.tags["key"], parent.data.tags["unfinished"]) == (summary["key"], "")
@@ -182,20 +194,20 @@ def test_a_pipeline_halfway_and_a_killed_mirror_are_continued(fresh, monkeypatch
 def test_changed_and_missing_outputs_are_not_finished(fresh):
     root = fresh
     (root / "metrics/score/heima.json").write_text("{}", encoding="utf-8")
-    (root / "models/p1/loss.jsonl").unlink()
-    (root / "models/p1").rmdir()
+    (root / "models/p1/43/loss.jsonl").unlink()
+    (root / "models/p1/43").rmdir()
     finished, unfinished = tracking.finished_stages(root)
-    assert unfinished == ["distill@p1", "score@heima"]
-    assert not {"distill@p1", "score@heima"} & {stage.name for stage in finished}
+    assert unfinished == ["distill@p1-43", "score@heima"]
+    assert not {"distill@p1-43", "score@heima"} & {stage.name for stage in finished}
 
 
 def test_stale_entries_are_ignored(fresh):
     root = fresh
     lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
-    lock["stages"]["distill@removed"] = lock["stages"]["distill@p1"]
+    lock["stages"]["distill@removed-42"] = lock["stages"]["distill@p1-42"]
     (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
     finished, _ = tracking.finished_stages(root)
-    assert "distill@removed" not in {stage.name for stage in finished}
+    assert "distill@removed-42" not in {stage.name for stage in finished}
 
 
 def test_a_damaged_database_is_named_and_nothing_else_is_touched(fresh):
@@ -215,9 +227,12 @@ def test_without_results_the_message_says_what_to_run(tmp_path):
 def test_names_of_the_real_pipeline():
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     plain = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    names = tracking.stage_names(pipeline, plain)
+    listed = yaml.safe_load((ROOT / "runs.yaml").read_text(encoding="utf-8"))
+    names = tracking.stage_names(pipeline, plain | listed)
     params = config.load(ROOT / "params.yaml")
     assert len(names) == len(set(names))
-    assert {f"distill@{name}" for name in params.checkpoints} <= set(names)
+    assert {f"distill@{n}-{seed}" for n in params.checkpoints for seed in params.seeds} <= set(
+        names
+    )
     assert {f"score@{name}" for name in params.variants} <= set(names)
-    assert {"prepare", "teach@text-cot", "interpret@reasoning-question-only"} <= set(names)
+    assert {"prepare", "teach@text-cot", "interpret@reasoning-question-only-44"} <= set(names)
