@@ -8,7 +8,7 @@ FLOPs are those that are carried out: padded tiles and recomputed activations in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -182,14 +182,14 @@ class Estimate:
             self._prepare(),
             Stage("rewrite", samples=self.workload.turns, disk=self.workload.turns * 1200),
             *(self._teach(name) for name in ("text-cot", "base", "interpreter")),
-            *(self._distill(name, one) for name, one in params.checkpoints.items()),
-            self._states(),
-            *(
+            *self._each_seed(self._distill(name, one) for name, one in params.checkpoints.items()),
+            *self._each_seed([self._states()]),
+            *self._each_seed(
                 self._interpret(name, source)
                 for name in params.interpreters
                 for source in ("own", "question-only")
             ),
-            *(self._reconstruct(name) for name in params.reconstructions),
+            *self._each_seed(self._reconstruct(name) for name in params.reconstructions),
             self._judge(),
             *(self._similarity(name) for name in params.reconstructions),
             *(self._predict(name) for name in params.variants),
@@ -198,6 +198,13 @@ class Estimate:
             Stage("tables"),
             Stage("track"),
         ]
+
+    def _each_seed(self, stages: Iterable[Stage]) -> Iterator[Stage]:
+        """The stages once for each training seed, named as in dvc.yaml."""
+        for stage in stages:
+            mark = "-" if "@" in stage.name else "@"
+            for seed in self.params.seeds:
+                yield replace(stage, name=f"{stage.name}{mark}{seed}")
 
     # Images
 
@@ -404,7 +411,7 @@ class Estimate:
         params = self.params
         calls = tokens = 0.0
         for one in params.reconstructions.values():
-            count = self.workload.heldout * len(params.similarity.judged)
+            count = self.workload.heldout * len(params.similarity.judged) * len(params.seeds)
             asked = INSTRUCTIONS + self.workload.lengths.prompt
             asked += 2 * self.workload.lengths.sections[one.section]
             calls += count
@@ -420,7 +427,8 @@ class Estimate:
         )
 
     def _similarity(self, name: str) -> Stage:
-        samples = self.workload.heldout * len(self.params.reconstruct.controls)
+        params = self.params
+        samples = self.workload.heldout * len(params.reconstruct.controls) * len(params.seeds)
         return Stage(f"similarity@{name}", samples=samples, disk=samples * 300)
 
     def _predict(self, name: str) -> Stage:
@@ -429,7 +437,7 @@ class Estimate:
             benchmark_rows(params, benchmark) * len(protocol.seeds)
             for protocol in params.protocols.values()
             for benchmark in params.benchmarks
-        )
+        ) * self._models(name)
         prompt, answer = self._asked(name)
         longest = min(PADDING * answer, params.predict.max_new_tokens)
         decoded = self._answered(
@@ -441,6 +449,10 @@ class Estimate:
             memory=self._inference(params.predict.batch_size, prompt + longest),
             disk=prompts * ROW_BYTES,
         )
+
+    def _models(self, variant: str) -> int:
+        """How many models a variant has: one a training seed."""
+        return len(self.params.training_seeds(self.params.variants[variant].model))
 
     def _asked(self, variant: str) -> tuple[float, float]:
         """Tokens of a benchmark's prompt to a variant, and of its answer."""
@@ -464,7 +476,7 @@ class Estimate:
         calls = tokens = 0.0
         for protocol, rules in params.protocols.items():
             for benchmark in set(JUDGED_UNDER[protocol]) & set(params.benchmarks):
-                count = benchmark_rows(params, benchmark) * len(rules.seeds)
+                count = benchmark_rows(params, benchmark) * len(rules.seeds) * self._models(name)
                 calls += count
                 tokens += count * JUDGED[benchmark]
         return Stage(

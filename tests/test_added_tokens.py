@@ -154,7 +154,7 @@ with torch.no_grad():
 def test_base_and_adapter_alone_make_the_same_model_in_a_new_process(
     root, llava_params, pytestconfig
 ):
-    adapted = trained(models.trainable_vlm(root, "text-cot", llava_params))
+    adapted = trained(models.trainable_vlm(root, "text-cot", llava_params, seed=llava_params.seed))
     models.save_adapter(adapted, root / "p1")
     kept = {file.name for file in (root / "p1").iterdir()}
     assert kept == {"adapter_config.json", "adapter_model.safetensors"}
@@ -178,9 +178,11 @@ def test_base_and_adapter_alone_make_the_same_model_in_a_new_process(
 
 def test_a_phase_continues_the_adapter(root, llava_params):
     """What p1 ended with is what p2 starts from, thinking tokens included."""
-    adapted = trained(models.trainable_vlm(root, "text-cot", llava_params)).eval()
+    adapted = trained(
+        models.trainable_vlm(root, "text-cot", llava_params, seed=llava_params.seed)
+    ).eval()
     models.save_adapter(adapted, root / "p1")
-    again = models.trainable_vlm(root, "p1", llava_params).eval()
+    again = models.trainable_vlm(root, "p1", llava_params, seed=llava_params.seed).eval()
     ids = torch.arange(200, 212).view(2, 6)
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, adapted(input_ids=ids).logits)

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from heima import architectures, config, missing, workload
+from heima import architectures, config, missing, tracking, workload
 from heima.config import PretrainedModel
 from heima.estimate import GPUS, Estimate, Machine, total
-from stages import plan
+from stages import plan, runs
 from tests.conftest import ROOT
 
 H100 = Machine("h100", GPUS["h100"], 8, mfu=0.35, mbu=0.25)
@@ -47,43 +47,40 @@ def stage(estimate, name):
 
 def names_of_dvc(params) -> list[str]:
     """The stages of dvc.yaml, those of `foreach` and `matrix` one by one, in its order."""
-    raw = params.model_dump(mode="json", by_alias=True)
-    names = []
-    for name, content in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
-        if "foreach" in content:
-            each = content["foreach"]
-            names += [
-                f"{name}@{key}" for key in (raw[each[2:-1]] if isinstance(each, str) else each)
-            ]
-        elif "matrix" in content:
-            matrix = content["matrix"]
-            names += [
-                f"{name}@{interpreter}-{source}"
-                for interpreter in raw["interpreters"]
-                for source in matrix["input"]
-            ]
-        else:
-            names.append(name)
-    return names
+    values = params.model_dump(mode="json", by_alias=True) | {"runs": runs.runs(params)}
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    return tracking.stage_names(pipeline, values)
 
 
 def test_every_stage_of_the_pipeline_is_planned(estimate, paper):
     assert [one.name for one in estimate.stages] == names_of_dvc(paper)
 
 
+def test_a_training_seed_more_costs_one_more_of_what_is_trained(paper, estimate):
+    more = planned(paper.model_copy(update={"seeds": (42, 43)}), work=estimate.workload)
+    assert [one.name for one in more.stages] == names_of_dvc(more.params)
+    for name in ("distill@p3", "interpret@shared-own", "reconstruct@caption", "states"):
+        mark = "-" if "@" in name else "@"
+        first, second = (stage(more, f"{name}{mark}{seed}") for seed in (42, 43))
+        assert replace(second, name=first.name) == first
+    for name, times in (("predict@heima", 2), ("predict@text-cot", 1), ("score@heima", 2),
+                        ("judge", 2), ("similarity@caption", 2)):  # fmt: skip
+        assert stage(more, name).samples == times * stage(estimate, name).samples
+
+
 def test_the_recipes_counts(estimate, paper):
     """4,302 turns are held out, states have 24 KB a turn, every judged control is asked about."""
     held = estimate.workload.heldout
     assert held == 4302
-    assert stage(estimate, "states").disk == 215_095 * 24 * 1024
-    assert stage(estimate, "distill@p1").samples == 215_095 - held
+    assert stage(estimate, "states@42").disk == 215_095 * 24 * 1024
+    assert stage(estimate, "distill@p1-42").samples == 215_095 - held
     judged = len(paper.reconstructions) * len(paper.similarity.judged) * held
     assert stage(estimate, "judge").judge_calls == judged
     assert stage(estimate, "predict@heima").samples == 4 * sum(workload.BENCHMARK_ROWS.values())
 
 
 def test_compression_shortens_what_is_computed(estimate):
-    flops = [stage(estimate, f"distill@{name}").flops for name in ("p1", "p2", "p3")]
+    flops = [stage(estimate, f"distill@{name}-42").flops for name in ("p1", "p2", "p3")]
     assert flops == sorted(flops, reverse=True)
     hours = [
         stage(estimate, f"predict@{name}").gpu_hours
@@ -109,14 +106,14 @@ def test_levers_change_the_flops_as_they_should(estimate, paper, lever, less):
         estimate.machine,
         replace(estimate.levers, **lever),
     )
-    before, after = (stage(one, "distill@p3").flops for one in (estimate, other))
+    before, after = (stage(one, "distill@p3-42").flops for one in (estimate, other))
     assert (after < before) is less and after != before
 
 
 def test_hours_follow_the_machine(estimate, paper):
     half = Machine("h100", GPUS["h100"], 4, mfu=0.175, mbu=0.25)
     other = planned(paper, half, estimate.workload)
-    before, after = stage(estimate, "distill@p1"), stage(other, "distill@p1")
+    before, after = stage(estimate, "distill@p1-42"), stage(other, "distill@p1-42")
     assert after.flops == before.flops
     assert after.gpu_hours == pytest.approx(2 * before.gpu_hours)
     assert after.hours == pytest.approx(4 * before.hours)
@@ -221,4 +218,4 @@ def test_the_command_plans_the_paper_without_data(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["plan", "--gpu-hour-price", "2"])
     plan.main()
     text = capsys.readouterr().out
-    assert "distill@recover" in text and "for GPUs at $2 an hour" in text
+    assert "distill@recover-43" in text and "for GPUs at $2 an hour" in text

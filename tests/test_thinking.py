@@ -71,13 +71,13 @@ def test_sections_are_rebuilt_from_the_last_of_several_states(
 ):
     """Once the real states are extracted, others take their place of which only each section's last
     tells anything: a reader that missed it could not tell sections apart."""
-    distill.main("one-shot")
-    _, provenance = read_metrics("metrics/distill/one-shot.json")
+    distill.main("one-shot", 42)
+    _, provenance = read_metrics("metrics/distill/one-shot/42.json")
     assert provenance["thinking"] == thinking.model_dump(exclude_none=True)
 
-    states_stage.main()
+    states_stage.main(42)
     counts = [thinking.count(toy_vocabulary.length(turn.reasoning)) for turn in turns]
-    for path in Path("states").iterdir():
+    for path in Path("states/42").iterdir():
         found = states.load(path, "reasoning", turns)
         assert found.counts.tolist() == counts
         assert found.values.shape == (sum(counts), toy_llm.config.hidden_size)
@@ -89,10 +89,10 @@ def test_sections_are_rebuilt_from_the_last_of_several_states(
 
     # All ask the same now.
     write([replace(turn, question="what is at a1 ?") for turn in turns])
-    interpret.main("reasoning", "own")
-    reconstruct.main("reasoning")
+    interpret.main("reasoning", "own", 42)
+    reconstruct.main("reasoning", 42)
     nll = dict.fromkeys(CONTROLS, 0.0)
-    for row in read_jsonl("reconstructions/reasoning.jsonl"):
+    for row in read_jsonl("reconstructions/reasoning/42.jsonl"):
         nll[row["control"]] += row["nll"]
     assert nll["own"] < 0.7 * min(nll[control] for control in CONTROLS[1:]), nll
 

@@ -53,7 +53,7 @@ def root(tmp_path, toy_vlm, toy_processor):
 
 
 def distilled(root, params, samples, collate, init="text-cot"):
-    model = models.trainable_vlm(root, init, params)
+    model = models.trainable_vlm(root, init, params, seed=params.seed)
     return model, fit(model, params, samples, collate)
 
 
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_bits(root, params, samples, collate):
 
 
 def test_only_the_adapter_learns_within_the_papers_scope(root, params, samples, collate):
-    model = models.trainable_vlm(root, "text-cot", params)
+    model = models.trainable_vlm(root, "text-cot", params, seed=params.seed)
     before = weights(model)
     fit(model, params, samples, collate)
     for name, weight in model.named_parameters():
@@ -114,7 +114,7 @@ def test_phases_chain_exactly_through_the_saved_adapter(root, params, samples, c
     model, _ = distilled(root, params, samples, collate)
     models.save_adapter(model, root / "p1")
     expected = logits(model, samples, collate)
-    continued = models.trainable_vlm(root, "p1", params)
+    continued = models.trainable_vlm(root, "p1", params, seed=params.seed)
     assert torch.equal(logits(continued, samples, collate), expected)
     assert models.trainable_parameters(continued) == models.trainable_parameters(model)
     merged, _ = models.load_vlm(root, "p1", params)
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_family_is_refused_by_name(root, toy_processor, 
         models.add_lora(narrow, FAMILIES[params.family].vlm_lora, params.distill.lora, seed=1),
         root / "p1",
     )
-    for load in (models.load_vlm, lambda *one: models.trainable_vlm(one[0], one[1], one[2])):
+    for load in (models.load_vlm, lambda *one: models.trainable_vlm(*one, seed=1)):
         with pytest.raises(ValueError, match=r"p1 does not belong to the family toy-mllama: .*64"):
             load(root, "p1", params)
     path = root / "p1" / "adapter_model.safetensors"
@@ -217,6 +217,6 @@ def test_flops_grow_with_the_text(toy_vlm, toy_turns, toy_vocabulary, collate):
 
 def test_a_loss_that_is_not_finite_is_an_error(root, params, samples, collate):
     wild = SCHEDULE.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
-    model = models.trainable_vlm(root, "text-cot", params)
+    model = models.trainable_vlm(root, "text-cot", params, seed=params.seed)
     with pytest.raises(RuntimeError, match="lower the learning_rate"):
         fit(model, params, samples, collate, wild)

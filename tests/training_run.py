@@ -27,7 +27,7 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
     torch.set_num_threads(1)
     training._LOGS = 5
     params = config.load(folder / "params.yaml")
-    model = models.trainable_vlm(folder / "models", "text-cot", params)
+    model = models.trainable_vlm(folder / "models", "text-cot", params, seed=params.seed)
     processor = models.load_processor(folder / "models", params)
     images = corpus.ImageZip(folder / "images.zip")
     turns = corpus.load_turns(folder / "turns.parquet")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eval import start
 
@@ -24,12 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def edition(tmp_path_factory):
-    """A folder with params.yaml and data/benchmarks/; never written to by a test."""
+    """A folder with params.yaml (of one training seed) and data/benchmarks/, to be read alone."""
     from heima.toy.benchmarks import write_benchmarks
 
     folder = tmp_path_factory.mktemp("edition")
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw["seeds"] = [42]
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     write_benchmarks(folder / "data" / "benchmarks", sizes=SIZES, seed=3)
     return folder
 

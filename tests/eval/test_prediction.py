@@ -85,7 +85,7 @@ def models(workspace, params, toy_vlm, toy_processor):
     toy_processor.save_pretrained(folder / "text-cot")
     lora = params.distill.lora
     adapted = add_lora(copy.deepcopy(toy_vlm), FAMILIES[params.family].vlm_lora, lora, seed=1)
-    save_adapter(adapted, folder / "recover")
+    save_adapter(adapted, folder / "recover" / "42")
     change_params(lambda raw: raw["predict"].update(max_new_tokens=16))
     return folder
 
@@ -145,7 +145,7 @@ def test_predict(models, params):
     runs = [("lmms", 42), ("paper", 42), ("paper", 43)]
     assert set(first) == {
         "provenance.json",
-        *(f"{protocol}/{seed}/{name}.jsonl" for protocol, seed in runs for name in SIZES),
+        *(f"42/{protocol}/{seed}/{name}.jsonl" for protocol, seed in runs for name in SIZES),
     }
     lengths = {}
     for file in set(first) - {"provenance.json"}:
@@ -159,18 +159,19 @@ def test_predict(models, params):
     for protocol, seed in runs:
         for name, size in SIZES.items():
             rotations = 4 if name == "mmbench" else 1
-            assert lengths[f"{protocol}/{seed}/{name}.jsonl"] == rotations * size
+            assert lengths[f"42/{protocol}/{seed}/{name}.jsonl"] == rotations * size
     # Sampled answers differ from seed to seed, and from the greedy ones.
-    assert first["paper/42/mmstar.jsonl"] != first["paper/43/mmstar.jsonl"]
+    assert first["42/paper/42/mmstar.jsonl"] != first["42/paper/43/mmstar.jsonl"]
 
 
 def test_provenance_and_seconds(models, params):
     decode("heima-forced-prefix", "predictions/heima", models)
     provenance = read_json(Path("predictions/heima/provenance.json"))
     assert set(provenance) == {
-        *("model", "forced_prefix", "engine", "decoding", "seeds", "lmms_eval", "tasks", "data")
+        *("model", "training_seeds", "forced_prefix", "engine", "decoding", "seeds"),
+        *("lmms_eval", "tasks", "data"),
     }
-    assert provenance["model"] == "recover"
+    assert (provenance["model"], provenance["training_seeds"]) == ("recover", [42])
     assert provenance["forced_prefix"] == "p3"
     assert provenance["seeds"] == {"lmms": [42], "paper": [42, 43]}
     assert provenance["decoding"]["paper"]["temperature"] == 0.6
@@ -198,7 +199,7 @@ def test_a_forced_prefix_is_in_the_prompt(models):
     decode("heima-forced-prefix", "forced", models)
     for name in SIZES:
         free, forced = (
-            read_jsonl(Path(folder) / "lmms" / "42" / f"{name}.jsonl")
+            read_jsonl(Path(folder) / "42" / "lmms" / "42" / f"{name}.jsonl")
             for folder in ("free", "forced")
         )
         for one, other in zip(free, forced, strict=True):
@@ -405,7 +406,7 @@ def test_lmms_eval_runs_the_plug_in(models, params, tmp_path, open_gateway, prot
         ),
     )
     decode("text-cot", "predictions/text-cot", models)
-    saved = read_jsonl(Path(f"predictions/text-cot/{protocol}/42/ai2d.jsonl"))
+    saved = read_jsonl(Path(f"predictions/text-cot/42/{protocol}/42/ai2d.jsonl"))
     samples = results["samples"][task]
     assert len(samples) == 12
     for sample, row in zip(samples, saved, strict=True):
@@ -430,7 +431,7 @@ def test_a_run_is_replayed_for_every_protocols_task(models):
     from eval.chat_models import HeimaReplay
 
     decode("text-cot", "predictions/text-cot", models)
-    run = Path("predictions/text-cot/paper/43")
+    run = Path("predictions/text-cot/42/paper/43")
     replay = HeimaReplay(predictions=str(run))
 
     def ask(task, doc_id):

@@ -56,8 +56,11 @@ FORMS = {
 }
 
 
-def write_predictions(folder, form_of):
-    """Predictions of every protocol and seed, of the form `form_of(protocol, seed, b, id, doc)`."""
+def write_predictions(folder, form_of, trained=42):
+    """Predictions of every protocol and seed, of the form `form_of(protocol, seed, b, id, doc)`.
+
+    All are of the training seed `trained`, beside those of others that are there.
+    """
     params = config.load()
     for protocol, rules in params.protocols.items():
         for benchmark in RIGHT:
@@ -72,10 +75,15 @@ def write_predictions(folder, form_of):
                     rows.append(
                         {"doc_id": doc_id, **answer, "finish": "stop" if text else "length"}
                     )
-                write_jsonl(folder / protocol / str(seed) / f"{benchmark}.jsonl", rows)
+                file = folder / str(trained) / protocol / str(seed) / f"{benchmark}.jsonl"
+                write_jsonl(file, rows)
     write_json(
         folder / "provenance.json",
-        {"model": "recover", "data": benchmark_data.revisions(params)},
+        {
+            "model": "recover",
+            "training_seeds": sorted(int(one.name) for one in folder.iterdir() if one.is_dir()),
+            "data": benchmark_data.revisions(params),
+        },
     )
 
 
@@ -180,6 +188,28 @@ def test_six_tasks_of_the_paper_over_two_seeds(workspace, open_gateway):
     assert len(rows) == 2 * (13 + 5 * 12)
 
 
+def test_training_seeds_are_scored_apart_and_averaged(lmms_only, open_gateway):
+    """All right, half right and nothing: each seed has its value, the mean has an interval."""
+    folder = Path("predictions/heima")
+    forms = {42: ("right", "right"), 43: ("right", "wrong"), 44: ("wrong", "empty")}
+    for trained, pair in forms.items():
+        write_predictions(folder, lambda p, s, b, number, doc, pair=pair: pair[number % 2], trained)
+    rows, (cells, provenance) = score(open_gateway(RULES))
+    assert provenance["training_seeds"] == [42, 43, 44]
+    for benchmark in ("mmvet", "mathvista", "ai2d", "hallusionbench"):
+        accuracy = cells[f"lmms/{benchmark}"]["accuracy"]
+        assert accuracy.seeds == pytest.approx({42: 100, 43: 50, 44: 0}), benchmark
+        assert (accuracy.value, accuracy.n, accuracy.n_failed) == (pytest.approx(50), 36, 6)
+        assert accuracy.sd == pytest.approx(50)
+        # Three seeds so far apart: a resample may have but the best one, or the worst.
+        assert accuracy.low < 5 and accuracy.high > 95
+        assert cells[f"lmms/{benchmark}"]["chance"].n == 12
+    mean = cells["lmms/mean"]["accuracy"]
+    assert mean.seeds[42] == pytest.approx(100) and mean.low < 5 and mean.high > 95
+    by_seed = {seed: [row for row in rows if row["training_seed"] == seed] for seed in forms}
+    assert {seed: len(found) for seed, found in by_seed.items()} == dict.fromkeys(forms, 73)
+
+
 def test_nothing_right(workspace, open_gateway):
     """MathVista's own aggregate of this is None; no answer at all is 0, too, and all failed."""
     write_predictions(
@@ -242,7 +272,7 @@ def test_another_edition_is_refused(lmms_only, open_gateway):
 
 def test_missing_prediction_is_refused(lmms_only, open_gateway):
     write_predictions(Path("predictions/heima"), lambda *_: "right")
-    file = Path("predictions/heima/lmms/42/mmvet.jsonl")
+    file = Path("predictions/heima/42/lmms/42/mmvet.jsonl")
     write_jsonl(file, read_jsonl(file)[:-1])
     with pytest.raises(KeyError, match=r"no prediction of .*mmvet, sample 11"):
         score(open_gateway(RULES))

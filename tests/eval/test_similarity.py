@@ -20,7 +20,7 @@ from eval import bertscore, similarity
 from eval.resources import MissingResource
 from heima import interpreter
 from heima.config import Params
-from heima.measures import BLEU_STATISTICS, text_metrics
+from heima.measures import BLEU_STATISTICS, judge_column, text_metrics
 
 ROOT = Path(__file__).parents[2]
 WORDS = "The red circle's value is 9, not 3.5; squares (blue) sum to twenty-one. So: B & C!".split()
@@ -119,7 +119,9 @@ def evaluate(params):
         mine = toy(params, **changes)
         if judgements is None:
             judgements = make_judgements(rows, mine.similarity.judged)
-        return similarity.evaluate(rows, mine, section="reasoning", judgements=judgements)
+        return similarity.evaluate(
+            {42: rows}, mine, section="reasoning", judgements={42: judgements}
+        )
 
     return run
 
@@ -417,6 +419,40 @@ def test_turns_on_one_image_add_no_certainty(rows, evaluate):
 
 # The file
 
+
+def test_training_seeds_are_averaged_and_keep_their_own_values(rows, params, evaluate):
+    """Two seeds: the cell of each alone is what it has in both; differences are paired by seed."""
+    mine = toy(params)
+    controls = mine.similarity.judged
+    worse = [{**row, "nll": row["nll"] + 1.0, "text": ""} for row in rows]
+    both = {42: rows, 43: worse}
+    columns, cells, made = similarity.evaluate(
+        both,
+        mine,
+        section="reasoning",
+        judgements={seed: make_judgements(found, controls) for seed, found in both.items()},
+    )
+    alone = {42: evaluate(rows)[1], 43: evaluate(worse)[1]}
+    for group, row in cells.items():
+        for name, cell in row.items():
+            if name == judge_column(mine.judge):
+                continue  # a turn without a grade of one seed counts for neither
+            expected = {seed: found[group][name].value for seed, found in alone.items()}
+            assert cell.seeds == pytest.approx(expected), (group, name)
+            assert cell.value == pytest.approx(np.mean(list(expected.values())))
+            assert cell.n == 2 * alone[42][group][name].n
+            assert cell.low <= min(expected.values()) + 1e-9 or cell.sd == 0
+    assert columns["training_seed"] == [42] * len(rows) + [43] * len(rows)
+    assert {one["training_seed"] for one in made["judge"]["missing"]} == {42}
+    with pytest.raises(similarity.InconsistentRows, match="42 and 43 must have the same turns"):
+        similarity.evaluate(
+            {42: rows, 43: [row for row in worse if row["id"] != "turn-2"]},
+            mine,
+            section="reasoning",
+            judgements={seed: make_judgements(found, controls) for seed, found in both.items()},
+        )
+
+
 WRITE = """
 import sys
 import pandas as pd
@@ -429,10 +465,10 @@ torch.set_num_threads(1)
 params = toy(config.load())
 rows = make_rows(params.reconstruct.controls)
 columns, cells, _ = similarity.evaluate(
-    rows,
+    {42: rows},
     params,
     section="reasoning",
-    judgements=make_judgements(rows, params.similarity.judged),
+    judgements={42: make_judgements(rows, params.similarity.judged)},
 )
 pd.DataFrame(columns).to_parquet(sys.argv[1], index=False)
 print(sorted((group, name, cell) for group, of in cells.items() for name, cell in of.items()))

@@ -60,6 +60,7 @@ def ran(output: str) -> list[str]:
 
 def smaller(raw: dict) -> dict:
     """The same pipeline with few samples and updates: every stage stays real."""
+    raw["seeds"] = [42, 43]
     raw["source"]["records"] = 240
     raw["source"]["benchmark_sizes"] = dict.fromkeys(raw["source"]["benchmark_sizes"], 8)
     raw["rewrite"]["heldout"] = 0.1
@@ -71,9 +72,14 @@ def smaller(raw: dict) -> dict:
         if "matched" in checkpoint:
             checkpoint["steps"] = 3 * len(checkpoint["matched"])
     raw["interpret"]["steps"] = 3
-    # One reconstruction by the shared interpreter stands for three.
-    for name in ("shared-summary", "shared-caption"):
-        del raw["reconstructions"][name]
+    # The shared interpreter reads all sections, one of its own the reasoning.
+    raw["interpreters"] = {name: raw["interpreters"][name] for name in ("reasoning", "shared")}
+    raw["reconstructions"] = {
+        "summary": {"interpreter": "shared", "section": "summary"},
+        "caption": {"interpreter": "shared", "section": "caption"},
+        "reasoning": {"interpreter": "reasoning", "section": "reasoning"},
+        "shared-reasoning": {"interpreter": "shared", "section": "reasoning"},
+    }
     raw["reconstruct"]["max_new_tokens"] = 24
     raw["predict"]["max_new_tokens"] = 24
     raw["latency"].update(batch_sizes=[1, 4], rounds=2)
@@ -100,6 +106,7 @@ def check_out(folder: Path) -> Checkout:
         yaml.safe_dump(smaller(raw), sort_keys=False), encoding="utf-8"
     )
     checkout = Checkout(folder)
+    checkout.run(sys.executable, "-m", "stages.runs")
     checkout.run("git", "init", "--quiet")
     checkout.run("git", "add", "--all")
     checkout.run(

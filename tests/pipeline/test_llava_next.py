@@ -26,6 +26,7 @@ def workspace(tmp_path, monkeypatch):
         yaml.safe_load((ROOT / "profiles/toy-llava-next.yaml").read_text(encoding="utf-8"))
     )
     raw["source"]["records"] = 60
+    raw["seeds"] = [42]
     raw["benchmarks"] = ["mmstar"]
     raw["protocols"] = {"lmms": raw["protocols"]["lmms"]}
     raw["states"]["checkpoint"] = "p3"
@@ -55,28 +56,28 @@ def test_every_stage_takes_the_family(workspace):
     for name in ("text-cot", "interpreter"):
         teach.main(name)
     for name in PHASES:
-        distill.main(name)
-        assert {path.name for path in Path("models", name).iterdir()} == {
+        distill.main(name, 42)
+        assert {path.name for path in Path("models", name, "42").iterdir()} == {
             "adapter_config.json",
             "adapter_model.safetensors",
             "loss.jsonl",
         }
-    states_stage.main()
+    states_stage.main(42)
     turns = corpus.load_turns("data/rewritten/heldout.parquet")
     for section in cot.COMPRESSIBLE:
-        found = states.load(Path("states/heldout.safetensors"), section, turns)
+        found = states.load(Path("states/42/heldout.safetensors"), section, turns)
         assert found.values.shape == (len(turns), params.teach.vlm.hidden_size)
         assert found.values.unique(dim=0).shape[0] > 1, "states follow what is asked and seen"
 
-    interpret.main("reasoning", "own")
-    reconstruct.main("reasoning")
-    rows = read_jsonl("reconstructions/reasoning.jsonl")
+    interpret.main("reasoning", "own", 42)
+    reconstruct.main("reasoning", 42)
+    rows = read_jsonl("reconstructions/reasoning/42.jsonl")
     assert [row["id"] for row in rows] == [turn.id for turn in turns] * 2
 
     for variant in ("heima", "prefixed"):
         predict.main(variant, fresh=False)
     answers, prefixed = (
-        list(read_jsonl(f"predictions/{variant}/lmms/42/mmstar.jsonl"))
+        list(read_jsonl(f"predictions/{variant}/42/lmms/42/mmstar.jsonl"))
         for variant in ("heima", "prefixed")
     )
     for row, longer in zip(answers, prefixed, strict=True):

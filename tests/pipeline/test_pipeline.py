@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -31,10 +32,15 @@ def expected_stages(params: config.Params) -> set[str]:
         "prepare",
         "rewrite",
         *(f"teach@{name}" for name in config.PRETRAINED),
-        *(f"distill@{name}" for name in params.checkpoints),
-        "states",
-        *(f"interpret@{i}-{way}" for i in params.interpreters for way in ("own", "question-only")),
-        *(f"reconstruct@{name}" for name in params.reconstructions),
+        *(f"distill@{name}-{seed}" for name in params.checkpoints for seed in params.seeds),
+        *(f"states@{seed}" for seed in params.seeds),
+        *(
+            f"interpret@{name}-{way}-{seed}"
+            for name in params.interpreters
+            for way in ("own", "question-only")
+            for seed in params.seeds
+        ),
+        *(f"reconstruct@{name}-{seed}" for name in params.reconstructions for seed in params.seeds),
         "judge",
         *(f"similarity@{name}" for name in params.reconstructions),
         *(f"predict@{name}" for name in params.variants),
@@ -65,6 +71,10 @@ def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small
     for stage in expected_stages(small) - {"fingerprint", "prepare", "rewrite", "tables", "track"}:
         name, _, part = stage.partition("@")
         folder = reproduction.root / "metrics"
+        if name == "interpret":
+            part = re.sub(r"-(own|question-only)-", r"/\1/", part)
+        if name == "distill":
+            part = "/".join(part.rsplit("-", 1))
         path = folder / name / f"{part}.json" if part else folder / f"{name}.json"
         if name in ("reconstruct", "states", "judge"):
             assert not path.exists()
@@ -75,6 +85,9 @@ def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small
         for row in cells.values():
             for metric, cell in row.items():
                 assert cell.low <= cell.value <= cell.high, (stage, metric, cell)
+                if cell.seeds:
+                    mean = sum(cell.seeds.values()) / len(cell.seeds)
+                    assert cell.value == pytest.approx(mean), (stage, metric, cell)
 
 
 def test_base_gets_the_compute_of_text_cot(reproduction):
@@ -100,15 +113,29 @@ def test_every_heldout_turn_has_every_control_once(reproduction, small):
     from heima import corpus
 
     turns = corpus.load_turns(reproduction.root / "data" / "rewritten" / "heldout.parquet")
-    for name in small.reconstructions:
+    for name in _by_seed(small, small.reconstructions):
         rows = read_jsonl(reproduction.root / "reconstructions" / f"{name}.jsonl")
         found = [(row["control"], row["id"]) for row in rows]
         assert found == [(c, turn.id) for c in small.reconstruct.controls for turn in turns]
         assert all(row["nll"] > 0 and row["n_tokens"] > 0 for row in rows)
 
 
+def _by_seed(params: config.Params, names: Iterable[str]) -> list[str]:
+    """`<name>/<training seed>`: the files of what is trained."""
+    return [f"{name}/{seed}" for name in names for seed in params.seeds]
+
+
+def test_another_seed_is_another_training(reproduction, small):
+    """The same data, other weights: all of them, and nothing else differs."""
+    for name in ("models/p1", "models/recover", "interpreters/reasoning/own"):
+        first, second = (digest(reproduction.root / name / str(seed)) for seed in small.seeds)
+        assert first.keys() == second.keys()
+        differing = {file for file in first if first[file] != second[file]}
+        assert differing == {"adapter_model.safetensors", "loss.jsonl"}
+
+
 def test_every_reconstruction_under_every_judged_control_has_a_grade(reproduction, small):
-    for name in small.reconstructions:
+    for name in _by_seed(small, small.reconstructions):
         rows = read_jsonl(reproduction.root / "reconstructions" / f"{name}.jsonl")
         judged = read_jsonl(reproduction.root / "judgements" / f"{name}.jsonl")
         assert [(row["control"], row["id"]) for row in judged] == [
@@ -124,7 +151,10 @@ def test_every_cell_of_similarity_derives_from_the_samples(reproduction, small):
     for name in small.reconstructions:
         table = pd.read_parquet(reproduction.root / "scores" / "similarity" / f"{name}.parquet")
         cells, provenance = read_metrics(reproduction.root / "metrics/similarity" / f"{name}.json")
-        parts = {control: part.set_index("id") for control, part in table.groupby("control")}
+        parts = {
+            control: part.set_index(["training_seed", "id"])
+            for control, part in table.groupby("control")
+        }
         for control, part in parts.items():
             metrics = measures.metrics_of(control, small)
             for metric in {*metrics, "nll"} - {measures.CORPUS_BLEU}:
@@ -137,13 +167,14 @@ def test_every_cell_of_similarity_derives_from_the_samples(reproduction, small):
                     assert found == pytest.approx(sign * gap, abs=1e-9)
             per_token = part["nll"].sum() / part["n_tokens"].sum()
             assert cells[control]["nll_per_token"].value == pytest.approx(per_token)
-            sums = part[list(measures.BLEU_STATISTICS)].sum().tolist()
-            matches, totals = sums[2:6], sums[6:]
-            expected = BLEU.compute_bleu(
-                [int(n) for n in matches], [int(n) for n in totals], int(sums[0]), int(sums[1]),
-                smooth_method="exp",
-            ).score  # fmt: skip
-            assert cells[control][measures.CORPUS_BLEU].value == pytest.approx(expected)
+            for seed, own in part.groupby("training_seed"):
+                sums = own[list(measures.BLEU_STATISTICS)].sum().tolist()
+                matches, totals = sums[2:6], sums[6:]
+                expected = BLEU.compute_bleu(
+                    [int(n) for n in matches], [int(n) for n in totals], int(sums[0]), int(sums[1]),
+                    smooth_method="exp",
+                ).score  # fmt: skip
+                assert cells[control][measures.CORPUS_BLEU].seeds[seed] == pytest.approx(expected)
         assert provenance["judge"]["missing"] == []
 
 
@@ -170,7 +201,7 @@ def test_a_killed_judge_stage_pays_again_only_for_what_was_under_way(reproductio
     try:
         wanted = {
             (row["question"], row["reference"], row["text"])
-            for name in raw["reconstructions"]
+            for name in _by_seed(config.load(path), raw["reconstructions"])
             for row in read_jsonl(checkout.root / "reconstructions" / f"{name}.jsonl")
             if row["text"].strip()
         }
@@ -185,7 +216,7 @@ def test_a_killed_judge_stage_pays_again_only_for_what_was_under_way(reproductio
         # The canary of each run is no sample, and four workers had a request under way.
         assert len(replies) == len(wanted) + 1
         assert sum(replies.values()) - len(replies) <= 1 + 4
-        graded = read_jsonl(checkout.root / "judgements" / "reasoning.jsonl")
+        graded = read_jsonl(checkout.root / "judgements" / "reasoning" / "42.jsonl")
         assert {row["model"] for row in graded if row["model"]} == {"judge-2026-01-01"}
         asked = len(answered(log))
         checkout.run("dvc", "repro", "--force", "--single-item", "judge")
@@ -214,7 +245,8 @@ def test_token_counts_of_every_prediction_add_up(reproduction, small):
         folder = reproduction.root / "predictions" / variant
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.jsonl")}
         assert files == {
-            f"{protocol}/{seed}/{benchmark}.jsonl"
+            f"{trained}/{protocol}/{seed}/{benchmark}.jsonl"
+            for trained in small.training_seeds(small.variants[variant].model)
             for protocol, rules in small.protocols.items()
             for seed in rules.seeds
             for benchmark in small.benchmarks
@@ -236,7 +268,7 @@ def test_a_forced_prefix_is_read_and_not_decoded(reproduction, small, toy_vocabu
     folder = reproduction.root / "predictions"
     for benchmark in small.benchmarks:
         plain, forced = (
-            read_jsonl(folder / variant / "lmms" / "42" / f"{benchmark}.jsonl")
+            read_jsonl(folder / variant / "42" / "lmms" / "42" / f"{benchmark}.jsonl")
             for variant in ("heima", "heima-forced-prefix")
         )
         pairs = zip(plain, forced, strict=True)
@@ -268,9 +300,9 @@ def test_a_killed_prediction_goes_on_where_it_was(reproduction):
         stage.wait()
         kept = finished_batches(journals)
         output = checkout.run(*again).stdout
-        known, total, left = map(
-            int, re.search(r"(\d+) of (\d+) answers known, (\d+) to decode", output).groups()
-        )
+        counts = re.findall(r"(\d+) of (\d+) answers known, (\d+) to decode", output)
+        known, total, left = map(sum, zip(*(map(int, one) for one in counts), strict=True))
+        assert len(counts) == 2, "a line a training seed"
         assert known == 2 * len(kept) and known + left == total and left > 0
         assert finished_batches(journals)[: len(kept)] == kept
         assert digest(checkout.root / "predictions" / "heima") == undisturbed
@@ -372,11 +404,13 @@ def test_a_learning_rate_re_runs_its_phase_and_what_follows(reproduction):
     raw["checkpoints"]["p2"]["learning_rate"] *= 2
     edit(checkout.root / "params.yaml", yaml.safe_dump(raw, sort_keys=False))
     try:
-        stages = checkout.repro("distill@recover", "distill@one-shot", "distill@answer-only")
-        assert stages == ["fingerprint", "distill@p2", "distill@p3", "distill@recover"]
+        stages = checkout.repro(
+            "distill@recover-42", "distill@one-shot-42", "distill@answer-only-42"
+        )
+        assert stages == ["fingerprint", *(f"distill@{n}-42" for n in ("p2", "p3", "recover"))]
         pending = json.loads(checkout.run("dvc", "status", "--json").stdout)
-        assert {"states", "predict@heima", "predict@heima-no-recover"} <= set(pending)
-        assert not {"teach@text-cot", "distill@p1", "predict@answer-only"} & set(pending)
+        assert {"states@42", "predict@heima", "predict@heima-no-recover"} <= set(pending)
+        assert not {"teach@text-cot", "distill@p1-42", "predict@answer-only"} & set(pending)
     finally:
         edit(checkout.root / "params.yaml", before)
         # The run cache brings the first results back without training.
@@ -395,8 +429,8 @@ def digest(folder: Path) -> dict[str, str]:
     ("stage", "out"),
     [
         ("prepare", "data"),
-        ("distill@p1", "models/p1"),
-        ("interpret@caption-own", "interpreters/caption/own"),
+        ("distill@p1-42", "models/p1/42"),
+        ("interpret@reasoning-own-43", "interpreters/reasoning/own/43"),
         ("predict@text-cot", "predictions/text-cot"),
     ],
 )
@@ -407,6 +441,34 @@ def test_the_same_inputs_give_the_same_bytes(reproduction, stage, out):
     shutil.rmtree(reproduction.root / ".cache" / "predictions", ignore_errors=True)
     reproduction.checkout.run("dvc", "repro", "--force", "--single-item", stage)
     assert digest(folder) == before
+
+
+def test_a_seed_more_trains_that_seed_alone(reproduction):
+    """And a list of runs that does not fit the parameters is made to fit, in so many words."""
+    checkout = reproduction.checkout
+    path = checkout.root / "params.yaml"
+    before = path.read_text(encoding="utf-8")
+    raw = yaml.safe_load(before)
+    raw["seeds"].append(44)
+    edit(path, yaml.safe_dump(raw, sort_keys=False))
+    try:
+        stopped = checkout.run("dvc", "repro", check=False)
+        assert stopped.returncode != 0 and "`dvc repro` again" in stopped.stdout
+        assert ran(stopped.stdout) == ["fingerprint"]
+        assert checkout.repro("distill@recover-44")[1:] == [
+            f"distill@{name}-44" for name in ("p1", "p2", "p3", "recover")
+        ]
+        pending = json.loads(checkout.run("dvc", "status", "--json").stdout)
+        trained = {n for n in pending if n.startswith(("distill", "interpret", "states"))}
+        assert trained and all(name.endswith("44") for name in trained)
+        assert {"predict@heima", "similarity@reasoning"} <= set(pending)
+        assert not {"predict@text-cot", "predict@base"} & set(pending)
+    finally:
+        edit(path, before)
+        checkout.run(sys.executable, "-m", "stages.runs")
+        for folder in checkout.root.glob("models/*/44"):
+            shutil.rmtree(folder)
+        checkout.repro()
 
 
 def test_wrong_parameters_stop_the_pipeline_before_anything_runs(reproduction):
