@@ -20,16 +20,23 @@ from datasets import Features, Image, Sequence, Value
 
 from heima.toy.source import png_bytes
 from heima.toy.world import (
+    IMAGE_SIDE,
     KINDS,
     LETTERS,
+    STYLES,
     Question,
     Scene,
     ask,
+    claims,
     compose,
     draw_distinct_scene,
+    draw_scene,
     mmstar_question,
+    orders,
+    places,
     prompt_text,
     render,
+    subject,
 )
 
 # The six categories of MMStar, each with one of its own sub-categories.
@@ -142,14 +149,14 @@ def _mmbench_rows(size: int, rng: np.random.Generator, seen: set[str]) -> list[d
         kind = OPTION_KINDS[index % len(OPTION_KINDS)]
         scene, asked = _draw(kind, "mmbench", rng, seen)
         category, broad = MMBENCH_CATEGORIES[kind]
-        for turn in range(len(LETTERS)):
-            options = asked.options[turn:] + asked.options[:turn]
+        right = asked.options[LETTERS.index(asked.conclusion)]
+        for turn, options in enumerate(orders(kind)):
             rows.append(
                 {
                     "index": index + turn * ROTATION,
                     "question": asked.text,
                     "hint": "nan",
-                    "answer": LETTERS[options.index(asked.value)],
+                    "answer": LETTERS[options.index(right)],
                     **dict(zip(LETTERS, options, strict=True)),
                     "E": "nan",
                     "category": category,
@@ -200,8 +207,8 @@ def _mathvista_rows(size: int, rng: np.random.Generator, seen: set[str]) -> list
                     "category": "math-targeted-vqa",
                     "context": "synthetic scene",
                     "grade": "elementary school",
-                    "img_height": 48,
-                    "img_width": 48,
+                    "img_height": IMAGE_SIDE,
+                    "img_width": IMAGE_SIDE,
                     "language": "english",
                     "skills": ["arithmetic reasoning"],
                     "source": "toy",
@@ -235,10 +242,10 @@ def _hallusionbench_rows(size: int, rng: np.random.Generator, seen: set[str]) ->
     rows = []
     for set_id in range(size // HALLUSION_SET):
         category, subcategory = (("VD", "figure"), ("VS", "table"))[set_id % 2]
-        scenes = [draw_distinct_scene(rng, seen) for _ in range(2)]
-        for question_id in range(2):
-            kind = YES_NO_KINDS[(set_id // 2 + question_id) % len(YES_NO_KINDS)]
-            for figure, asked in enumerate(_contrast(kind, scenes, question_id, rng)):
+        kinds = [YES_NO_KINDS[(set_id // 2 + number) % len(YES_NO_KINDS)] for number in range(2)]
+        scenes, pairs = _contrasting(kinds, rng, seen)
+        for question_id, pair in enumerate(pairs):
+            for figure, asked in enumerate(pair):
                 # Figure 0 of a VS set means "no image" to the scorer, so those count from 1.
                 figure_id = figure if category == "VD" else figure + 1
                 rows.append(
@@ -260,23 +267,36 @@ def _hallusionbench_rows(size: int, rng: np.random.Generator, seen: set[str]) ->
     return rows
 
 
-def _contrast(
-    kind: str, scenes: list[Scene], true_of: int, rng: np.random.Generator
-) -> list[Question]:
-    """One question about two scenes that is true of `scenes[true_of]` alone."""
+def _contrasting(
+    kinds: list[str], rng: np.random.Generator, seen: set[str]
+) -> tuple[list[Scene], list[list[Question]]]:
+    """Two scenes, and a question of each kind about both: the first one is true of the first scene
+    alone, the second one of the second scene.
+    """
     while True:
-        first = ask(scenes[true_of], kind, rng, truth=True)
-        pair = [
-            compose(scene, kind, first.cells, style=first.style, claim=first.claim)
-            for scene in scenes
-        ]
-        if pair[1 - true_of].conclusion == "no":
-            return pair
+        scenes = [draw_scene(rng) for _ in range(2)]
+        found = [_contrasts(kind, scenes, true_of) for true_of, kind in enumerate(kinds)]
+        keys = {scene.key for scene in scenes}
+        # Where a scene's totals are all larger, no bound is exceeded by the other's alone.
+        if all(found) and len(keys) == 2 and not keys & seen:
+            seen |= keys
+            return scenes, [pairs[int(rng.integers(len(pairs)))] for pairs in found]
+
+
+def _contrasts(kind: str, scenes: list[Scene], true_of: int) -> list[list[Question]]:
+    """All questions of a kind about two scenes that are true of `scenes[true_of]` alone."""
+    [style] = STYLES[kind]
+    pairs = [
+        [compose(scene, kind, cells, style=style, claim=claim) for scene in scenes]
+        for cells in places(kind)
+        for claim in claims(kind)
+    ]
+    expected = ["yes" if figure == true_of else "no" for figure in range(2)]
+    return [pair for pair in pairs if [asked.conclusion for asked in pair] == expected]
 
 
 def _details(asked: Question) -> str:
-    place = asked.text.removeprefix(f"Is it true that {asked.claim} is ").removesuffix("?")
-    return f"{asked.conclusion.capitalize()}, {asked.value} is {place}."
+    return f"{asked.conclusion.capitalize()}, {asked.value} is {subject(asked.cells)}."
 
 
 @dataclass(frozen=True)

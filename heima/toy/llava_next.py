@@ -45,8 +45,8 @@ ROWS = 64
 
 GRID = [[IMAGE_SIDE, IMAGE_SIDE], [IMAGE_SIDE, 2 * IMAGE_SIDE], [2 * IMAGE_SIDE, IMAGE_SIDE]]
 """Resolutions, (height, width), into which an image can be cut. The world's images are one tile,
-which stands behind the copy of the whole image with a token at the end of each of its three rows:
-21 tokens."""
+which stands behind the copy of the whole image with a token at the end of each of its two rows:
+10 tokens."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -62,7 +62,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaNextProcessor:
-    """Build a real LLaVA-NeXT processor (PIL backend, no torchvision) for tiles of 48x48 pixels."""
+    """Build a real LLaVA-NeXT processor (PIL backend, no torchvision) for tiles of 32x32 pixels."""
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(
         [AddedToken(text, normalized=False, special=True) for text in (IMAGE, PAD)]

@@ -35,7 +35,6 @@ from heima.toy.words import SECTION_TAGS, WORDS, world_words
 from heima.toy.world import (
     CELL_SIDE,
     CELLS,
-    EMPTY,
     IMAGE_SIDE,
     OBJECTS,
     PHRASES,
@@ -51,8 +50,8 @@ RESERVED = tuple(f"<|reserved_special_token_{index}|>" for index in range(104))
 
 INITIALIZER_RANGE = 0.08
 """Llama's .02 is made for widths of thousands; at a width of 64 it is small (1/8 is usual)."""
-ROPE_THETA = 100.0
-"""Sequences have about 100 tokens: with Llama's base most rotations would hardly turn."""
+ROPE_THETA = 1000.0
+"""Sequences have less than 100 tokens: with Llama's base most rotations would hardly turn."""
 
 # Content items stand where they stand in the list, so the image can come before or after the text.
 CHAT_TEMPLATE = """\
@@ -122,7 +121,7 @@ def word_tokenizer(
 
 
 def build_processor() -> MllamaProcessor:
-    """Build a real Mllama processor for 48x48 images of one tile (PIL backend, no torchvision)."""
+    """Build a real Mllama processor for 32x32 images of one tile (PIL backend, no torchvision)."""
     image_processor = MllamaImageProcessorPil(
         size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
         max_image_tiles=1,
@@ -137,7 +136,7 @@ def build_vlm(
     *,
     hidden_size: int = 64,
     layers: int = 5,
-    cross_attention_layers: Iterable[int] = (1, 3),
+    cross_attention_layers: Iterable[int] = (1,),
     heads: int = 4,
     intermediate_size: int = 192,
     vision_size: int = 64,
@@ -152,7 +151,8 @@ def build_vlm(
         processor: gives the vocabulary, the image token and the image size.
         hidden_size, layers, heads, intermediate_size: the text model; cross-attention layers count
             as layers.
-        cross_attention_layers: which of the layers attend to the image instead of the text.
+        cross_attention_layers: which of the layers attend to the image instead of the text. One
+            early layer leaves a pass the layers behind it to gather, add and choose.
         vision_size: width of the vision tower (one local and one global layer).
         max_tiles: tiles that an image may have, each of the toy images' size.
         initializer_range: standard deviation of the initial weights.
@@ -297,14 +297,13 @@ def warm_up_vision(
     scenes = list(scenes)
     if not scenes:
         raise ValueError("scenes is empty; the vision tower needs at least one to learn from")
-    names = (*OBJECTS, EMPTY)
-    things = torch.tensor([[names.index(thing) for thing in scene.objects] for scene in scenes])
+    things = torch.tensor([[OBJECTS.index(thing) for thing in scene.objects] for scene in scenes])
     see = _SEE[model.config.model_type](model, processor, [render(scene) for scene in scenes])
     cells = torch.arange(len(CELLS))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     width = model.config.text_config.hidden_size
-    head = nn.Linear(width, len(names) + len(CELLS))
+    head = nn.Linear(width, len(OBJECTS) + len(CELLS))
     tower = architecture(model).vision_tower(model)
     eyes = [*tower.parameters(), *model.model.multi_modal_projector.parameters()]
     optimizer = torch.optim.AdamW([*eyes, *head.parameters()], lr=learning_rate)
@@ -312,7 +311,7 @@ def warm_up_vision(
     right = 0.0
     for _ in range(steps):
         rows = torch.randint(len(scenes), (batch_size,), generator=generator)
-        thing_logits, cell_logits = head(see(rows)).split([len(names), len(CELLS)], dim=-1)
+        thing_logits, cell_logits = head(see(rows)).split([len(OBJECTS), len(CELLS)], dim=-1)
         where = cells.expand(batch_size, -1)
         loss = nn.functional.cross_entropy(thing_logits.flatten(0, 1), things[rows].flatten())
         loss = loss + nn.functional.cross_entropy(cell_logits.flatten(0, 1), where.flatten())
@@ -326,7 +325,7 @@ def warm_up_vision(
 
 
 See = Callable[[torch.Tensor], torch.Tensor]
-"""Indices of images, (n,), to their projected patches in reading order, (n, 9, width)."""
+"""Indices of images, (n,), to their projected patches in reading order, (n, 4, width)."""
 
 
 def _mllama_sees(
@@ -340,7 +339,7 @@ def _mllama_sees(
             aspect_ratio_ids=batch["aspect_ratio_ids"][rows],
             aspect_ratio_mask=batch["aspect_ratio_mask"][rows],
         ).last_hidden_state
-        # (images, 1, 1 tile, 1 class token + 9 patches, width) -> (images, 9, width)
+        # (images, 1, 1 tile, 1 class token + 4 patches, width) -> (images, 4, width)
         return model.model.multi_modal_projector(seen)[:, 0, 0, 1:]
 
     return see

@@ -31,10 +31,8 @@ from heima.toy.families import TOYS
 from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
-from heima.toy.world import CELLS, EMPTY, OBJECTS, Scene
+from heima.toy.world import CELLS, OBJECTS, Scene
 from heima.training import token_losses
-
-THINGS = (*OBJECTS, EMPTY)
 
 RENDERING = {"text-cot": "text-cot", "base": "answer-only"}
 """What each VLM is trained on."""
@@ -127,7 +125,7 @@ class _GroundedCollator:
             prompt = int((batch["labels"][row] != IGNORED).int().argmax())
             for place, token in enumerate(batch["input_ids"][row, :prompt].tolist()):
                 if token in self._cells:
-                    named[row, place] = THINGS.index(scene.at(self._cells[token]))
+                    named[row, place] = OBJECTS.index(scene.at(self._cells[token]))
         return {**batch, "named": named}
 
 
@@ -145,7 +143,7 @@ class _Grounded(nn.Module):
         self.model = model
         self._look = look
         torch.manual_seed(seed)
-        self.head = nn.Linear(model.config.text_config.hidden_size, len(THINGS))
+        self.head = nn.Linear(model.config.text_config.hidden_size, len(OBJECTS))
 
     def forward(
         self,

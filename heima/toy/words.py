@@ -9,16 +9,21 @@ from tokenizers import Regex, pre_tokenizers
 
 from heima.toy.world import (
     CELLS,
-    EMPTY,
+    COLOURS,
     KINDS,
     LETTERS,
     MAX_POINTS,
     NUMBER_WORDS,
     OBJECTS,
     PHRASES,
+    RANGES,
     STYLES,
+    WARMTH,
     Scene,
+    claims,
     compose,
+    orders,
+    places,
 )
 
 SECTION_TAGS = tuple(
@@ -49,19 +54,16 @@ EXTRA_WORDS = (
 
 def world_words() -> list[str]:
     """Every word that the world's prompts and sections can contain, sorted."""
-    words = {*NUMBER_WORDS, *CELLS, *OBJECTS, EMPTY, *LETTERS, "yes", "no", *EXTRA_WORDS}
+    words = {*NUMBER_WORDS, *CELLS, *OBJECTS, *LETTERS, "yes", "no", *EXTRA_WORDS}
+    words |= {*COLOURS, *WARMTH.values(), *RANGES}
     words |= {str(number) for number in range(MAX_POINTS + 1)}
-    words |= {part for thing in OBJECTS for part in thing.split("-")}
-    words |= set("123abc")
-    blank = Scene((EMPTY,) * len(CELLS), ((0, 0, 0),) * len(CELLS))
+    some = Scene((OBJECTS[0],) * len(CELLS), ((0, 0, 0),) * len(CELLS))
     for kind in KINDS:
-        forms = [("a1",)] if kind.startswith("look") else [CELLS[:3], CELLS[::3], CELLS[:2]]
+        options = orders(kind)[0] if kind.endswith("option") else ()
+        claim = claims(kind)[0] if kind.endswith("yes-no") else None
         for style in STYLES[kind]:
-            for cells in forms:
-                value = EMPTY if kind.startswith("look") else "0"
-                options = (value, *OBJECTS[:3]) if kind.endswith("option") else ()
-                claim = value if kind.endswith("yes-no") else None
-                asked = compose(blank, kind, cells, style=style, options=options, claim=claim)
+            for cells in places(kind):
+                asked = compose(some, kind, cells, style=style, options=options, claim=claim)
                 prompt = asked.prompt
                 for phrase in PHRASES:
                     prompt = prompt.replace(phrase, " ")

@@ -1,28 +1,31 @@
-"""The toy world: coloured shapes on a 3x3 grid, and the questions that six benchmarks ask about it.
+"""The toy world: coloured shapes on a 2x2 grid, and the questions that six benchmarks ask about it.
 
-A scene is drawn from a numpy Generator, rendered to 48x48 px, and asked about in six kinds:
+A scene is drawn from a numpy Generator, rendered to 32x32 px, and asked about in six kinds:
 
 ====================  ==========================================  ======================
 kind                  question                                    prompt as in
 ====================  ==========================================  ======================
-look-option           what is in a cell, four options             MMStar, MMBench or AI2D
-sum-option            points of some cells, four options          MMStar, MMBench or AI2D
-look-free             what is in a cell                           MM-Vet
+look-option           colour in a cell, four options              MMStar, MMBench or AI2D
+sum-option            points of some cells, four ranges           MMStar, MMBench or AI2D
+look-free             colour in a cell                            MM-Vet
 sum-number            points of some cells                        MathVista
-look-yes-no           is a certain object in a cell               HallusionBench
-sum-yes-no            are some cells worth that many points       HallusionBench
+look-yes-no           is the colour in a cell warm (or cold)      HallusionBench
+sum-yes-no            are some cells worth more than so many      HallusionBench
 ====================  ==========================================  ======================
 
 Every answer comes as the four sections of LLaVA-CoT. The summary is a function of the question
-alone, the caption and the reasoning depend on the image. The wordings are chosen so that a tiny
-transformer learns them within two minutes on a CPU: the caption reads the whole grid, intermediate
-points are number *words* and final values *digits*, and the reasoning holds each candidate beside
-the value, so that a verdict compares neighbours and `yes` marks the answer.
-(Looking a value's letter up instead, by induction, was not learnt in the same time.)
+alone, the caption and the reasoning depend on the image.
+
+What a question asks for is chosen so that one forward pass of a tiny model can hold it: to find a
+colour, to add a few points, and to choose by a small table. Options are colours or ranges of totals
+in one order, which some prompts rotate, so that a letter follows from a value and from the option
+at A; a claim is a property or a bound. (To look a letter up by its value among freely ordered
+options is an induction, which no model of this size learnt: `docs/toy-world.md`.)
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,21 +33,28 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": 1, "green": 2, "blue": 3, "yellow": 4}
-"""Points of a circle or a triangle of each colour; a square counts double."""
+"""Points of an object of each colour; its shape does not count."""
+WARMTH = {"red": "warm", "green": "cold", "blue": "cold", "yellow": "warm"}
 SHAPES = ("circle", "square", "triangle")
-EMPTY = "nothing"
 OBJECTS = tuple(f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES)
-CELLS = tuple(f"{column}{row}" for row in "123" for column in "abc")
-"""Cell names in reading order: a1 b1 c1, a2 b2 c2, a3 b3 c3 (a letter is a column)."""
+CELLS = ("a1", "b1", "a2", "b2")
+"""Cell names in reading order: a letter is a column, a number a row."""
 
-IMAGE_SIDE = 48
 CELL_SIDE = 16
+IMAGE_SIDE = 2 * CELL_SIDE
 LETTERS = ("A", "B", "C", "D")
 NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four"
+    "sixteen"
 ).split()
 MAX_POINTS = len(NUMBER_WORDS) - 1
+
+SUM_SIZES = (3, 4)
+"""How many cells a total is asked of."""
+RANGES = {"3-6": range(3, 7), "7-8": range(7, 9), "9-10": range(9, 11), "11-16": range(11, 17)}
+"""The options for a total, in their order; drawn totals of three and of four reach each."""
+REACH = 3
+"""How far a claimed bound may lie from the total."""
 
 KINDS = ("look-option", "sum-option", "look-free", "sum-number", "look-yes-no", "sum-yes-no")
 OPTION_STYLES = ("mmstar", "mmbench", "ai2d", "paper-choice")
@@ -58,6 +68,8 @@ STYLES = {
 }
 """The prompt formats that each kind of question may wear: a benchmark's in lmms-eval, or one of the
 protocol `paper` (choice: MMStar, MMBench and AI2D; plain: MM-Vet; the others ask as lmms-eval)."""
+STYLE_WEIGHTS = {"paper-choice": 3}
+"""How often a kind's styles are drawn, if not equally: `paper` asks three benchmarks in one."""
 
 # What lmms-eval 0.7.3 puts around a question; tests/toy holds them against its doc_to_text.
 DIRECTLY = "Answer with the option's letter from the given choices directly"
@@ -96,8 +108,8 @@ class Scene:
     """Objects in the cells and where exactly they were drawn.
 
     Attributes:
-        objects: nine names in the order of `CELLS`, each of `OBJECTS` or `EMPTY`.
-        places: nine (x, y, radius) in pixels; ignored for an empty cell.
+        objects: four names in the order of `CELLS`, each of `OBJECTS`.
+        places: four (x, y, radius) in pixels.
     """
 
     objects: tuple[str, ...]
@@ -120,11 +132,11 @@ class Question:
     Attributes:
         kind: one of `KINDS`.
         style: the benchmark whose prompt format is worn, one of `STYLES[kind]`.
-        cells: the cells asked about (one for a look, two or three for a sum).
+        cells: the cells asked about: one for a look, three or four for a sum.
         text: the bare question.
-        options: four values in the order A..D, empty unless the kind offers options.
-        claim: the value that a yes/no question asks about, else None.
-        value: what the scene shows: an object, or points in digits.
+        options: colours or ranges in the order A..D, empty unless the kind offers options.
+        claim: what a yes/no question asks about, a warmth or a bound; else None.
+        value: what the scene shows: a colour, or points in digits.
         conclusion: the expected answer: a letter, yes or no, or `value`.
         prompt: the user's text as lmms-eval produces it.
         summary, caption, reasoning: the sections before the conclusion, words joined by blanks.
@@ -144,24 +156,19 @@ class Question:
     reasoning: str
 
 
-def points(thing: str) -> int:
-    """Points of an object name; an empty cell counts 0."""
-    if thing == EMPTY:
-        return 0
-    colour, shape = thing.split("-")
-    return COLOURS[colour] * (2 if shape == "square" else 1)
+def colour(thing: str) -> str:
+    """The colour in an object's name."""
+    return thing.partition("-")[0]
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw four to seven objects into nine cells, each a little off its cell's centre."""
-    filled = set(rng.choice(len(CELLS), size=int(rng.integers(4, 8)), replace=False).tolist())
+    """Draw an object into each cell, a little off its centre."""
     objects, places = [], []
     for index in range(len(CELLS)):
-        row, column = divmod(index, 3)
+        row, column = divmod(index, 2)
         x, y = (int(v) for v in rng.integers(-1, 2, size=2))
         radius = int(rng.integers(4, 6))
-        thing = OBJECTS[int(rng.integers(len(OBJECTS)))]
-        objects.append(thing if index in filled else EMPTY)
+        objects.append(OBJECTS[int(rng.integers(len(OBJECTS)))])
         places.append((column * CELL_SIDE + 8 + x, row * CELL_SIDE + 8 + y, radius))
     return Scene(tuple(objects), tuple(places))
 
@@ -176,34 +183,36 @@ def draw_distinct_scene(rng: np.random.Generator, seen: set[str]) -> Scene:
 
 
 def render(scene: Scene) -> Image.Image:
-    """Paint a scene as an RGB image of 48x48 pixels."""
+    """Paint a scene as an RGB image of 32x32 pixels."""
     image = Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), _PAPER)
     pen = ImageDraw.Draw(image)
     for thing, (x, y, radius) in zip(scene.objects, scene.places, strict=True):
-        if thing == EMPTY:
-            continue
-        colour, shape = thing.split("-")
+        ink, shape = thing.split("-")
         box = (x - radius, y - radius, x + radius, y + radius)
         if shape == "circle":
-            pen.ellipse(box, fill=_INK[colour])
+            pen.ellipse(box, fill=_INK[ink])
         elif shape == "square":
-            pen.rectangle(box, fill=_INK[colour])
+            pen.rectangle(box, fill=_INK[ink])
         else:
             corners = [(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)]
-            pen.polygon(corners, fill=_INK[colour])
+            pen.polygon(corners, fill=_INK[ink])
     return image
 
 
-def question_text(kind: str, cells: Sequence[str], claim: str | None) -> str:
-    """The bare question about cells, with the claimed value where the kind is yes/no."""
-    if kind.startswith("look"):
-        if claim is None:
-            return f"What is at {cells[0]}?"
-        return f"Is it true that {claim} is at {cells[0]}?"
-    place = f"{', '.join(cells[:-1])} and {cells[-1]}"
+def subject(cells: Sequence[str]) -> str:
+    """What is asked about cells: the colour in one, the total of several."""
+    if len(cells) == 1:
+        return f"the colour at {cells[0]}"
+    return f"the total of {', '.join(cells[:-1])} and {cells[-1]}"
+
+
+def question_text(cells: Sequence[str], claim: str | None) -> str:
+    """The bare question about cells, with the claim where it is to be answered by yes or no."""
     if claim is None:
-        return f"What is the total of {place}?"
-    return f"Is it true that {claim} is the total of {place}?"
+        return f"What is {subject(cells)}?"
+    if len(cells) == 1:
+        return f"Is {subject(cells)} {claim}?"
+    return f"Is {subject(cells)} more than {claim}?"
 
 
 def prompt_text(style: str, text: str, options: Sequence[str]) -> str:
@@ -239,22 +248,36 @@ def mmstar_question(text: str, options: Sequence[str]) -> str:
     return f"{text}\nOptions: {listed}"
 
 
-def ask(
-    scene: Scene,
-    kind: str,
-    rng: np.random.Generator,
-    *,
-    style: str | None = None,
-    truth: bool | None = None,
-) -> Question:
+def places(kind: str) -> list[tuple[str, ...]]:
+    """The cells that a question of a kind may ask about."""
+    sizes = (1,) if kind.startswith("look") else SUM_SIZES
+    return [cells for size in sizes for cells in itertools.combinations(CELLS, size)]
+
+
+def claims(kind: str) -> tuple[str, ...]:
+    """What a yes/no question of a kind may claim."""
+    if kind.startswith("look"):
+        return tuple(dict.fromkeys(WARMTH.values()))
+    return tuple(str(bound) for bound in range(MAX_POINTS + 1))
+
+
+def orders(kind: str) -> list[tuple[str, ...]]:
+    """The options of a kind in their one order, then its three rotations."""
+    ring = (*COLOURS,) if kind.startswith("look") else (*RANGES,)
+    return [ring[turn:] + ring[:turn] for turn in range(len(ring))]
+
+
+def ask(scene: Scene, kind: str, rng: np.random.Generator, *, style: str | None = None) -> Question:
     """Draw one question of a kind about a scene.
+
+    The options are rotated where MMBench rotates them: in its own style, and in half of
+    `paper-choice`, which asks it among others. A claim holds or not with even odds.
 
     Args:
         scene: what the image shows.
         kind: one of `KINDS`.
-        rng: source of the cells, the wrong options and the claim.
+        rng: source of the cells, the order of the options and the claim.
         style: prompt format, one of `STYLES[kind]`; drawn if None.
-        truth: for yes/no kinds, whether the claim is to hold; drawn evenly if None.
 
     Raises:
         ValueError: if the kind is unknown or the style does not belong to it.
@@ -262,18 +285,17 @@ def ask(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; allowed: {', '.join(KINDS)}")
     if style is None:
-        style = STYLES[kind][int(rng.integers(len(STYLES[kind])))]
-    cells = _draw_cells(kind, rng)
-    value = _value(scene, kind, cells)
+        weights = np.array([STYLE_WEIGHTS.get(one, 1) for one in STYLES[kind]])
+        style = STYLES[kind][int(rng.choice(len(weights), p=weights / weights.sum()))]
+    where = places(kind)
+    cells = where[int(rng.integers(len(where)))]
     options: tuple[str, ...] = ()
     claim = None
     if kind.endswith("option"):
-        values = [value, *_wrong(value, kind, len(LETTERS) - 1, rng)]
-        options = tuple(values[int(i)] for i in rng.permutation(len(LETTERS)))
+        rotated = style == "mmbench" or (style == "paper-choice" and rng.integers(2) == 1)
+        options = orders(kind)[int(rng.integers(len(LETTERS))) if rotated else 0]
     elif kind.endswith("yes-no"):
-        if truth is None:
-            truth = bool(rng.integers(2))
-        claim = value if truth else _wrong(value, kind, 1, rng)[0]
+        claim = _claim(_value(scene, cells), bool(rng.integers(2)), rng)
     return compose(scene, kind, cells, style=style, options=options, claim=claim)
 
 
@@ -289,24 +311,25 @@ def compose(
     """Word a fully determined question and its answer; `ask` draws the arguments.
 
     Raises:
-        ValueError: if the kind is unknown, the style does not belong to it, or the true value is
-            not among the options.
+        ValueError: if the kind is unknown, the style does not belong to it, or no option holds the
+            true value.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; allowed: {', '.join(KINDS)}")
     if style not in STYLES[kind]:
         allowed = ", ".join(STYLES[kind])
         raise ValueError(f"style={style!r} does not fit kind={kind!r}; allowed: {allowed}")
-    value = _value(scene, kind, cells)
+    value = _value(scene, cells)
+    option = _option(value)
     if kind.endswith("option"):
-        if value not in options:
-            raise ValueError(f"options={tuple(options)!r} lack the true value {value!r}")
-        conclusion = LETTERS[list(options).index(value)]
-    elif kind.endswith("yes-no"):
-        conclusion = "yes" if claim == value else "no"
+        if option not in options:
+            raise ValueError(f"options={tuple(options)!r} lack the true one, {option!r}")
+        conclusion = LETTERS[list(options).index(option)]
+    elif claim is not None:
+        conclusion = "yes" if _holds(claim, value) else "no"
     else:
         conclusion = value
-    text = question_text(kind, cells, claim)
+    text = question_text(cells, claim)
     return Question(
         kind=kind,
         style=style,
@@ -319,49 +342,46 @@ def compose(
         prompt=prompt_text(style, text, options),
         summary=_summary(kind, cells),
         caption=_caption(scene, cells),
-        reasoning=_reasoning(scene, kind, cells, value, options, claim),
+        reasoning=_reasoning(scene, cells, options, claim, conclusion),
     )
 
 
-def _draw_cells(kind: str, rng: np.random.Generator) -> tuple[str, ...]:
-    if kind.startswith("look"):
-        return (CELLS[int(rng.integers(len(CELLS)))],)
-    form = int(rng.integers(3))
-    if form == 0:
-        row = int(rng.integers(3))
-        return CELLS[3 * row : 3 * row + 3]
-    if form == 1:
-        return CELLS[int(rng.integers(3)) :: 3]
-    first, second = sorted(int(i) for i in rng.choice(len(CELLS), size=2, replace=False))
-    return (CELLS[first], CELLS[second])
+def _value(scene: Scene, cells: Sequence[str]) -> str:
+    colours = [colour(scene.at(cell)) for cell in cells]
+    return colours[0] if len(cells) == 1 else str(sum(COLOURS[one] for one in colours))
 
 
-def _value(scene: Scene, kind: str, cells: Sequence[str]) -> str:
-    if kind.startswith("look"):
-        return scene.at(cells[0])
-    return str(sum(points(scene.at(cell)) for cell in cells))
+def _option(value: str) -> str:
+    """The option that holds a value: a colour itself, or the range of a total."""
+    if value in COLOURS:
+        return value
+    return next(name for name, totals in RANGES.items() if int(value) in totals)
 
 
-def _wrong(value: str, kind: str, count: int, rng: np.random.Generator) -> list[str]:
-    """Distinct plausible values that are not the true one."""
-    if kind.startswith("look"):
-        pool = [thing for thing in (*OBJECTS, EMPTY) if thing != value]
-    else:
-        near = range(max(0, int(value) - 6), min(MAX_POINTS, int(value) + 6) + 1)
-        pool = [str(number) for number in near if str(number) != value]
-    return [pool[int(i)] for i in rng.choice(len(pool), size=count, replace=False)]
+def _holds(claim: str, value: str) -> bool:
+    return WARMTH[value] == claim if value in COLOURS else int(value) > int(claim)
+
+
+def _claim(value: str, truth: bool, rng: np.random.Generator) -> str:
+    """A claim about a value that holds or not, as `truth` says."""
+    if value in COLOURS:
+        return next(one for one in claims("look") if (one == WARMTH[value]) == truth)
+    total = int(value)
+    below, above = range(total - REACH, total), range(total, min(total + REACH, MAX_POINTS + 1))
+    bounds = below if truth else above
+    return str(bounds[int(rng.integers(len(bounds)))])
 
 
 def _summary(kind: str, cells: Sequence[str]) -> str:
     task = "look at" if kind.startswith("look") else "add the points of"
-    return f"i need to {task} {' '.join(cells)} ."
+    return f"{task} {' '.join(cells)} ."
 
 
 def _caption(scene: Scene, cells: Sequence[str]) -> str:
     """The whole grid, the cells that were asked about first.
 
-    Nine readings a scene teach a tiny model to look, two do not; and because the order depends on
-    the question, it must look by a cell's name, not by its place in the text.
+    Four readings a scene teach a tiny model to look; and because the order depends on the question,
+    it must look by a cell's name, not by its place in the text.
     """
     order = (*cells, *(cell for cell in CELLS if cell not in cells))
     return " ".join(f"{cell} {scene.at(cell)}" for cell in order)
@@ -369,28 +389,31 @@ def _caption(scene: Scene, cells: Sequence[str]) -> str:
 
 def _reasoning(
     scene: Scene,
-    kind: str,
     cells: Sequence[str],
-    value: str,
     options: Sequence[str],
     claim: str | None,
+    conclusion: str,
 ) -> str:
-    """Read or add up, then hold each candidate against the value.
+    """Read or add up, then choose.
 
-    Candidate and value stand side by side, so that the verdict compares neighbours.
+    Points and running totals are number words and the value is digits, so that a token tells what
+    it stands for. The choice names what it follows from: the value and the option at A, or the
+    value and the claim.
     """
-    if kind.startswith("look"):
-        steps = [f"{cells[0]} {scene.at(cells[0])}"]
+    value = _value(scene, cells)
+    if len(cells) == 1:
+        words = [f"{cells[0]} {scene.at(cells[0])} so {value}"]
     else:
         steps, total = [], 0
         for cell in cells:
-            gain = points(scene.at(cell))
+            gain = COLOURS[colour(scene.at(cell))]
             total += gain
             steps.append(f"{cell} {NUMBER_WORDS[gain]} total {NUMBER_WORDS[total]}")
-    candidates = list(zip(LETTERS, options, strict=False))
+        words = [f"{' , '.join(steps)} so {value}"]
+    if options:
+        if len(cells) > 1:
+            words.append(_option(value))
+        words.append(f"{LETTERS[0]} {options[0]} {conclusion}")
     if claim is not None:
-        candidates = [("claim", claim)]
-    words = [" , ".join(steps), f"so {value}"]
-    for name, candidate in candidates:
-        words.append(f"{name} {candidate} {value} {'yes' if candidate == value else 'no'}")
+        words.append(f"claim {claim} {conclusion}")
     return " ".join(words)
