@@ -101,10 +101,10 @@ def test_every_style_of_training_is_a_benchmark_or_the_papers():
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_images_are_48_pixel_pictures(rows, name):
+def test_images_are_32_pixel_pictures(rows, name):
     for row in rows[name]:
         image = row["decoded_image" if name == "mathvista" else "image"]
-        assert image.convert("RGB").size == (48, 48)
+        assert image.convert("RGB").size == (32, 32)
 
 
 def picture(row, column="image"):
