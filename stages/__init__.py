@@ -4,7 +4,12 @@ import atexit
 import gc
 import os
 
-from stages import orphan
+from stages import handover
+
+# Under `stages.repro` this process only waits for one that has imported everything.
+handover.hand_over()
+
+from stages import orphan  # noqa: E402
 
 # One thread a process, as torchrun does: tiny models are 3-5 times slower with two under load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

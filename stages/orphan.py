@@ -1,7 +1,8 @@
 """A stage ends with the `dvc` that started it.
 
 Killed alone, `dvc` leaves its stage running, which then races the next `dvc repro` for the same
-outputs. So a stage watches it, and a process of several its launcher, and ends when they have.
+outputs. So a stage watches it, and a process of several its launcher, and ends when they have. The
+same holds for `stages.repro` and its server (stages/warm.py).
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ import psutil
 
 _LEVELS = 4
 """dvc, its shell, a launcher, this process: no ancestor that counts is further away."""
+_GUARDIANS = ("dvc", "stages.repro", "stages.warm")
+"""How the commands are called that start stages; a forked child of one is called like it."""
 _SECONDS = 0.2
 
 
 def guardians() -> list[psutil.Process]:
     """The ancestors without which this process must not go on; none outside of a pipeline."""
     parents = psutil.Process().parents()[:_LEVELS]
-    found = [parent for parent in parents if _is_dvc(parent)][:1]
+    found = [parent for parent in parents if _runs_stages(parent)][:1]
     if "RANK" in os.environ:
         found += parents[:1]
     return found
 
 
-def _is_dvc(process: psutil.Process) -> bool:
+def _runs_stages(process: psutil.Process) -> bool:
     try:
-        return any(Path(part).name == "dvc" for part in process.cmdline()[:3])
+        return any(Path(part).name in _GUARDIANS for part in process.cmdline()[:3])
     except psutil.Error:
         return False
 
