@@ -25,6 +25,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from heima import blas
 from heima.added_tokens import equip, fit, untie
 from heima.batching import MllamaCollator
 from heima.config import Lora, Params
@@ -33,6 +34,9 @@ from heima.families import FAMILIES
 from heima.llava_next import LlavaNextCollator
 from heima.pretrained import locate
 from heima.tokens import Vocabulary
+
+# Whatever computes with a model imports this module.
+blas.install()
 
 ROOT = Path("models")
 """Where the pipeline keeps models."""

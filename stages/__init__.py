@@ -3,16 +3,24 @@
 import atexit
 import gc
 import os
+import sys
 
 from stages import handover
 
 # Under `stages.repro` this process only waits for one that has imported everything.
 handover.hand_over()
 
+from heima import machine  # noqa: E402
 from stages import orphan  # noqa: E402
 
 # One thread a process, as torchrun does: tiny models are 3-5 times slower with two under load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before anything that computes is imported. Python reads its hash seed, and some libraries their
+# variables, only when a process starts, so a stage's process starts once more (15 ms); `-m` is what
+# Python holds in argv while it looks for the module to run.
+if machine.wants_pins() and machine.pin() and sys.argv[0] == "-m":
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 # Importing torch and lmms-eval makes millions of objects that live until the process ends. Looking
 # through them again and again, and once more at exit, takes 2-3 s of each stage.

@@ -45,7 +45,7 @@ from typing import Any
 from dvc.exceptions import DvcException
 
 from heima import config
-from stages import handover, orphan, progress, schedule
+from stages import handover, orphan, progress, runs, schedule
 from stages.pipeline import Pipeline
 from stages.progress import Ended, Progress, Result, Working
 from stages.schedule import Needs, Slots
@@ -397,6 +397,8 @@ def main() -> None:
     gpus = visible_gpus()
     jobs = arguments.jobs or len(gpus) or len(os.sched_getaffinity(0))
     try:
+        # dvc.yaml reads what to repeat stages over from this list, before any stage runs.
+        runs.write(config.load())
         pipeline = Pipeline(arguments.targets)
         progress.LOGS.mkdir(parents=True, exist_ok=True)
         run = Run(pipeline, Slots(jobs, tuple(gpus)), fitting(gpus))
