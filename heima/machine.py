@@ -76,7 +76,7 @@ def cpu() -> dict[str, str]:
 
 def can_pin() -> bool:
     """Whether the CPU has the instructions that the pins choose."""
-    return _NEEDED <= set(cpu().get("flags", "").split())
+    return set(cpu().get("flags", "").split()) >= _NEEDED
 
 
 def pin(environ: MutableMapping[str, str] = os.environ) -> bool:

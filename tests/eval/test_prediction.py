@@ -232,7 +232,7 @@ class TestResume:
         assert decoded == batches[5:]
         known, total = sum(batches[:5]), sum(batches)
         assert capsys.readouterr().out == (
-            f"predict@text-cot: {known} of {total} answers known, {total - known} to decode\n"
+            f"predict@text-cot, model text-cot: {known} of {total} answers known, {total - known} to decode\n"
         )
 
     def test_what_is_known_is_not_decoded_again(self, models, decoded, monkeypatch):
@@ -263,7 +263,7 @@ class TestResume:
         changed.save_pretrained(models / "text-cot")
         after = decode("text-cot", "after", models, journals=Path("journals"))
         assert sum(decoded) == 3 * SAMPLES
-        assert before["lmms/42/mmstar.jsonl"] != after["lmms/42/mmstar.jsonl"]
+        assert before["42/lmms/42/mmstar.jsonl"] != after["42/lmms/42/mmstar.jsonl"]
 
 
 def test_two_processes_answer_as_one(models):
@@ -461,5 +461,5 @@ def test_unknown_variant(workspace):
 
 
 def test_a_model_that_is_not_there(models):
-    with pytest.raises(FileNotFoundError, match="p3 holds no model"):
+    with pytest.raises(FileNotFoundError, match="p3/42 holds no model"):
         decode("heima-no-recover", "predictions/p3", models)

@@ -175,7 +175,7 @@ def test_columns_follow_the_controls_then_the_turns(params, rows, evaluate):
             assert columns[name][place] == given[key][name]
         assert columns["exact"][place] == 100.0 * (given[key]["text"] == given[key]["reference"])
     assert {*columns} == {
-        *("id", "kind", "image", "control", "nll", "n_tokens", GRADES),
+        *("training_seed", "id", "kind", "image", "control", "nll", "n_tokens", GRADES),
         *text_metrics(params.similarity),
         *BLEU_STATISTICS,
     }
@@ -299,7 +299,7 @@ def test_grades_are_means_and_paired_over_the_turns_that_have_them(rows, evaluat
     assert cells["own-minus-shuffled"][GRADES].n == TURNS - 1
 
     assert computed_with["judge"]["missing"] == [
-        {"id": row["id"], "control": row["control"], "reason": "refused"}
+        {"training_seed": 42, "id": row["id"], "control": row["control"], "reason": "refused"}
         for row in rows
         if (row["control"], row["id"]) in (("zero", "turn-3"), ("own", "turn-4"))
     ]
@@ -443,7 +443,7 @@ def test_training_seeds_are_averaged_and_keep_their_own_values(rows, params, eva
             assert cell.n == 2 * alone[42][group][name].n
             assert cell.low <= min(expected.values()) + 1e-9 or cell.sd == 0
     assert columns["training_seed"] == [42] * len(rows) + [43] * len(rows)
-    assert {one["training_seed"] for one in made["judge"]["missing"]} == {42}
+    assert {one["training_seed"] for one in made["judge"]["missing"]} == {42, 43}
     with pytest.raises(similarity.InconsistentRows, match="42 and 43 must have the same turns"):
         similarity.evaluate(
             {42: rows, 43: [row for row in worse if row["id"] != "turn-2"]},
