@@ -8,6 +8,7 @@ same holds for `stages.repro` and its server (stages/warm.py).
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -49,6 +50,9 @@ def _watch(watched: list[psutil.Process]) -> None:
     while all(_lives(one) for one in watched):
         time.sleep(_SECONDS)
     print("error: the process that started this stage has ended", file=sys.stderr, flush=True)
+    if os.getpgrp() == os.getpid():
+        # A child of `stages.repro` or its server: what it has started ends with it.
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 

@@ -23,6 +23,9 @@ from tabulate import tabulate
 LOGS = Path(".cache/logs")
 DURATIONS = LOGS / "durations.json"
 
+Left = tuple[float, int]
+"""Seconds until the run ends, and the number of stages in it that were never timed."""
+
 _LAST_LINES = 15
 """Of the log of a stage that has failed."""
 _SECONDS_BETWEEN_WORDS = 30.0
@@ -127,7 +130,7 @@ class Progress:
     def say(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
-    def ended(self, one: Ended, finished: int, left: float | None) -> None:
+    def ended(self, one: Ended, finished: int, left: Left) -> None:
         """A line for a stage that has ended; of one that has failed, the end of its log too."""
         cpu = f", CPU {one.cpu:.1f} s" if one.cpu is not None else ""
         width = len(str(self._total))
@@ -140,9 +143,7 @@ class Progress:
                 self.say(f"    {line}")
             self.say(f"    all of it: {log_of(one.name)}")
 
-    def tick(
-        self, working: Sequence[Working], finished: int, left: Callable[[], float | None]
-    ) -> None:
+    def tick(self, working: Sequence[Working], finished: int, left: Callable[[], Left]) -> None:
         """Draw what runs; call it a few times a second."""
         if self._console.is_terminal:
             self._draw(working, finished, left())
@@ -157,7 +158,7 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def _draw(self, working: Sequence[Working], finished: int, left: float | None) -> None:
+    def _draw(self, working: Sequence[Working], finished: int, left: Left) -> None:
         if self._live is None:
             # No thread draws: one would break the children that are forked.
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -173,11 +174,12 @@ class Progress:
         said = f": {last[0].strip()}" if last else ""
         return f"{one.name}{gpus}, {clock(time.monotonic() - one.since)}{said}"
 
-    def _position(self, left: float | None) -> str:
+    def _position(self, left: Left) -> str:
         elapsed = clock(time.monotonic() - self._started)
-        if left is None:
-            return f"{elapsed} elapsed, no estimate yet"
-        return f"{elapsed} elapsed, about {clock(left)} left"
+        seconds, untimed = left
+        if untimed:
+            return f"{elapsed} elapsed, {untimed} stages never timed"
+        return f"{elapsed} elapsed, about {clock(seconds)} left"
 
     def table(self, all_ended: Sequence[Ended], places: Mapping[str, int]) -> str:
         """What each stage took, in the order of the pipeline, and all together."""

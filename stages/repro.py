@@ -287,8 +287,8 @@ class Run:
         known = {name: seconds for name, seconds in estimates.items() if seconds is not None}
         return schedule.priorities(self._dependents, order, known)
 
-    def _left(self) -> float | None:
-        """Seconds until the run ends, if what is stale now or unknown yet has to run."""
+    def _left(self) -> tuple[float, int]:
+        """`schedule.remaining`, if what is not known to be up to date has to run."""
         left = {
             name: schedule.estimated(name, self._seconds) for name in [*self._unknown, *self._stale]
         }

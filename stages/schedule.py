@@ -80,15 +80,14 @@ def priorities(
 
 def remaining(
     left: Mapping[str, float | None], chains: Mapping[str, float], jobs: int
-) -> float | None:
-    """Seconds until all stages of `left` have run, at least; None if one was never timed.
+) -> tuple[float, int]:
+    """Seconds until all stages of `left` have run, at least, and how many were never timed.
 
     `left` has what each still takes, `chains` the longest chain that begins with it.
     """
-    if any(value is None for value in left.values()):
-        return None
-    total = sum(value for value in left.values() if value is not None)
-    return max(total / jobs, max((chains[name] for name in left), default=0.0))
+    known = [value for value in left.values() if value is not None]
+    longest = max((chains[name] for name in left), default=0.0)
+    return max(sum(known) / jobs, longest), len(left) - len(known)
 
 
 def estimated(name: str, seconds: Mapping[str, float]) -> float | None:
