@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc.dvcfile import PROJECT_FILE
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import PipelineStage
@@ -37,16 +36,29 @@ class Pipeline:
         logging.getLogger("dvc").setLevel(logging.WARNING)
         self._repo = Repo(_wait_for_lock=True)
         os.chdir(self._repo.root_dir)
-        graph = get_active_graph(self._repo.index.graph)
-        everything = plan_repro(graph, collect_stages(self._repo, [PROJECT_FILE]))
+        index = self._repo.index
+        graph = get_active_graph(index.graph)
+        everything = plan_repro(graph, list(index.stages))
         self._everything = [stage.addressing for stage in everything]
-        wanted = plan_repro(graph, collect_stages(self._repo, targets or [PROJECT_FILE]))
+        wanted = everything
+        if targets:
+            # DVC reads both files again for a target: what is known by name need not be looked up.
+            known = {stage.addressing: stage for stage in everything}
+            found = [
+                stage
+                for target in targets
+                for stage in ([known[target]] if target in known else self._collect(target))
+            ]
+            wanted = plan_repro(graph, found)
         self._stages: dict[str, PipelineStage] = {stage.addressing: stage for stage in wanted}
         self.upstream: dict[str, frozenset[str]] = {
             name: frozenset(one.addressing for one in graph.successors(stage))
             for name, stage in self._stages.items()
         }
         """For each stage, in an order in which they can run, those that it depends on."""
+
+    def _collect(self, target: str) -> list[PipelineStage]:
+        return collect_stages(self._repo, [target])
 
     def meta(self, name: str) -> Mapping[str, Any]:
         return self._stages[name].meta or {}
