@@ -11,6 +11,7 @@ dvc.lock when a run is killed stands in DVC's run cache, from which the next run
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dvc.lock import LockBase
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import PipelineStage
@@ -25,6 +27,39 @@ from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import dump_yaml, load_yaml
 
 LOCK = Path("dvc.lock")
+
+
+class _Turns(LockBase):
+    """DVC's lock of the repository, for which the processes of a run queue.
+
+    DVC itself asks for it twice a second, and whoever asks at the right moment has it: among stages
+    that are quickly done, one can wait for many seconds.
+    """
+
+    def __init__(self, lock: LockBase, path: str) -> None:
+        super().__init__(path)
+        self._lock = lock
+        self._queue: int | None = None
+
+    def lock(self) -> None:
+        # The system releases it should this process be killed.
+        self._queue = os.open(self._lockfile, os.O_WRONLY | os.O_CREAT, 0o644)
+        fcntl.flock(self._queue, fcntl.LOCK_EX)
+        self._lock.lock()
+
+    def unlock(self) -> None:
+        self._lock.unlock()
+        os.close(self._queue)
+
+    @property
+    def is_locked(self) -> bool:
+        return self._lock.is_locked
+
+    def __enter__(self) -> None:
+        self.lock()
+
+    def __exit__(self, *exception: object) -> None:
+        self.unlock()
 
 
 class Pipeline:
@@ -36,6 +71,8 @@ class Pipeline:
         logging.getLogger("dvc").setLevel(logging.WARNING)
         self._repo = Repo(_wait_for_lock=True)
         os.chdir(self._repo.root_dir)
+        queue = os.path.join(self._repo.tmp_dir, "stages.lock")
+        self._repo.lock = _Turns(self._repo.lock, queue)
         index = self._repo.index
         graph = get_active_graph(index.graph)
         everything = plan_repro(graph, list(index.stages))
