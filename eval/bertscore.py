@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.resources import MissingResource, check_hash, sha256
-from heima import blas
+from heima import kernels
 from heima.config import Similarity
 from heima.measures import BERTSCORE
 
@@ -40,7 +40,7 @@ class BertScore:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        blas.install()
+        kernels.install()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # Some weights are stored as fp16; the paper's transformers computed in fp32 all the same.
         model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)

@@ -19,7 +19,7 @@ from typing import Any
 PINS: Mapping[str, str] = {
     # The only branch of MKL that is promised on CPUs which are not Intel's.
     "MKL_CBWR": "COMPATIBLE",
-    # The fast products are OpenBLAS's (`heima.blas`): one kernel for all of these CPUs.
+    # The fast products are OpenBLAS's (`heima.kernels`): one kernel for all of these CPUs.
     "OPENBLAS_CORETYPE": "Haswell",
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",

@@ -25,7 +25,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from heima import blas
+from heima import kernels
 from heima.added_tokens import equip, fit, untie
 from heima.batching import MllamaCollator
 from heima.config import Lora, Params
@@ -36,7 +36,7 @@ from heima.pretrained import locate
 from heima.tokens import Vocabulary
 
 # Whatever computes with a model imports this module.
-blas.install()
+kernels.install()
 
 ROOT = Path("models")
 """Where the pipeline keeps models."""

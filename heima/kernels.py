@@ -1,10 +1,13 @@
-"""The toy's matrix products on CPUs, by OpenBLAS.
+"""CPU kernels of the toy that give the same bits on every maker's CPU: products and square roots.
 
-Torch multiplies with MKL, whose one branch that gives the same bits on every maker's CPU is SSE2's:
-a training step takes 1.5-1.8 times as long with it. numpy brings an OpenBLAS whose AVX2 kernel can
-be chosen by name on any of them (`heima.machine.PINS`), and so the products that training is made
-of go there. What is left to MKL (products inside of fused attention, vector mathematics) is
-small, and its branch is pinned.
+Torch multiplies with MKL, whose one branch that is promised beyond Intel's CPUs is SSE2's: a
+training step takes 1.5-1.8 times as long with it. numpy brings an OpenBLAS whose AVX2 kernel can be
+chosen by name on any of them (`heima.machine.PINS`), and so the products that training is made of
+go there.
+
+Square roots go to numpy, too, which leaves them to the CPU, and so they are exact. MKL refines an
+approximation that each CPU makes in its own way (even in that branch, with one in five rounded
+wrongly), and AdamW divides by them. What else is left to MKL was the same on all CPUs tried.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from heima import machine
 
 
 def install() -> None:
-    """Give torch these products and take oneDNN from it, if the pins are in force; once.
+    """Give torch these kernels and take oneDNN from it, if the pins are in force; once.
 
-    oneDNN divides its sums by the size of the CPU's caches. float32 products alone are replaced.
+    oneDNN divides its sums by the size of the CPU's caches. Tensors of other types than the
+    replacements say stay with torch's own kernels.
     """
     if _installed or not machine.pinned():
         return
@@ -30,9 +34,9 @@ def install() -> None:
     with warnings.catch_warnings():
         # That these kernels are replaced is no news.
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
-        for name, replace in _REPLACEMENTS.items():
+        for name, replacement in _REPLACEMENTS.items():
             original = torch.library.get_kernel(f"aten::{name}", "CPU")
-            library.impl(name, replace(original), "CPU", with_keyset=True)
+            library.impl(name, replacement(original), "CPU", with_keyset=True)
     _installed.append(library)
 
 
@@ -59,7 +63,7 @@ def _fits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _multiply(original: Any) -> Any:
-    """`mm` and `bmm`."""
+    """`mm` and `bmm`, in float32."""
 
     def multiply(keys: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return _product(a, b) if _fits(a, b) else original.call_boxed(keys, a, b)
@@ -68,7 +72,7 @@ def _multiply(original: Any) -> Any:
 
 
 def _add_product(original: Any) -> Any:
-    """`addmm`: beta times `added` plus alpha times the product."""
+    """`addmm`, in float32: beta times `added` plus alpha times the product."""
 
     def add_product(
         keys: Any,
@@ -90,4 +94,40 @@ def _add_product(original: Any) -> Any:
     return add_product
 
 
-_REPLACEMENTS = {"mm": _multiply, "bmm": _multiply, "addmm": _add_product}
+def _sqrt(original: Any) -> Any:
+    """`sqrt`, in float32 and float64."""
+
+    def sqrt(keys: Any, values: torch.Tensor) -> torch.Tensor:
+        if values.dtype not in (torch.float32, torch.float64):
+            return original.call_boxed(keys, values)
+        result = torch.empty_like(values)
+        _root(values, result)
+        return result
+
+    return sqrt
+
+
+def _sqrt_in_place(original: Any) -> Any:
+    """`sqrt_`, in float32 and float64."""
+
+    def sqrt_in_place(keys: Any, values: torch.Tensor) -> torch.Tensor:
+        if values.dtype not in (torch.float32, torch.float64):
+            return original.call_boxed(keys, values)
+        _root(values, values)
+        return values
+
+    return sqrt_in_place
+
+
+def _root(values: torch.Tensor, result: torch.Tensor) -> None:
+    with np.errstate(invalid="ignore"):
+        np.sqrt(values.detach().numpy(), out=result.detach().numpy())
+
+
+_REPLACEMENTS = {
+    "mm": _multiply,
+    "bmm": _multiply,
+    "addmm": _add_product,
+    "sqrt": _sqrt,
+    "sqrt_": _sqrt_in_place,
+}
