@@ -7,6 +7,9 @@ and later), whoever made it. docs/reproducing.md says what each pin is for and w
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 import platform
 import re
@@ -16,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PINS: Mapping[str, str] = {
+_INSTRUCTIONS = {
     # The only branch of MKL that is promised on CPUs which are not Intel's.
     "MKL_CBWR": "COMPATIBLE",
     # The fast products are OpenBLAS's (`heima.kernels`): one kernel for all of these CPUs.
@@ -24,6 +27,9 @@ PINS: Mapping[str, str] = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+}
+PINS: Mapping[str, str] = {
+    **_INSTRUCTIONS,
     # The number of threads decides how a sum is divided.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -32,6 +38,11 @@ PINS: Mapping[str, str] = {
     "PYTHONHASHSEED": "0",
 }
 """Environment variables; libraries read them once, when they are loaded."""
+
+CANARY = Path("reports/canary.json")
+"""The bits that a toy's canary run gave where it was recorded, and on which CPU."""
+VERDICT = Path(".cache/canary.json")
+"""What the canary found on this machine."""
 
 _PINNED_FAMILIES = "toy-"
 _FAMILY = re.compile(r"^family:[ \t]*['\"]?([\w-]+)", re.MULTILINE)
@@ -114,29 +125,69 @@ def _say(text: str) -> None:
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """The versions that may change a number: Python, the C library, and the libraries on them."""
     found = {"python": platform.python_version(), "libc": " ".join(platform.libc_ver())}
-    return found | {name: metadata.version(name) for name in _DECIDING}
+    for name in _DECIDING:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@functools.cache
+def cpu_name() -> str:
+    described = cpu()
+    name = described.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({described['vendor_id']})" if "vendor_id" in described else name
 
 
 def facts() -> dict[str, Any]:
     """The machine as a result's provenance names it, with the instruction sets in force.
 
-    `aten` and `openblas` are what the libraries themselves report, where they are loaded.
+    `aten` and `openblas` are what the libraries themselves report, where they are loaded; `canary`
+    says whether this machine gave the recorded bits (`stages.canary`).
     """
-    described = cpu()
     found: dict[str, Any] = {
-        "cpu": described.get("model name") or platform.processor() or platform.machine(),
-        "vendor": described.get("vendor_id", "unknown"),
+        "cpu": cpu_name(),
         "pinned": pinned(),
-        "pins": {name: os.environ[name] for name in PINS if name in os.environ},
+        "instructions": {name: os.environ.get(name, "unset") for name in _INSTRUCTIONS},
+        "canary": canary(),
     }
     if "torch" in sys.modules:
+        import threadpoolctl
         import torch
 
         found["aten"] = torch.backends.cpu.get_cpu_capability()
+        found["openblas"] = sorted(
+            {
+                library["architecture"]
+                for library in threadpoolctl.threadpool_info()
+                if library["internal_api"] == "openblas"
+            }
+        )
         found["threads"] = torch.get_num_threads()
         if torch.cuda.is_available():
             found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def canary() -> str:
+    """`matches` or `differs` as the last `stages.canary` found here, or `not run`."""
+    if not VERDICT.exists():
+        return "not run"
+    found = json.loads(VERDICT.read_text(encoding="utf-8"))
+    return found["verdict"] if found["of"] == canary_of() else "not run"
+
+
+def canary_of() -> dict[str, Any]:
+    """What a canary's verdict holds for; with another CPU, version or record it is void."""
+    record = CANARY.read_bytes() if CANARY.exists() else b""
+    return {
+        "cpu": cpu_name(),
+        "pinned": pinned(),
+        "versions": versions(),
+        "record": hashlib.sha256(record).hexdigest()[:16],
+    }

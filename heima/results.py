@@ -3,10 +3,14 @@
 Every metrics file of the pipeline has one shape:
 
     {"cells": {"<group>": {"<metric>": {"value": …, "low": …, "high": …, "n": …, "n_failed": …}}},
-     "provenance": {"stage": …, "profile": …, "seed": …, "code": …, "params": …, …}}
+     "provenance": {"stage": …, "profile": …, "seed": …, "code": …, "params": …, …,
+                    "versions": {"torch": …, …}, "machine": {"cpu": …, …}}}
 
 A cell that depends on training seeds also has `seeds` (each seed's value), and, of several, `sd`
 and `t_interval`, which follow from it.
+
+`versions` may decide a number. `machine` and `seconds` decide none and differ from run to run: two
+results are compared without them (`stages.check`).
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from heima import machine
 from heima.config import Params
 
 
@@ -187,7 +192,7 @@ def digest(value: BaseModel | Mapping[str, Any]) -> str:
 
 
 def provenance(stage: str, params: Params, **details: Any) -> dict[str, Any]:
-    """Where a result comes from: stage, profile, seed, code fingerprint, params, details.
+    """Where a result comes from: stage, profile, seed, code, params, details, versions, machine.
 
     The code fingerprint is that of the stage's module (`fingerprints/<module>.json`); it is
     "unknown" only where no fingerprint was taken, as in a direct call outside the pipeline.
@@ -206,4 +211,6 @@ def provenance(stage: str, params: Params, **details: Any) -> dict[str, Any]:
         "code": code,
         "params": digest(params),
         **details,
+        "versions": machine.versions(),
+        "machine": machine.facts(),
     }
