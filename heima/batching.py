@@ -56,21 +56,24 @@ def encode_turns(
     Raises `ValueError` naming the turn where one is longer than `max_length` tokens: cutting it
     would train on an answer without its conclusion.
     """
-    samples = []
     same = None if thinking.tokens is None else numbered(thinking.tokens)
-    for turn in turns:
-        encoded = vocabulary.encode(
-            turn.question,
-            "first" if turn.image_first else "last",
-            render(turn.sections, rendering, same or _adaptive(turn, thinking, vocabulary)),
-        )
-        if len(encoded.input_ids) > max_length:
+    encoded = vocabulary.encode_all(
+        [
+            (
+                turn.question,
+                "first" if turn.image_first else "last",
+                render(turn.sections, rendering, same or _adaptive(turn, thinking, vocabulary)),
+            )
+            for turn in turns
+        ]
+    )
+    for turn, one in zip(turns, encoded, strict=True):
+        if len(one) > max_length:
             raise ValueError(
-                f"turn {turn.id} has {len(encoded.input_ids)} tokens as {rendering}, more than "
+                f"turn {turn.id} has {len(one)} tokens as {rendering}, more than "
                 f"distill.max_length = {max_length}"
             )
-        samples.append(Sample(encoded, turn.image))
-    return samples
+    return [Sample(one, turn.image) for turn, one in zip(turns, encoded, strict=True)]
 
 
 def _adaptive(turn: Turn, thinking: Thinking, vocabulary: Vocabulary) -> ThinkingTokens:

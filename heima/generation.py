@@ -110,7 +110,7 @@ def plan(
 
     `prefix` begins every answer (`cot.constant_prefix`): it is read, not decoded.
     """
-    ids = [vocabulary.prompt_ids(prompt.question, "first", prefix) for prompt in prompts]
+    ids = vocabulary.prompts_ids([prompt.question for prompt in prompts], "first", prefix)
     order = _order(prompts, ids)
     size = decoding.batch_size
     batches = [order[first : first + size] for first in range(0, len(order), size)]

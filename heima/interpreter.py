@@ -95,15 +95,18 @@ def encode_readings(
     """
     templates = [PLAIN_WORDING] if wordings == "plain" else _VARIED
     drawn = np.random.default_rng(seed).integers(len(templates), size=len(turns))
-    readings = []
-    for turn, template, read in zip(turns, drawn, states.by_turn(), strict=True):
+    read = states.by_turn()
+    chats = []
+    for turn, template, seen in zip(turns, drawn, read, strict=True):
         place = ""
         if source == "own":
-            place = f"of the hidden state {thinking_token(section) * len(read)} "
+            place = f"of the hidden state {thinking_token(section) * len(seen)} "
         prompt = templates[template].format(question=turn.question, section=section, source=place)
-        encoded = vocabulary.encode(prompt, "none", turn.sections[section])
-        readings.append(Reading(encoded, read))
-    return readings
+        chats.append((prompt, "none", turn.sections[section]))
+    return [
+        Reading(encoded, seen)
+        for encoded, seen in zip(vocabulary.encode_all(chats), read, strict=True)
+    ]
 
 
 def official_references(section: str, texts: Sequence[str], *, seed: int) -> list[str]:

@@ -35,6 +35,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from heima import order
 from heima.config import Schedule, Training
+from heima.lora import merged_forward
 from heima.models import pretrained
 from heima.resume import Resume
 from heima.tokens import IGNORED
@@ -167,9 +168,10 @@ def train(
     """
     accelerator = _accelerator(precision)
     optimizer = optimizer or torch.optim.AdamW(
-        _trained(model), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        _trained(model), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
     model, optimizer = accelerator.prepare(model, optimizer)
+    trained = _trained(model)  # of what `prepare` gave: sharding replaces the weights
     per_epoch = -(-len(samples) // schedule.batch_size)
     total = schedule.steps or round(schedule.epochs * per_epoch)
     # Not prepared by accelerate, which would step it once a process.
@@ -184,33 +186,35 @@ def train(
         accelerator.print(f"goes on after step {progress['step']}/{total}")
     model.train()
     work = _Work(samples, collate, schedule, training, accelerator, seed, groups)
-    for step, (items, micros) in enumerate(
-        work.updates(progress["step"], total), progress["step"] + 1
-    ):
-        # Where anything is drawn (dropout), an update draws the same after an interruption.
-        torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
-        for last, batch in micros:
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                loss = model(**batch, num_items_in_batch=items)
-                # Gradients are averaged over the processes, and the batch's loss is a sum.
-                accelerator.backward(loss * accelerator.num_processes)
-            progress["loss"] += loss.item()
-        if not math.isfinite(progress["loss"]):
-            raise RuntimeError(
-                f"the loss is not finite from step {step} on; lower the learning_rate"
-            )
-        accelerator.clip_grad_norm_(_trained(model), schedule.max_grad_norm)
-        rate = scheduler.get_last_lr()[-1]
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        progress["step"], progress["since"] = step, progress["since"] + 1
-        if step % max(1, total // _LOGS) == 0 or step == total:
-            _log(progress, rate, total, accelerator)
-        if resume and step % training.snapshot_steps == 0 and step < total:
-            _gather_loss(progress, accelerator)
-            saved = {**progress, "scheduler": scheduler.state_dict()}
-            resume.save(model, optimizer.optimizer, saved)
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    with contextlib.nullcontext() if sharded else merged_forward(model):
+        for step, (items, micros) in enumerate(
+            work.updates(progress["step"], total), progress["step"] + 1
+        ):
+            # Where anything is drawn (dropout), an update draws the same after an interruption.
+            torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
+            for last, batch in micros:
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    loss = model(**batch, num_items_in_batch=items)
+                    # Gradients are averaged over the processes, and the batch's loss is a sum.
+                    accelerator.backward(loss * accelerator.num_processes)
+                progress["loss"] += loss.item()
+            if not math.isfinite(progress["loss"]):
+                raise RuntimeError(
+                    f"the loss is not finite from step {step} on; lower the learning_rate"
+                )
+            accelerator.clip_grad_norm_(trained, schedule.max_grad_norm)
+            rate = scheduler.get_last_lr()[-1]
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            progress["step"], progress["since"] = step, progress["since"] + 1
+            if step % max(1, total // _LOGS) == 0 or step == total:
+                _log(progress, rate, total, accelerator)
+            if resume and step % training.snapshot_steps == 0 and step < total:
+                _gather_loss(progress, accelerator)
+                saved = {**progress, "scheduler": scheduler.state_dict()}
+                resume.save(model, optimizer.optimizer, saved)
     accelerator.free_memory()
     return progress["curve"]
 

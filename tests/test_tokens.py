@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from transformers import LlamaTokenizer
 
@@ -110,6 +111,54 @@ def test_a_prompt_with_a_prefix_is_the_beginning_of_what_is_trained_on(
     ids = toy_vocabulary.prompt_ids(turn.question, "first", prefix)
     assert encoded.input_ids[: len(ids)] == ids
     assert (len(ids) > encoded.body) == bool(prefix)
+
+
+@pytest.mark.parametrize("family", ["toy", "llava"])
+@pytest.mark.parametrize("place", ["first", "last", "none"])
+def test_turns_encoded_together_are_those_encoded_alone(family, place, request, toy_turns):
+    """Against one call of the tokenizer and of its chat template a part, as it stands there."""
+    vocabulary = request.getfixturevalue(f"{family}_vocabulary")
+    tokenizer = vocabulary.tokenizer
+    rng = np.random.default_rng(5)
+    answers = [cot.render(turn.sections, rng.choice(list(cot.RENDERINGS))) for turn in toy_turns]
+    turns = [
+        (turn.question, place, answer) for turn, answer in zip(toy_turns, answers, strict=True)
+    ]
+    # With what only a special token is, a thinking token in a question, nothing, and a turn twice.
+    turns += [("<THINKING_OF_CAPTION>", place, ""), ("<image> <|image|>", place, "x"), turns[0]]
+    together = vocabulary.encode_all(turns)
+    prompts = vocabulary.prompts_ids([question for question, _, _ in turns], place, "<SUMMARY>")
+    assert len(together) == len(prompts) == len(turns)
+    for (question, _, answer), encoded, prompt in zip(turns, together, prompts, strict=True):
+        text, image = {"type": "text", "text": reserved(vocabulary, question)}, {"type": "image"}
+        content = {"first": [image, text], "last": [text, image], "none": [text]}[place]
+        chat = [{"role": "user", "content": content}]
+        user, whole = (
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=header)
+            for header in (False, True)
+        )
+        asked, header, said, begun = (
+            tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (
+                user,
+                whole.removeprefix(user),
+                reserved(vocabulary, answer),
+                "<SUMMARY>",
+            )
+        )
+        said.append(tokenizer.eos_token_id)
+        assert encoded.input_ids == asked + header + said
+        assert encoded.labels == [IGNORED] * len(asked) + header + said
+        assert encoded.body == len(asked) + len(header)
+        assert prompt == asked + header + begun
+        assert encoded == vocabulary.encode(question, place, answer)
+    assert vocabulary.encode_all([]) == vocabulary.prompts_ids([], place) == []
+
+
+def reserved(vocabulary, text):
+    for name, token in vocabulary.reserved.items():
+        text = text.replace(name, token)
+    return text
 
 
 @pytest.mark.parametrize("rendering", sorted(cot.RENDERINGS))
