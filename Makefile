@@ -1,6 +1,6 @@
 # `make repro` and `make test` are all that a fresh machine needs.
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-all lint ui clean
+.PHONY: help install repro check test test-all lint ui clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,12 +25,15 @@ $(INSTALLED): requirements.txt requirements-nodeps.txt pyproject.toml
 install: $(INSTALLED) ## Create .venv and install everything that is pinned
 
 repro: install ## Run the pipeline to the tables (what is cached is not run again)
-	dvc repro tables
-	-dvc repro track # a fault of MLflow takes nothing from the results
+	python -m stages.repro tables
+	-python -m stages.repro track # a fault of MLflow takes nothing from the results
 	@python -m stages.tables --show benchmarks
 
-test: install ## Run the tests
-	python -m pytest -m "not slow"
+check: install ## Compare these results with the recorded ones
+	python -m stages.check
+
+test: install ## Run the tests, on all cores
+	python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: install ## Run the tests and the slow proofs
 	python -m pytest

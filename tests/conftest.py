@@ -17,6 +17,11 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The small pipeline first: it takes longest, and only one process of `-n` runs its tests."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 @pytest.fixture(scope="session")
 def params():
     """The committed toy profile."""

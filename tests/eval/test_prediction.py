@@ -232,7 +232,8 @@ class TestResume:
         assert decoded == batches[5:]
         known, total = sum(batches[:5]), sum(batches)
         assert capsys.readouterr().out == (
-            f"predict@text-cot, model text-cot: {known} of {total} answers known, {total - known} to decode\n"
+            f"predict@text-cot, model text-cot: {known} of {total} answers known, "
+            f"{total - known} to decode\n"
         )
 
     def test_what_is_known_is_not_decoded_again(self, models, decoded, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,9 +54,9 @@ class Checkout:
 
 
 def ran(output: str) -> list[str]:
-    return [
-        line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")
-    ]
+    """The stages that ran, in the words of `dvc repro` or of `stages.repro`."""
+    found = re.findall(r"^(?:Running stage '(\S+)':|\[\d+/\d+\] (\S+) ran in )", output, re.M)
+    return [one or other for one, other in found]
 
 
 def smaller(raw: dict) -> dict:
@@ -131,5 +132,5 @@ class Reproduction:
 def reproduction(tmp_path_factory) -> Reproduction:
     checkout = check_out(tmp_path_factory.mktemp("reproduction"))
     started = time.monotonic()
-    output = checkout.run("dvc", "repro").stdout
+    output = checkout.run(sys.executable, "-m", "stages.repro").stdout
     return Reproduction(checkout, output, time.monotonic() - started)
