@@ -36,7 +36,12 @@ LATER: dict[str, tuple[str, ...]] = {
     "stages.prepare": ("heima.toy.benchmarks", "heima.toy.source"),
     "stages.teach": ("heima.toy.teach",),
     "stages.judge": ("eval.judge.reconstructions",),
-    "stages.similarity": ("eval.similarity", "pandas"),
+    "stages.similarity": (
+        "eval.similarity",
+        "pandas",
+        "bert_score.utils",
+        "nltk.translate.meteor_score",
+    ),
     "stages.predict": ("eval.prediction",),
     "stages.score": ("eval.gateway", "eval.scoring"),
     "stages.latency": ("eval.latency",),

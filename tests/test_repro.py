@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stages import handover, progress, repro, schedule
+from stages import handover, progress, repro, schedule, warm
 from stages.schedule import Needs, Slots
 from tests.conftest import ROOT
 
@@ -461,6 +461,26 @@ def test_gpus_are_those_that_cuda_may_see(tmp_path, monkeypatch, chosen, names):
     if chosen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     assert list(repro.visible_gpus()) == names
+
+
+def test_a_stage_gets_one_gpu_where_the_plan_says_that_it_fits(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    kinds = {"distill", "states", "interpret", "reconstruct", "predict", "latency"}
+    planned = repro.planned_memory()
+    assert all(planned[kind] > 0 for kind in kinds)
+    monkeypatch.setattr(repro, "planned_memory", lambda: planned)
+    most = max(planned.values())
+    assert all(map(repro.fitting({"0": 2 * most, "1": 2 * most}), kinds))
+    fits = repro.fitting({"0": most, "1": 2 * most})
+    assert not all(map(fits, kinds)), "the smallest GPU counts, and not all of it"
+    assert repro.fitting({"0": 1.0})("predict@heima"), "there is but one"
+
+
+def test_the_server_knows_every_module_that_it_is_to_import():
+    for stage, modules in warm.LATER.items():
+        for name in (stage, *modules):
+            if name.partition(".")[0] in ("stages", "eval", "heima"):
+                assert (ROOT / name.replace(".", "/")).with_suffix(".py").exists(), name
 
 
 def test_a_log_shows_the_last_state_of_a_bar(tmp_path):
