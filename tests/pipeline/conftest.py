@@ -55,7 +55,7 @@ class Checkout:
 
 def ran(output: str) -> list[str]:
     """The stages that ran, in the words of `dvc repro` or of `stages.repro`."""
-    found = re.findall(r"^(?:Running stage '(\S+)':|\[\d+/\d+\] (\S+) ran in )", output, re.M)
+    found = re.findall(r"^(?:Running stage '(\S+)':|\[ *\d+/\d+\] (\S+) ran in )", output, re.M)
     return [one or other for one, other in found]
 
 
