@@ -8,6 +8,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 PORT ?= 5000
+AGAINST ?= HEAD
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +30,8 @@ repro: install ## Run the pipeline to the tables (what is cached is not run agai
 	-python -m stages.repro track # a fault of MLflow takes nothing from the results
 	@python -m stages.tables --show benchmarks
 
-check: install ## Compare these results with the recorded ones
-	python -m stages.check
+check: install ## Compare these results with the recorded ones (AGAINST=HEAD)
+	@python -m stages.check --against $(AGAINST)
 
 test: install ## Run the tests, on all cores
 	python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
