@@ -99,10 +99,19 @@ def prompts_of(
 
     Raises `ValueError` naming every sample that is not one whole image and one text.
     """
+    # Once: a data set copies its features for everybody who asks.
+    pictures = {
+        (task, split): [
+            column for column, kind in rows.features.items() if isinstance(kind, ImageFeature)
+        ]
+        for task, splits in datasets.items()
+        for split, rows in splits.items()
+    }
     prompts, faults = [], []
     for name, request in requests:
+        *_, task, split = request.args
         try:
-            question, image = _content(request, datasets)
+            question, image = _content(request, datasets, pictures[task, split])
         # A ValueError, as Pillow's own, is also what `_content` raises of other samples.
         except PIL_FAULTS as error:
             # Pillow puts the address of the stream into its message.
@@ -124,15 +133,18 @@ def _loader(
 
 
 def _content(
-    request: Instance, datasets: Mapping[str, Mapping[str, Dataset]]
+    request: Instance,
+    datasets: Mapping[str, Mapping[str, Dataset]],
+    needed: Sequence[str] = (),
 ) -> tuple[str, Image.Image]:
+    """The question and the image of a request, whose row must have something in `needed`."""
     _, doc_to_messages, _, doc_id, task, split = request.args
     dataset = datasets[task][split]
     # lmms-eval lets Pillow fill up what is missing of an image, as soon as it is imported.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     row = dataset[doc_id]
-    for column, feature in dataset.features.items():
-        if isinstance(feature, ImageFeature) and row[column] is None:
+    for column in needed:
+        if row[column] is None:
             raise ValueError(f"its {column} is empty")
     messages = doc_to_messages(row)
     parts = [part for message in messages for part in message["content"]]
@@ -166,6 +178,9 @@ class HeimaReplay(_ChatModel):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         return [self._replay(request) for request in requests]
+
+    def clean(self) -> None:
+        """lmms-eval's collects garbage, twice, for a GPU's sake: seconds, and there is no model."""
 
     def _replay(self, request: Instance) -> GenerationResult:
         _, _, _, doc_id, task, _ = request.args
