@@ -13,6 +13,9 @@ sizes of encoder and text model are such that the encoder has about the share of
 has in the 11B model. With `--size 11b` all rows but one compute activations again in the backward
 pass (gradient checkpointing), in bf16; a row that the GPU has no room for is left out and named.
 
+The toy's layers are so small that all rows but the baseline add each adapter to its weight
+(`heima.lora`); those of the other sizes are not.
+
 A row's loss is the mean over its steps; `off by` is its largest difference from the baseline's in
 any step. `tokens/s` are those of the text, padding apart. `MFU` is what was computed (counted in
 the first step, which is not timed; recomputation included, as in `stages.plan --mfu`) over the
