@@ -12,6 +12,7 @@ dvc.lock when a run is killed stands in DVC's run cache, from which the next run
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from dvc.lock import LockBase
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
@@ -62,6 +64,35 @@ class _Turns(LockBase):
         self.unlock()
 
 
+def _forget_the_dead(path: Path) -> None:
+    """Take from DVC's list of files in use (`path`) those whose process has ended.
+
+    DVC does it too, but for it a process lives until its parent has waited for it, and the children
+    of a killed run are left to init, which may take its time or, in a container, never do it.
+    """
+    if not path.exists():
+        return
+    try:
+        used = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        # Killed while it wrote: nobody writes now, and DVC would refuse to work.
+        used = {}
+    reading = {
+        file: [user for user in users if _lives(user)]
+        for file, users in used.get("read", {}).items()
+    }
+    writing = {file: user for file, user in used.get("write", {}).items() if _lives(user)}
+    reading = {file: users for file, users in reading.items() if users}
+    path.write_text(json.dumps({"read": reading, "write": writing}), encoding="utf-8")
+
+
+def _lives(user: Mapping[str, Any]) -> bool:
+    try:
+        return psutil.Process(int(user["pid"])).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Pipeline:
     """The stages that `targets` need (none: all of dvc.yaml), by name."""
 
@@ -71,8 +102,11 @@ class Pipeline:
         logging.getLogger("dvc").setLevel(logging.WARNING)
         self._repo = Repo(_wait_for_lock=True)
         os.chdir(self._repo.root_dir)
-        queue = os.path.join(self._repo.tmp_dir, "stages.lock")
-        self._repo.lock = _Turns(self._repo.lock, queue)
+        folder = Path(self._repo.tmp_dir)
+        self._repo.lock = _Turns(self._repo.lock, str(folder / "stages.lock"))
+        self._wait_for_other_runs(folder / "stages.run")
+        with lock_repo(self._repo):
+            _forget_the_dead(folder / "rwlock")
         index = self._repo.index
         graph = get_active_graph(index.graph)
         everything = plan_repro(graph, list(index.stages))
@@ -93,6 +127,15 @@ class Pipeline:
             for name, stage in self._stages.items()
         }
         """For each stage, in an order in which they can run, those that it depends on."""
+
+    def _wait_for_other_runs(self, path: Path) -> None:
+        """Two runs at once would take each other's stages; held until this run has ended."""
+        mark = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another stages.repro runs here: waiting until it has ended", flush=True)
+            fcntl.flock(mark, fcntl.LOCK_EX)
 
     def _collect(self, target: str) -> list[PipelineStage]:
         return collect_stages(self._repo, [target])

@@ -124,7 +124,12 @@ class WarmServer:
         """End the server and its children."""
         os.environ.pop(handover.ADDRESS, None)
         self._control.close()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            # It imports, and has no children yet.
+            self._process.kill()
+            self._process.wait()
         self._folder.cleanup()
 
 

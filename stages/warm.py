@@ -175,15 +175,18 @@ class Server:
             child.kill()
 
 
-def run(request: handover.Request) -> None:
-    """Become the command, and run its module as `__main__`."""
+def run(request: handover.Request, environment: dict[str, str]) -> None:
+    """Become the command, and run its module as `__main__`.
+
+    `environment` has what `stages` sets for every stage, which the command has not done yet.
+    """
     for stream, at in zip(request.streams, (0, 1, 2), strict=True):
         os.dup2(stream, at)
         os.close(stream)
     # Its last line is shown while it runs.
     sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
-    os.environ.update(request.environment)
+    os.environ.update(environment | request.environment)
     os.chdir(request.folder)
     sys.path[0] = request.folder
     orphan.watch()
@@ -202,13 +205,14 @@ def run(request: handover.Request) -> None:
 def main() -> None:
     listener, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     modules = sys.argv[3:]
+    environment = dict(os.environ)
     from eval import start
 
     start.quiet()
     warm(modules)
     request = Server(listener, control).serve()
     if request is not None:
-        run(request)
+        run(request, environment)
 
 
 if __name__ == "__main__":

@@ -222,6 +222,10 @@ def test_a_run_that_is_ended_ends_its_stages_and_goes_on(new, number):
     assert "python -m stages.repro --jobs 2" in output or number == signal.SIGKILL
     until(lambda: not any(alive(pid) for _, _, pid in repository.journal()))
     begun = repository.ran()
+    # DVC's list of files in use, should it have been killed while it wrote it.
+    used = repository.root / ".dvc" / "tmp" / "rwlock"
+    if number == signal.SIGKILL:
+        used.write_text(used.read_text()[:9])
     repository.pause(0)
     repository.finished(repository.repro("--jobs", "2"))
     # What was finished is not run again, what was not is. A killed run has not written dvc.lock.
@@ -230,6 +234,20 @@ def test_a_run_that_is_ended_ends_its_stages_and_goes_on(new, number):
         {"x", "y", "z", "measure", "risky", "after", "last"}
     )
     assert set(begun[1:]) < set(repository.ran()[3:])
+
+
+def test_two_runs_take_turns(new):
+    repository = new("repository")
+    repository.pause(60)
+    first = repository.repro("base")
+    until(repository.journal)
+    second = repository.repro("base")
+    assert "another stages.repro runs here" in second.stdout.readline()
+    repository.pause(0)
+    first.kill()
+    first.communicate()
+    repository.finished(second)
+    assert repository.ran() == ["base", "base"]
 
 
 def test_a_killed_stage_fails_and_the_same_command_runs_it(new):
@@ -296,6 +314,9 @@ def served(tmp_path, monkeypatch) -> Iterator[repro.WarmServer]:
         shutil.copy(ROOT / "stages" / f"{name}.py", tmp_path / "stages")
     (tmp_path / "stages" / "probe.py").write_text(PROBE)
     monkeypatch.chdir(tmp_path)
+    # What `stages` and the server set has to reach a child as it reaches a plain stage.
+    for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     progress.LOGS.mkdir(parents=True)
     server = repro.WarmServer(["stages.probe"])
@@ -321,6 +342,7 @@ def probe(code: str, *arguments: str, plain: bool = False, **options) -> subproc
 FACTS = """
 print(sys.argv[2:], os.getcwd(), ascii(os.environ.get("WORD")), __name__, sys.stdin.read())
 print(os.path.basename(sys.argv[0]), sys.path[0], file=sys.stderr)
+print(os.environ["OMP_NUM_THREADS"], os.environ.get("HF_HUB_OFFLINE"), file=sys.stderr)
 """
 
 
