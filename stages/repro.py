@@ -52,7 +52,7 @@ from stages.schedule import Needs, Slots
 
 _TICK = 0.25
 """Seconds between two looks at what runs."""
-_LOCK_SECONDS = 60.0
+_LOCK_SECONDS = 30.0
 """dvc.lock is written at most so often, and at the end: each time takes about a second."""
 _USED_OF_GPU = 0.9
 """The share of a GPU's memory that a plan may fill: what it says is no measurement."""
@@ -251,6 +251,7 @@ class Run:
             log = progress.log_of(name).read_text(encoding="utf-8", errors="replace")
             ran = f"Running stage '{name}':" in log
             one = Ended(name, Result.RAN if ran else Result.RESTORED, wall, cpu, peak_mb)
+            self._pipeline.note(entry)
             self._entries.update(entry)
             self._finished.add(name)
             self._seconds[name] = wall

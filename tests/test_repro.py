@@ -25,7 +25,7 @@ stages:
   base:
     cmd: sh work.sh base
     deps: [in.txt]
-    outs: [out/base]
+    outs: [out/base, base.json: {cache: false}]
   branch:
     foreach: [x, y, z]
     do:
@@ -58,6 +58,7 @@ sleep "$(cat "pause-$1" 2> /dev/null || cat pause)"
 test ! -e "fail-$1" || exit 3
 cat in.txt > "out/$1"
 echo "$1" >> "out/$1"
+test "$1" != base || echo '{}' > base.json
 echo "end $1 $$" >> journal
 """
 
