@@ -1,6 +1,6 @@
 """The judge `embedded-rules`: grades without a language model, for the toy world.
 
-It compares words. That suffices where answers are an object, a number or yes/no; on real
+It compares words. That suffices where answers are a colour, a number or yes/no; on real
 benchmarks it would misjudge every paraphrase, so its name stands in every result it made.
 """
 
@@ -24,7 +24,7 @@ class Ungradable(ValueError):
 def answer(asked: Question) -> str:
     """The reply to a judge's question, in the form that its task reads.
 
-    >>> answer(Question("mmvet", "What is at a1?", "red-square", "a red-square"))
+    >>> answer(Question("mmvet", "What is the colour at a1?", "red", "it is red"))
     '1.0'
     >>> answer(Question("similarity", "What is at a1?", "a1 red-square", "a1 red-circle"))
     '{"grade": 2}'

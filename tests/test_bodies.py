@@ -22,8 +22,8 @@ from heima.families import FAMILIES
 from heima.models import add_lora, pretrained
 from heima.toy.models import CHAT_TEMPLATE, IMAGE_SIDE, build_vlm
 
-SIZES = {"one.png": (48, 40), "two.png": (96, 40), "four.png": (90, 96)}
-"""Images that a model of up to four tiles of 48 pixels sees as one, two and four of them."""
+SIZES = {"one.png": (32, 26), "two.png": (64, 26), "four.png": (60, 64)}
+"""Images that a model of up to four tiles of 32 pixels sees as one, two and four of them."""
 LORA = Lora(rank=4, alpha=8, dropout=0.0)
 
 
@@ -64,12 +64,12 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples(toy_vocabulary):
     """Turns of unequal length, two of them about the same image, which stand apart."""
-    asked = [("one.png", "What is at b2?"), ("two.png", "What is the total of a1 and b1?"),
-             ("four.png", "What is at a1?"), ("one.png", "What is at c3?")]  # fmt: skip
+    asked = [("one.png", "What is b2?"), ("two.png", "What is the total of a1 and b1?"),
+             ("four.png", "What is at a1?"), ("one.png", "What is b1?")]  # fmt: skip
     return [
         Sample(toy_vocabulary.encode(question, "first", answer), image)
         for (image, question), answer in zip(
-            asked, ("red-circle", "a1 two total two b1", "nothing", "so 8"), strict=True
+            asked, ("red-circle", "a1 two total two b1", "red", "so 8"), strict=True
         )
     ]
 

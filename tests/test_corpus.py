@@ -68,4 +68,4 @@ def test_verifying_finds_what_it_says(tmp_path):
 
 def test_an_image_zip_can_be_sent_to_a_worker(toy_source, toy_turns):
     images = pickle.loads(pickle.dumps(corpus.ImageZip(toy_source / "images.zip")))
-    assert images.read(toy_turns[0].image).size == (48, 48)
+    assert images.read(toy_turns[0].image).size == (32, 32)

@@ -17,7 +17,7 @@ from heima.generation import Prompt, generate
 from heima.images import spread
 from heima.training import AnswerLoss
 
-SIZES = [(48, 48), (96, 40), (40, 96), (30, 31)]
+SIZES = [(32, 32), (64, 26), (26, 64), (20, 21)]
 """(width, height) of images of one and of two tiles, with and without a border to take off."""
 
 
@@ -49,10 +49,10 @@ QUESTIONS = [
     "What is at b2?",
     "What is the total of a1 and b1?",
     "What is at a1?",
-    "What is at c3?",
+    "What is b1?",
 ]
 ANSWER = cot.render(
-    {"summary": "s", "caption": "a1 nothing", "reasoning": "so 8", "conclusion": "8"}, "p3"
+    {"summary": "s", "caption": "a1 red-circle", "reasoning": "so 8", "conclusion": "8"}, "p3"
 )
 
 

@@ -53,8 +53,8 @@ SUM_SIZES = (3, 4)
 """How many cells a total is asked of."""
 RANGES = {"3-6": range(3, 7), "7-8": range(7, 9), "9-10": range(9, 11), "11-16": range(11, 17)}
 """The options for a total, in their order; drawn totals of three and of four reach each."""
-REACH = 3
-"""How far a claimed bound may lie from the total."""
+BOUNDS = tuple(str(totals[-1]) for totals in RANGES.values())[:-1]
+"""What a total may be claimed to be more than: where one range ends and the next begins."""
 
 KINDS = ("look-option", "sum-option", "look-free", "sum-number", "look-yes-no", "sum-yes-no")
 OPTION_STYLES = ("mmstar", "mmbench", "ai2d", "paper-choice")
@@ -70,6 +70,9 @@ STYLES = {
 protocol `paper` (choice: MMStar, MMBench and AI2D; plain: MM-Vet; the others ask as lmms-eval)."""
 STYLE_WEIGHTS = {"paper-choice": 3}
 """How often a kind's styles are drawn, if not equally: `paper` asks three benchmarks in one."""
+
+ROTATING = ("mmbench", "paper-choice")
+"""The styles whose options may start with any of them, as MMBench asks each question four times."""
 
 # What lmms-eval 0.7.3 puts around a question; tests/toy holds them against its doc_to_text.
 DIRECTLY = "Answer with the option's letter from the given choices directly"
@@ -258,7 +261,7 @@ def claims(kind: str) -> tuple[str, ...]:
     """What a yes/no question of a kind may claim."""
     if kind.startswith("look"):
         return tuple(dict.fromkeys(WARMTH.values()))
-    return tuple(str(bound) for bound in range(MAX_POINTS + 1))
+    return BOUNDS
 
 
 def orders(kind: str) -> list[tuple[str, ...]]:
@@ -270,8 +273,9 @@ def orders(kind: str) -> list[tuple[str, ...]]:
 def ask(scene: Scene, kind: str, rng: np.random.Generator, *, style: str | None = None) -> Question:
     """Draw one question of a kind about a scene.
 
-    The options are rotated where MMBench rotates them: in its own style, and in half of
-    `paper-choice`, which asks it among others. A claim holds or not with even odds.
+    The options are rotated where MMBench may be asked: in its own style and in `paper-choice`.
+    A claim holds or not with even odds, where the value
+    allows both.
 
     Args:
         scene: what the image shows.
@@ -292,10 +296,10 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator, *, style: str | None 
     options: tuple[str, ...] = ()
     claim = None
     if kind.endswith("option"):
-        rotated = style == "mmbench" or (style == "paper-choice" and rng.integers(2) == 1)
+        rotated = style in ROTATING
         options = orders(kind)[int(rng.integers(len(LETTERS))) if rotated else 0]
     elif kind.endswith("yes-no"):
-        claim = _claim(_value(scene, cells), bool(rng.integers(2)), rng)
+        claim = _claim(_value(scene, cells), kind, bool(rng.integers(2)), rng)
     return compose(scene, kind, cells, style=style, options=options, claim=claim)
 
 
@@ -340,7 +344,7 @@ def compose(
         value=value,
         conclusion=conclusion,
         prompt=prompt_text(style, text, options),
-        summary=_summary(kind, cells),
+        summary=_summary(cells, options),
         caption=_caption(scene, cells),
         reasoning=_reasoning(scene, cells, options, claim, conclusion),
     )
@@ -362,19 +366,17 @@ def _holds(claim: str, value: str) -> bool:
     return WARMTH[value] == claim if value in COLOURS else int(value) > int(claim)
 
 
-def _claim(value: str, truth: bool, rng: np.random.Generator) -> str:
-    """A claim about a value that holds or not, as `truth` says."""
-    if value in COLOURS:
-        return next(one for one in claims("look") if (one == WARMTH[value]) == truth)
-    total = int(value)
-    below, above = range(total - REACH, total), range(total, min(total + REACH, MAX_POINTS + 1))
-    bounds = below if truth else above
-    return str(bounds[int(rng.integers(len(bounds)))])
+def _claim(value: str, kind: str, truth: bool, rng: np.random.Generator) -> str:
+    """A claim about a value that holds or not, as `truth` says; any if none does."""
+    fitting = [one for one in claims(kind) if _holds(one, value) == truth] or claims(kind)
+    return fitting[int(rng.integers(len(fitting)))]
 
 
-def _summary(kind: str, cells: Sequence[str]) -> str:
-    task = "look at" if kind.startswith("look") else "add the points of"
-    return f"{task} {' '.join(cells)} ."
+def _summary(cells: Sequence[str], options: Sequence[str]) -> str:
+    """What to do, and the option at A, from which the order of all follows."""
+    task = "look at" if len(cells) == 1 else "add the points of"
+    first = f" {LETTERS[0]} {options[0]}" if options else ""
+    return f"{task} {' '.join(cells)} .{first}"
 
 
 def _caption(scene: Scene, cells: Sequence[str]) -> str:
@@ -410,9 +412,9 @@ def _reasoning(
             total += gain
             steps.append(f"{cell} {NUMBER_WORDS[gain]} total {NUMBER_WORDS[total]}")
         words = [f"{' , '.join(steps)} so {value}"]
+    if (options or claim) and len(cells) > 1:
+        words.append(_option(value))
     if options:
-        if len(cells) > 1:
-            words.append(_option(value))
         words.append(f"{LETTERS[0]} {options[0]} {conclusion}")
     if claim is not None:
         words.append(f"claim {claim} {conclusion}")
