@@ -31,8 +31,12 @@ from heima.toy.families import TOYS
 from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
-from heima.toy.world import CELLS, OBJECTS, Scene
+from heima.toy.world import CELLS, COLOURS, LETTERS, OBJECTS, RANGES, Scene
 from heima.training import token_losses
+
+OPTIONS = (*COLOURS, *RANGES)
+NAMED = (*OBJECTS, *OPTIONS)
+"""What the throw-away head of `_Grounded` tells apart."""
 
 RENDERING = {"text-cot": "text-cot", "base": "answer-only"}
 """What each VLM is trained on."""
@@ -106,15 +110,20 @@ def teach_vlm(
 
 
 class _GroundedCollator:
-    """A VLM's batches with `named`, (batch, length): what stands in each cell a prompt names."""
+    """A VLM's batches with `named`, (batch, length): the `NAMED` thing that a prompt points to.
+
+    At each cell that it names that is what stands there, and at its last token the option at A.
+    """
 
     def __init__(
         self, collate: training.Collate, scenes: Mapping[str, Scene], vocabulary: Vocabulary
     ) -> None:
         self._collate = collate
         self._scenes = scenes
-        ids = vocabulary.tokenizer.convert_tokens_to_ids(list(CELLS))
-        self._cells = dict(zip(ids, CELLS, strict=True))
+        ids = vocabulary.tokenizer.convert_tokens_to_ids
+        self._cells = dict(zip(ids(list(CELLS)), CELLS, strict=True))
+        self._options = {ids(one): NAMED.index(one) for one in OPTIONS}
+        self._first = ids(LETTERS[0])
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         batch = self._collate(samples)
@@ -123,19 +132,25 @@ class _GroundedCollator:
             scene = self._scenes[sample.image]
             # An image may have become more tokens than the sample's own: the labels tell its end.
             prompt = int((batch["labels"][row] != IGNORED).int().argmax())
-            for place, token in enumerate(batch["input_ids"][row, :prompt].tolist()):
+            tokens = batch["input_ids"][row, :prompt].tolist()
+            for place, token in enumerate(tokens):
                 if token in self._cells:
-                    named[row, place] = OBJECTS.index(scene.at(self._cells[token]))
+                    named[row, place] = NAMED.index(scene.at(self._cells[token]))
+            if self._first in tokens:
+                option = tokens[tokens.index(self._first) + 1]
+                named[row, prompt - 1] = self._options[option]
         return {**batch, "named": named}
 
 
 class _Grounded(nn.Module):
     """A VLM that also learns, while it is trained, to look where a question points.
 
-    A pretrained VLM knows what the image shows at a place that its prompt names. A tiny one that
-    learns to look from captions alone looks only while it writes captions, and with those
-    compressed it cannot answer. So a throw-away head reads, from the last hidden state of each
-    cell that a prompt names, what stands there; its loss is added to the language model's.
+    A pretrained VLM knows what the image shows at a place that its prompt names, and finds the
+    options in its prompt. A tiny one that learns to look from captions alone looks only while it
+    writes captions, and with those compressed it cannot answer; and it finds the option at A late,
+    because one token of an answer depends on it. So a throw-away head reads both from the last
+    hidden states of the prompt (see `_GroundedCollator`); its loss is added to the language
+    model's.
     """
 
     def __init__(self, model: PreTrainedModel, look: training.Body, seed: int) -> None:
@@ -143,7 +158,7 @@ class _Grounded(nn.Module):
         self.model = model
         self._look = look
         torch.manual_seed(seed)
-        self.head = nn.Linear(model.config.text_config.hidden_size, len(OBJECTS))
+        self.head = nn.Linear(model.config.text_config.hidden_size, len(NAMED))
 
     def forward(
         self,

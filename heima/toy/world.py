@@ -399,8 +399,8 @@ def _reasoning(
     """Read or add up, then choose.
 
     Points and running totals are number words and the value is digits, so that a token tells what
-    it stands for. The choice names what it follows from: the value and the option at A, or the
-    value and the claim.
+    it stands for. A choice goes through the options up to the one that holds the value; a verdict
+    stands behind the value and the claim.
     """
     value = _value(scene, cells)
     if len(cells) == 1:
@@ -415,7 +415,10 @@ def _reasoning(
     if (options or claim) and len(cells) > 1:
         words.append(_option(value))
     if options:
-        words.append(f"{LETTERS[0]} {options[0]} {conclusion}")
+        reached = LETTERS.index(conclusion) + 1
+        words += [
+            f"{letter} {one}" for letter, one in zip(LETTERS[:reached], options, strict=False)
+        ]
     if claim is not None:
         words.append(f"claim {claim} {conclusion}")
     return " ".join(words)

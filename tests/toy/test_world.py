@@ -68,13 +68,13 @@ def naive_reasoning(grid: dict[str, str], asked) -> str:
     else:
         out = f"{cells[0]} {grid[cells[0]]}"
     out += f" so {value}"
+    if "total" in asked.text and asked.kind != "sum-number":
+        out += "".join(f" {one}" for one in orders("sum-option")[0] if holds(one, value))
     for letter, option in zip("ABCD", asked.options, strict=False):
+        out += f" {letter} {option}"
         if holds(option, value):
-            out += f" {option}" if "-" in option else ""
-            out += f" A {asked.options[0]} {letter}"
+            break
     if asked.text.startswith("Is "):
-        ranges = [one for one in orders("sum-option")[0] if "total" in asked.text]
-        out += "".join(f" {one}" for one in ranges if holds(one, value))
         out += f" claim {asked.text.removesuffix('?').split()[-1]} {verdict(asked.text, value)}"
     return out
 
