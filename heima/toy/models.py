@@ -103,13 +103,16 @@ def word_tokenizer(
 
     `special_tokens` are the tokenizer's own arguments that say what the special ones are for.
     """
-    whole = [*SECTION_TAGS, *phrases]
-    vocabulary = {word: i for i, word in enumerate([*special, *whole])}
+    # White space behind a phrase carries nothing: a prompt of the protocol `paper` ends with some,
+    # which a turn's question has lost.
+    whole = [AddedToken(text, normalized=False) for text in SECTION_TAGS]
+    whole += [AddedToken(text, normalized=False, rstrip=True) for text in phrases]
+    vocabulary = {word: i for i, word in enumerate([*special, *map(str, whole)])}
     for word in world_words():
         vocabulary.setdefault(word, len(vocabulary))
     backend = Tokenizer(WordLevel(vocabulary, unk_token=special_tokens["unk_token"]))
     backend.pre_tokenizer = WORDS
-    backend.add_tokens([AddedToken(text, normalized=False) for text in whole])
+    backend.add_tokens(whole)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,

@@ -74,6 +74,21 @@ def test_option_marks_share_the_letters_token(processor):
     assert len(forms) == 1
 
 
+def test_white_space_around_a_prompt_changes_no_token(processor):
+    """Turns hold stripped questions, and the protocol `paper` asks with a line break at the end."""
+    tokenizer, rng = processor.tokenizer, np.random.default_rng(0)
+    ends = set()
+    for kind in KINDS:
+        for style in STYLES[kind]:
+            asked = ask(draw_scene(rng), kind, rng, style=style)
+            whole, stripped = (
+                tokenizer(one)["input_ids"] for one in (asked.prompt, asked.prompt.strip())
+            )
+            assert whole == stripped, style
+            ends.add(asked.prompt[-1])
+    assert "\n" in ends
+
+
 def test_image_stands_where_the_content_puts_it(processor):
     rng = np.random.default_rng(1)
     asked = ask(draw_scene(rng), "sum-number", rng)
