@@ -30,7 +30,7 @@ repro: install ## Run the pipeline to the tables (what is cached is not run agai
 	-python -m stages.repro track # a fault of MLflow takes nothing from the results
 	@python -m stages.tables --show benchmarks
 
-check: install ## Compare these results with the recorded ones (AGAINST=HEAD)
+check: install ## Are these results the recorded ones? (AGAINST=HEAD)
 	@python -m stages.check --against $(AGAINST)
 
 test: install ## Run the tests, on all cores

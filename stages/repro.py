@@ -44,8 +44,8 @@ from typing import Any
 
 from dvc.exceptions import DvcException
 
-from heima import config
-from stages import handover, orphan, progress, runs, schedule
+from heima import config, machine
+from stages import canary, handover, orphan, progress, runs, schedule
 from stages.pipeline import Pipeline
 from stages.progress import Ended, Progress, Result, Working
 from stages.schedule import Needs, Slots
@@ -382,6 +382,14 @@ def fitting(gpus: dict[str, float]) -> Callable[[str], bool]:
     return lambda name: name.partition("@")[0] in fits
 
 
+def _say_whether_the_bits_are_the_recorded_ones() -> None:
+    """One line; where that has to be found out, by a process of its own, which imports torch."""
+    if line := canary.known():
+        print(line, flush=True)
+    else:
+        subprocess.run([sys.executable, "-m", "stages.canary"], stderr=subprocess.DEVNULL)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     # Once is enough: what follows ends the stages.
     for one in (signal.SIGINT, signal.SIGTERM):
@@ -403,8 +411,11 @@ def main() -> None:
     gpus = visible_gpus()
     jobs = arguments.jobs or len(gpus) or len(os.sched_getaffinity(0))
     try:
-        # dvc.yaml reads what to repeat stages over from this list, before any stage runs.
-        runs.write(config.load())
+        if Path("params.yaml").exists():
+            # dvc.yaml reads what to repeat stages over from this list, before any stage runs.
+            runs.write(config.load())
+        if machine.wants_pins():
+            _say_whether_the_bits_are_the_recorded_ones()
         pipeline = Pipeline(arguments.targets)
         progress.LOGS.mkdir(parents=True, exist_ok=True)
         run = Run(pipeline, Slots(jobs, tuple(gpus)), fitting(gpus))
