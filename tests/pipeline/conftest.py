@@ -52,6 +52,10 @@ class Checkout:
         """`dvc repro`, and the names of the stages that it ran."""
         return ran(self.run("dvc", "repro", *targets).stdout)
 
+    def restore(self, *targets: str) -> None:
+        """Bring back what a test has changed: side by side, from the run cache where it can."""
+        self.run(sys.executable, "-m", "stages.repro", *targets)
+
 
 def ran(output: str) -> list[str]:
     """The stages that ran, in the words of `dvc repro` or of `stages.repro`."""
