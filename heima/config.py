@@ -369,17 +369,29 @@ class Interpret(Schedule):
     """Interpreter training, the same for every interpreter and every input (recipe, section 3).
 
     `steps` counts for one section: an interpreter of three sections trains three times as long, as
-    an epoch over its three times as many samples would.
+    an epoch over its three times as many samples would. An interpreter may have `steps` of its own.
     """
 
     lora: Lora
     wordings: Literal["plain", "varied"]
 
+    def of(self, interpreter: Interpreter) -> Interpret:
+        """The schedule of one interpreter, for all of its sections together."""
+        steps = interpreter.steps or self.steps
+        if steps is None:
+            return self
+        steps *= len(interpreter.sections)
+        return self.model_copy(update={"steps": steps, "epochs": None})
+
 
 class Interpreter(_Model):
-    """One LoRA on the LLM, and the sections whose states it learns to read."""
+    """One LoRA on the LLM, and the sections whose states it learns to read.
+
+    `steps`: its updates for each section, in place of those of `interpret`.
+    """
 
     sections: tuple[Section, ...] = Field(min_length=1)
+    steps: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> Interpreter:

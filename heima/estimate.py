@@ -348,7 +348,9 @@ class Estimate:
         mean = sum(self.workload.lengths.sections[one] for one in sections) / len(sections)
         text = self._reading(source, mean)
         labelled = text - self._reading(source, 0) + 1
-        samples = self._samples(params.interpret, self.workload.train) * len(sections)
+        schedule = params.interpret.of(params.interpreters[name])
+        # An epoch is one over the turns of each section.
+        samples = self._samples(schedule, self.workload.train * len(sections))
         logits = labelled if training.labelled_only else text
         one = cost.language(
             self._llm,

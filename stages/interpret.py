@@ -60,9 +60,7 @@ def main(name: str, source: config.InterpreterInput, seed: int) -> None:
     collate = interpreter.ReadingCollator(tokenizer.pad_token_id)
 
     # Training
-    schedule = params.interpret
-    if schedule.steps is not None:
-        schedule = schedule.model_copy(update={"steps": schedule.steps * len(sections)})
+    schedule = params.interpret.of(params.interpreters[name])
     run = resume.Resume(_snapshots(name, source, seed, params))
     started = time.monotonic()
     curve = train(
