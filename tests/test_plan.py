@@ -130,7 +130,8 @@ def test_a_batch_of_judgements_costs_half(estimate, paper):
 def test_the_toy_is_planned_by_its_own_world(params):
     """Its turns are those of params; its tokens are counted on turns that prepare would draw."""
     work = workload.of(params, plan.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
-    assert (work.turns, work.heldout) == (24000, 360)
+    turns = params.source.records * params.source.turns
+    assert (work.turns, work.heldout) == (turns, round(turns * params.rewrite.heldout))
     estimate = planned(params, Machine("cpu", plan.CPU, 1, 0.35, 0.25), work)
     assert [one.name for one in estimate.stages] == names_of_dvc(params)
     # The toy's answer with three thinking tokens: eight tags, an answer of a word, the end.
@@ -149,7 +150,7 @@ def test_counts_of_another_profile_do_not_count(params, tmp_path):
     work = workload.of(params, None, data=tmp_path, metrics=metrics)
     assert (work.train, work.heldout, work.turns_an_image) == (90, 10, 2)
     metrics.write_text(json.dumps({**content, "provenance": {"profile": "other"}}))
-    assert workload.of(params, None, data=tmp_path, metrics=metrics).turns == 24000
+    assert workload.of(params, None, data=tmp_path, metrics=metrics).turns == 6000
 
 
 def test_what_is_missing_is_named_with_what_to_do(estimate, paper, tmp_path, monkeypatch):

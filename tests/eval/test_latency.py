@@ -29,7 +29,7 @@ def model(toy_processor):
     from heima.toy.models import build_vlm
 
     model = build_vlm(toy_processor, seed=1).eval()
-    generator = torch.Generator().manual_seed(12)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.lm_head.weight.normal_(0, 1, generator=generator)
         model.lm_head.weight[toy_processor.tokenizer.eos_token_id].mul_(6)
