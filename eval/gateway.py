@@ -51,6 +51,9 @@ _GONE_AFTER = 3
 """So many requests in a row without an answer end the asking: a task asks one after another, and
 each has waited for its retries."""
 
+_CLIENTS = 4
+"""What lmms-eval starts by itself."""
+
 _TASKS_THAT_KEEP_THE_URL = (
     "lmms_eval.tasks.mathvista.mathvista_evals",
     "lmms_eval.tasks.hallusion_bench.utils",
@@ -197,9 +200,10 @@ def bypass_proxies() -> None:
 class Gateway:
     """The server, as a context manager. `url` is its base URL, `failures` what it could not answer.
 
-    `identity` names the judge in results. `port` 0 is a free one; each reply takes at least
-    `delay_seconds`, so that a test or a trial can see a slow one. Raises `JudgeError` where the
-    judge's cache cannot be used.
+    `identity` names the judge in results. lmms-eval should ask from `clients` threads: they wait
+    for a server together, but rules answer at once. `port` 0 is a free one; each reply takes at
+    least `delay_seconds`, so that a test or a trial can see a slow one. Raises `JudgeError` where
+    the judge's cache cannot be used.
     """
 
     def __init__(
@@ -209,6 +213,7 @@ class Gateway:
             RulesBackend() if judge.backend == "embedded-rules" else JudgeBackend(judge)
         )
         self.identity = {"backend": judge.backend, "model": self._backend.model}
+        self.clients = 1 if judge.backend == "embedded-rules" else _CLIENTS
         self.failures: list[Failure] = []
         self._models: set[str] = set()
         self._counts = {"known": 0, "asked": 0}

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Image
-from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
@@ -74,9 +73,10 @@ def score(
     cells: dict[str, dict[str, Cell]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for protocol, rules in params.protocols.items():
+            loaded = {b: _Benchmark(params, protocol, b, Path(cache)) for b in params.benchmarks}
             runs = {
                 trained: [
-                    _Run(params, protocol, seed, predictions / str(trained), gateway, Path(cache))
+                    _Run(loaded, protocol, seed, predictions / str(trained), gateway)
                     for seed in rules.seeds
                 ]
                 for trained in made["training_seeds"]
@@ -87,11 +87,11 @@ def score(
                     trained: [row for run in same for row in run.rows[benchmark]]
                     for trained, same in runs.items()
                 }
-                docs = [doc for run in next(iter(runs.values())) for doc in run.docs[benchmark]]
-                parts.append(_resampled(params, place, found, docs))
+                docs = loaded[benchmark].docs
+                parts.append(_resampled(params, place, found, docs * len(rules.seeds)))
                 cells[score_group(protocol, benchmark)] = {
                     **{name: one.cell(seed=params.seed) for name, one in parts[-1].items()},
-                    CHANCE: _chance(protocol, benchmark, docs[: len(docs) // len(rules.seeds)]),
+                    CHANCE: _chance(protocol, benchmark, docs),
                 }
                 rows += [
                     {"training_seed": trained, **row} for trained in found for row in found[trained]
@@ -124,52 +124,65 @@ def score(
     )
 
 
+class _Benchmark:
+    """A benchmark under a protocol, loaded once for all runs.
+
+    `docs` are its rows without images, `images` a short hash of each one's image file: what
+    clusters the samples.
+    """
+
+    def __init__(self, params: Params, protocol: str, benchmark: str, cache: Path) -> None:
+        self.task = tasks.load(params, protocol, benchmark, cache)
+        self.docs: list[dict[str, Any]] = self.task.eval_docs_no_media
+        pictures = self.task.eval_docs
+        column = next(name for name, kind in pictures.features.items() if isinstance(kind, Image))
+        raw = pictures.select_columns(column).cast_column(column, Image(decode=False))
+        self.images = [hashlib.sha256(doc[column]["bytes"]).hexdigest()[:12] for doc in raw]
+
+
 class _Run:
-    """One seed's answers of a protocol, scored: `rows` and `docs` of each benchmark, in order."""
+    """One seed's answers of a protocol, scored: the `rows` of each benchmark, in order."""
 
     def __init__(
         self,
-        params: Params,
+        loaded: Mapping[str, _Benchmark],
         protocol: str,
         seed: int,
         predictions: Path,
         gateway: Gateway,
-        cache: Path,
     ) -> None:
         folder = predictions / protocol / str(seed)
-        loaded = {b: tasks.load(params, protocol, b, cache) for b in params.benchmarks}
-        answers = {b: read_jsonl(folder / f"{b}.jsonl") for b in params.benchmarks}
+        answers = {benchmark: read_jsonl(folder / f"{benchmark}.jsonl") for benchmark in loaded}
         # HallusionBench keeps a judge's answers there and gives them to the next model.
         # MMBench prints its categories; here they have no reader.
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
             results = simple_evaluate(
                 model=HeimaReplay(predictions=str(folder)),
-                tasks=list(loaded.values()),
+                tasks=[one.task for one in loaded.values()],
                 task_manager=TaskManager(include_defaults=False),
                 bootstrap_iters=0,
                 cli_args=argparse.Namespace(
                     output_path=scratch, process_with_media=False, reasoning_tags="none"
                 ),
+                process_docs_parallel=gateway.clients,
             )
         _check_judge(gateway, loaded, answers)
-        self.docs: dict[str, Docs] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
-        for benchmark, task in loaded.items():
+        for benchmark, one in loaded.items():
             rules = RULES[protocol][benchmark]
             name = tasks.TASKS[protocol][benchmark]
-            samples = sorted(results["samples"][name], key=lambda one: one["doc_id"])
-            self.docs[benchmark] = list(task.eval_docs_no_media)
-            found = _rows(protocol, benchmark, task, samples, answers[benchmark])
+            samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+            found = _rows(protocol, benchmark, one, samples, answers[benchmark])
             self.rows[benchmark] = [{"protocol": protocol, "seed": seed, **row} for row in found]
             official = rules.scale * _official(results["results"][name], rules.metric, benchmark)
-            _check_official(protocol, benchmark, found, self.docs[benchmark], official)
+            _check_official(protocol, benchmark, found, one.docs, official)
         # Breaking MMBench down asks its judge again; the gateway knows the replies.
         _check_judge(gateway, loaded, answers)
 
 
 def _check_judge(
     gateway: Gateway,
-    loaded: Mapping[str, ConfigurableMessagesTask],
+    loaded: Mapping[str, _Benchmark],
     answers: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
     """Raise `JudgeError` naming the samples whose prompts got no usable reply."""
@@ -189,7 +202,7 @@ def _check_judge(
 
 def _asking(
     prompt: str,
-    loaded: Mapping[str, ConfigurableMessagesTask],
+    loaded: Mapping[str, _Benchmark],
     answers: Mapping[str, Sequence[Row]],
 ) -> list[str]:
     """The samples that a judge prompt is about."""
@@ -201,7 +214,7 @@ def _asking(
     return [
         f"{benchmark} sample {row['doc_id']}"
         for benchmark in benchmarks
-        for row, doc in zip(answers[benchmark], loaded[benchmark].eval_docs_no_media, strict=True)
+        for row, doc in zip(answers[benchmark], loaded[benchmark].docs, strict=True)
         if (doc["question"] in prompt or asked.question in doc["question"])
         and tasks.scored_text(row["text"]).strip() == asked.answer.strip()
     ]
@@ -222,13 +235,13 @@ def _official(results: Mapping[str, Any], metric: str, benchmark: str) -> float:
 def _rows(
     protocol: str,
     benchmark: str,
-    task: ConfigurableMessagesTask,
+    loaded: _Benchmark,
     samples: Samples,
     answers: Sequence[Row],
 ) -> list[dict[str, Any]]:
     """One row a sample; a prediction without its sample, or the reverse, raises `ValueError`."""
     rules = RULES[protocol][benchmark]
-    docs = list(task.eval_docs_no_media)
+    docs = loaded.docs
     for name, found in {"predictions": answers, "lmms-eval's samples": samples}.items():
         if [one["doc_id"] for one in found] != list(range(len(docs))):
             raise ValueError(f"{benchmark} has {len(docs)} samples, other than the {name}")
@@ -244,18 +257,9 @@ def _rows(
             **{count: answer["counts"][count] for count in COUNTS},
         }
         for doc, answer, image, value in zip(
-            docs, answers, _images(task), rules.scores(samples), strict=True
+            docs, answers, loaded.images, rules.scores(samples), strict=True
         )
     ]
-
-
-def _images(task: ConfigurableMessagesTask) -> list[str]:
-    """A short hash of each sample's image file: what clusters the samples."""
-    column = next(
-        name for name, feature in task.eval_docs.features.items() if isinstance(feature, Image)
-    )
-    raw = task.eval_docs.select_columns(column).cast_column(column, Image(decode=False))
-    return [hashlib.sha256(doc[column]["bytes"]).hexdigest()[:12] for doc in raw]
 
 
 class _Units:

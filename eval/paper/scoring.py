@@ -8,11 +8,12 @@ that the failing samples of all benchmarks are listed together.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import openai
@@ -32,7 +33,7 @@ _REQUESTS_AT_ONCE = 32
 def sample(case: Case, prediction: str) -> dict[str, Any]:
     """A sample to be scored: the case, the answer, and empty `score`, `right`, `verdict`, `by`."""
     empty = dict.fromkeys(("score", "right", "verdict", "by"))
-    fields = {key: value for key, value in asdict(case).items() if key != "prompt"}
+    fields = {key: value for key, value in vars(case).items() if key != "prompt"}
     return {**fields, "prediction": prediction, **empty}
 
 
@@ -231,13 +232,17 @@ def _ask(prompts: Sequence[str]) -> list[str | _Fault]:
         )
     model = os.environ.get("MODEL_VERSION", "judge")
     different = list(dict.fromkeys(prompts))
-    with (
-        openai.OpenAI(base_url=url, api_key=key) as client,
-        ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool,
-    ):
+    client = _client(url, key)
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
         replies = list(pool.map(lambda prompt: _reply(client, model, prompt), different))
     known: Mapping[str, str | _Fault] = dict(zip(different, replies, strict=True))
     return [known[prompt] for prompt in prompts]
+
+
+@functools.cache
+def _client(url: str, key: str) -> openai.OpenAI:
+    """One a judge: making one reads all certificates (30 ms)."""
+    return openai.OpenAI(base_url=url, api_key=key)
 
 
 def _reply(client: openai.OpenAI, model: str, prompt: str) -> str | _Fault:
