@@ -339,9 +339,16 @@ def scores(
         name: [] for name in ("bleu4", METEOR[similarity.meteor], "rouge1", "rouge2", "rougeL")
     }
     counts = []
+    known: dict[tuple[str, str], tuple[tuple[int, ...], tuple[float, ...]]] = {}
     for pair in zip(references, hypotheses, strict=True):
-        counts.append(bleu_statistics(*pair))
-        values = (bleu(counts[-1], smoothing="none"), score_meteor(*pair), *rouge(*pair))
+        if pair not in known:
+            found = bleu_statistics(*pair)
+            known[pair] = (
+                found,
+                (bleu(found, smoothing="none"), score_meteor(*pair), *rouge(*pair)),
+            )
+        found, values = known[pair]
+        counts.append(found)
         for column, value in zip(columns.values(), values, strict=True):
             column.append(100 * value)
     table = np.array(counts, dtype=np.float64).reshape(len(counts), len(BLEU_STATISTICS))
