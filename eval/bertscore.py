@@ -23,7 +23,9 @@ DEBERTA = "microsoft/deberta-xlarge-mnli"
 LAYERS = {"deberta-xlarge-mnli": 40, "minilm-l6": 6}
 """bert-score's layer for the paper's model; MiniLM is not in its list, so its last layer."""
 
-_CHUNK_PAIRS = 128
+_CHUNK_PAIRS = 1024
+"""Pairs whose texts are embedded together, each once: about 1 GB with the paper's model."""
+
 _BATCH_TEXTS = 32
 
 
@@ -102,7 +104,10 @@ class BertScore:
         weights: dict[int, float] = defaultdict(lambda: 1.0)
         weights[self.tokenizer.sep_token_id] = 0.0
         weights[self.tokenizer.cls_token_id] = 0.0
-        ordered = sorted(texts, key=lambda text: (len(text), text))
+        # By tokens, not characters: a batch is padded to its longest text.
+        names = sorted(texts)
+        tokens = self.tokenizer(names, truncation=True)["input_ids"]
+        ordered = [name for _, name in sorted(zip(map(len, tokens), names, strict=True))]
         embedded = {}
         for start in range(0, len(ordered), _BATCH_TEXTS):
             batch = ordered[start : start + _BATCH_TEXTS]
