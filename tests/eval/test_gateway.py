@@ -581,7 +581,8 @@ def test_a_judge_that_stops_in_the_middle_of_the_stage(server, workspace):
     assert Path("scores/heima.jsonl").exists() and Path("metrics/score/heima.json").exists()
     assert server.answered.pop(prompts.CANARY) == 2
     assert set(server.answered.values()) == {1}
-    assert len(server.answered) == 3 * 12, "MM-Vet, MathVista and HallusionBench ask"
+    asking = {prompts.recognise(prompt).kind for prompt in server.answered}
+    assert asking == {"mmvet", "mathvista", "hallusionbench"}
 
 
 def run_stage():

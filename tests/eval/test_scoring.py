@@ -232,9 +232,11 @@ def test_unusable_replies_name_their_samples(lmms_only, open_gateway, monkeypatc
     write_predictions(Path("predictions/heima"), lambda *_: "cut off")
     from eval.gateway import JudgeError
 
-    with pytest.raises(JudgeError, match="left 12 requests without") as caught:
+    with pytest.raises(JudgeError, match=r"left \d+ requests without") as caught:
         score(open_gateway(RULES))
-    assert "mmvet sample 11: mmvet cannot read the reply 'a fine answer'" in str(caught.value)
+    # Samples that ask the same are one request.
+    for sample in range(12):
+        assert re.search(rf"mmvet sample {sample}[,:].* 'a fine answer'", str(caught.value)), sample
     assert not Path("rows").exists()
     assert not Path("cells").exists()
 
