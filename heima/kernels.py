@@ -12,6 +12,7 @@ wrongly), and AdamW divides by them. What else is left to MKL was the same on al
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -25,9 +26,10 @@ def install() -> None:
     """Give torch these kernels and take oneDNN from it, if the pins are in force; once.
 
     oneDNN divides its sums by the size of the CPU's caches. Tensors of other types than the
-    replacements say stay with torch's own kernels.
+    replacements say stay with torch's own kernels. So does all that one of several processes
+    computes: FSDP resizes the memory of weights, which it may not once numpy has seen it.
     """
-    if _installed or not machine.pinned():
+    if _installed or not machine.pinned() or "RANK" in os.environ:
         return
     torch.backends.mkldnn.set_flags(False)
     library = torch.library.Library("aten", "IMPL")
