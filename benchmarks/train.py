@@ -81,6 +81,7 @@ from heima.corpus import ImageZip
 from heima.families import FAMILIES
 from heima.tokens import Vocabulary
 from heima.toy.models import build_processor, build_vlm
+from heima.toy.world import IMAGE_SIDE
 
 SEED = 0
 TILES = 4
@@ -128,7 +129,7 @@ class Size:
 
 
 SIZES = {
-    "toy": Size(48, "fp32", False),
+    "toy": Size(IMAGE_SIDE, "fp32", False),
     "mid": Size(560, "fp32", False),
     "11b": Size(560, "bf16", True),
 }
