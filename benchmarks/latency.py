@@ -39,6 +39,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from eval import start
+from heima.toy.world import IMAGE_SIDE
 
 if TYPE_CHECKING:
     from transformers import MllamaConfig, PreTrainedModel
