@@ -88,10 +88,11 @@ def _item(name: str) -> tuple[str, int | None]:
     (('one-shot', 42), ('one-shot', None), ('', 42), ('', None))
     """
     stage, _, item = name.partition("@")
-    if stage not in SEEDED:
+    before, _, seed = item.rpartition("-")
+    # dvc.lock may hold entries of a time before training seeds.
+    if stage not in SEEDED or not seed.isdigit():
         return item, None
-    item, _, seed = item.rpartition("-")
-    return item, int(seed)
+    return before, int(seed)
 
 
 def stage_names(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
@@ -217,13 +218,18 @@ def _params_with_origin(name: str, entries: Mapping[str, Any]) -> dict[str, str]
         return {**_params_with_origin(f"predict@{item}", entries), **params}
     if stage == "predict":
         model = params["variants.model"]
-        trained = (n for n in entries if n.startswith("distill@") and _item(n)[0] == model)
+        trained = (n for n in entries if n.startswith("distill@") and _is_of(n, model))
         # Its training seeds differ in nothing but the seed.
         if first := next(trained, None):
             origin = _params_with_origin(first, entries)
             del origin["training_seed"]
             return {**origin, **params}
     return params
+
+
+def _is_of(name: str, checkpoint: str) -> bool:
+    item, seed = _item(name)
+    return item == checkpoint and seed is not None
 
 
 def _own_params(entry: Mapping[str, Any], item: str) -> dict[str, str]:
