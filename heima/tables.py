@@ -697,9 +697,10 @@ def _ablation(
     )
 
 
+_LEVEL = 0.05
 _VERDICTS = (
-    "A difference is called higher or lower where all training seeds give it that sign and its "
-    "interval has no other; else it is undecided. Beside a verdict stands p (t test on the "
+    "A difference is called higher or lower where all training seeds give it that sign and neither "
+    "its interval nor the t interval over seeds has another; else it is undecided. Beside a verdict stands p (t test on the "
     "training seeds' differences, not corrected for the number of comparisons)."
 )
 
@@ -709,7 +710,7 @@ def _verdict(difference: Entry) -> Label:
     cell = Cell(difference.value, difference.low, difference.high, n=1, seeds=difference.seeds)
     if cell.p is None:
         return Label("one seed: no verdict", difference.source)
-    if not statistics.agreed(cell):
+    if not statistics.agreed(cell) or cell.p >= _LEVEL:
         return Label("undecided", difference.source)
     p = "p < .001" if cell.p < 0.001 else f"p {cell.p:.3f}"
     return Label(f"{'higher' if cell.value > 0 else 'lower'} ({p})", difference.source)

@@ -208,6 +208,7 @@ def test_a_verdict_needs_every_training_seed():
     assert verdict(-5, -1, s1=-2.0, s2=-3.0, s3=-4.0) == "lower (p 0.035)"
     assert verdict(1, 5, s1=-0.1, s2=3.0, s3=4.0) == "undecided", "one seed says otherwise"
     assert verdict(-1, 5, s1=2.0, s2=3.0, s3=4.0) == "undecided", "the questions could"
+    assert verdict(4, 14, s1=5.0, s2=7.9, s3=14.3) == "undecided", "so few seeds could"
 
 
 def test_nothing_is_concluded_from_one_training_seed(tmp_path):
