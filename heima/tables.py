@@ -701,7 +701,8 @@ _LEVEL = 0.05
 _VERDICTS = (
     "A difference is called higher or lower where all training seeds give it that sign and neither "
     "its interval nor the t interval over seeds has another; else it is undecided. Beside a "
-    "verdict stands p (t test on the training seeds' differences, not corrected for the number of comparisons)."
+    "verdict stands p (t test on the training seeds' differences,"
+    " not corrected for the number of comparisons)."
 )
 
 
