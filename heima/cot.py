@@ -36,7 +36,8 @@ RENDERINGS: dict[str, dict[str, Form]] = {
 """The form of each section in each rendering (paper, section 3.2: phase s compresses 1..s)."""
 
 _SEPARATOR = "\n\n"
-_TAGS = {section: (f"<{section.upper()}>", f"</{section.upper()}>") for section in SECTIONS}
+TAGS = {section: (f"<{section.upper()}>", f"</{section.upper()}>") for section in SECTIONS}
+"""Section -> its opening and its closing tag."""
 
 
 class ParseError(ValueError):
@@ -131,7 +132,7 @@ def _plain_spans(answer: str) -> dict[str, Span] | None:
     """
     found = {}
     end = 0
-    for section, (opening, closing) in _TAGS.items():
+    for section, (opening, closing) in TAGS.items():
         tag = answer.find("<", end)
         if tag < 0 or not answer.startswith(opening, tag) or answer[end:tag].strip():
             return None
@@ -150,7 +151,7 @@ def _plain_spans(answer: str) -> dict[str, Span] | None:
 def _any_spans(answer: str) -> dict[str, Span]:
     found = {}
     edges = [0]
-    for section, (opening, closing) in _TAGS.items():
+    for section, (opening, closing) in TAGS.items():
         start = answer.find(opening)
         end = answer.find(closing, start)
         if start < 0 or end < 0:

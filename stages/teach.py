@@ -30,11 +30,12 @@ def train_toy(name: str, params: config.Params) -> None:
     splits = [
         corpus.load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")
     ]
+    images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
     started = time.monotonic()
     if name == "interpreter":
-        taught = teach.teach_llm(params, *splits)
+        vlm, processor = models.load_vlm(models.ROOT, "text-cot", params)
+        taught = teach.teach_llm(params, *splits, vlm, processor, images)
     else:
-        images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
         trained_on = {turn.image for turn in splits[0]}
         taught = teach.teach_vlm(
             name,

@@ -252,7 +252,7 @@ WORDS = [
     *("a", "b", "a b", "B", "SUMMARY", "\n", "\n\n", " ", "\u2028", "\u00a0", "👩‍🔬", "e\u0301"),
     # Alike in more than the beginning that is looked for first.
     *("The image shows a red square.", "The image shows a red circle.", "<", ">"),
-    *(tag for section in cot.SECTIONS for tag in cot._TAGS[section]),
+    *(tag for section in cot.SECTIONS for tag in cot.TAGS[section]),
     *("<THINKING_OF_SUMMARY>", "<THINKING_OF_CAPTION_2>", "<image>"),
 ]  # fmt: skip
 plain = st.lists(st.sampled_from(WORDS[:14]), min_size=1, max_size=4).map("".join)

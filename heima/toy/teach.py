@@ -2,7 +2,7 @@
 
 `text-cot` learns full staged answers (in the paper: Llama-3.2V-11B-cot), `base` learns bare
 conclusions for the same compute (Llama-3.2-11B-Vision-Instruct), and the interpreter LLM learns to
-write sections for a question (Llama-3.1-8B-Instruct).
+write sections for a question and for what text-CoT knows of them (Llama-3.1-8B-Instruct).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from heima import models, training
-from heima.added_tokens import equip
-from heima.batching import Sample, encode_turns, pad_text
+from heima.added_tokens import equip, fit
+from heima.batching import Sample, encode_turns
 from heima.bodies import body
 from heima.config import Params, Schedule, ToyLlm, ToyVlm
 from heima.corpus import ImageZip, Turn
-from heima.cot import COMPRESSIBLE
+from heima.cot import COMPRESSIBLE, TAGS, thinking_token
 from heima.families import FAMILIES
-from heima.interpreter import PLAIN_WORDING
-from heima.tokens import IGNORED, Encoded, Vocabulary
+from heima.interpreter import PLAIN_WORDING, Reading, ReadingCollator, StateReader
+from heima.tokens import IGNORED, Vocabulary
 from heima.toy.families import TOYS
 from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
@@ -40,6 +40,9 @@ NAMED = (*OBJECTS, *OPTIONS)
 
 RENDERING = {"text-cot": "text-cot", "base": "answer-only"}
 """What each VLM is trained on."""
+
+TOLD, ALONE = 0.8, 0.6
+"""The share of the LLM's prompts that tell a section's state, and of those without a question."""
 
 
 @dataclass(frozen=True)
@@ -183,53 +186,105 @@ def training_scenes(params: Params, images: Iterable[str]) -> dict[str, Scene]:
     return {image: scenes[int(PurePosixPath(image).stem)] for image in sorted(images)}
 
 
-class _TextCollator:
-    def __init__(self, pad_id: int) -> None:
-        self._pad_id = pad_id
-
-    def __call__(self, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        return pad_text(samples, self._pad_id)
-
-
 def teach_llm(
     params: Params,
     train: Sequence[Turn],
     heldout: Sequence[Turn],
+    vlm: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: ImageZip,
 ) -> Taught:
-    """Train the LLM that the interpreters start from.
+    """Train the LLM that the interpreters start from; `vlm` and `processor` are text-CoT's.
 
-    An instruction-tuned LLM can already use what its prompt tells it. A tiny one must learn that
-    too, or an interpreter plateaus on what the question alone predicts: so half of its prompts
-    give the answer's conclusion where an interpreter's prompt has the thinking token.
+    Llama 3.2 Vision is Llama 3.1 with frozen language weights and layers for images between them,
+    so the paper's interpreter shares its VLM's hidden states from the start. A tiny LLM trained
+    from scratch shares nothing, and an interpreter from it plateaus on what the question alone
+    predicts. So `TOLD` of its prompts have, where an interpreter's has the thinking token, what
+    text-CoT knows of the section (`section_states`), and `ALONE` of those no question beside it:
+    else the question is enough for most words, and that place is not looked at. No thinking state
+    is among them, and none of held-out turns is trained on.
     """
     llm: ToyLlm = params.teach.llm
     toy = TOYS[params.family]
     tokenizer, published = toy.build_tokenizer(), toy.build_tokenizer()
     equip(tokenizer, FAMILIES[params.family])
     vocabulary = models.vocabulary(tokenizer, params)
-    collate = _TextCollator(tokenizer.pad_token_id)
+    # What the schedule can use, each once.
+    turns = train[: -(-llm.steps * llm.batch_size // len(COMPRESSIBLE))] if llm.steps else train
+    rng = np.random.default_rng(params.seed)
     samples, held = (
-        [
-            vocabulary.encode(_llm_prompt(turn, section, told), "none", turn.sections[section])
-            for turn, told in zip(turns, _coin(len(turns), params.seed), strict=True)
-            for section in COMPRESSIBLE
-        ]
-        for turns in (train, heldout)
+        _told(some, section_states(vlm, processor, some, images, params), vocabulary, rng)
+        for some in (turns, heldout)
     )
     model = build_llm(published, hidden_size=llm.hidden_size, seed=params.seed)
-    answering = training.AnswerLoss(model, params.training)
+    fit(model, tokenizer, FAMILIES[params.family])
+    reader = StateReader(
+        model, [vocabulary.thinking_ids[thinking_token(section)] for section in COMPRESSIBLE]
+    )
+    answering = training.AnswerLoss(reader, params.training, body=reader.forward)
+    collate = ReadingCollator(tokenizer.pad_token_id)
     curve = _fit(answering, samples, collate, llm, llm.muon_learning_rate, params)
     losses = training.heldout_losses(answering, held, collate, batch_size=llm.batch_size)
     return Taught(model, published, curve, losses, {})
 
 
-def _coin(count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(2, size=count)
+@torch.inference_mode()
+def section_states(
+    vlm: PreTrainedModel,
+    processor: ProcessorMixin,
+    turns: Sequence[Turn],
+    images: ImageZip,
+    params: Params,
+) -> dict[str, torch.Tensor]:
+    """Section -> (turns, hidden_size): the mean of the last hidden states (after the final norm)
+    from a section's opening tag to its last token, in text-CoT's own answers to its training.
+    """
+    vocabulary = models.vocabulary(processor.tokenizer, params)
+    collate = models.collator(processor, images, params)
+    samples = encode_turns(
+        turns, RENDERING["text-cot"], vocabulary, max_length=params.distill.max_length
+    )
+    ids = vocabulary.tokenizer.convert_tokens_to_ids
+    tags = {section: ids(list(TAGS[section])) for section in COMPRESSIBLE}
+    look = body(vlm)
+    found: dict[str, list[torch.Tensor]] = {section: [] for section in COMPRESSIBLE}
+    for start in range(0, len(samples), params.states.batch_size):
+        batch = collate(samples[start : start + params.states.batch_size])
+        del batch["labels"]
+        hidden = look(**batch)
+        for section, (opens, closes) in tags.items():
+            # An answer ends a row, so the last of a tag is the answer's.
+            tokens = batch["input_ids"].tolist()
+            for row, line in zip(hidden, tokens, strict=True):
+                first, end = (_last(line, tag) for tag in (opens, closes))
+                found[section].append(row[first:end].mean(dim=0))
+    # Cloned: a tensor made in inference mode cannot be trained on.
+    return {section: torch.stack(rows).clone() for section, rows in found.items()}
 
 
-def _llm_prompt(turn: Turn, section: str, told: bool) -> str:
-    source = f"of the hidden state {turn.conclusion} " if told else ""
-    return PLAIN_WORDING.format(question=turn.question, section=section, source=source)
+def _last(line: Sequence[int], token: int) -> int:
+    return len(line) - 1 - line[::-1].index(token)
+
+
+def _told(
+    turns: Sequence[Turn],
+    states: Mapping[str, torch.Tensor],
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+) -> list[Reading]:
+    chats, given = [], []
+    for index, turn in enumerate(turns):
+        for section in COMPRESSIBLE:
+            told, alone = rng.random() < TOLD, rng.random() < ALONE
+            source = f"of the hidden state {thinking_token(section)} " if told else ""
+            question = "" if told and alone else turn.question
+            prompt = PLAIN_WORDING.format(question=question, section=section, source=source)
+            chats.append((prompt, "none", turn.sections[section]))
+            given.append(states[section][index : index + 1])
+    return [
+        Reading(encoded, state)
+        for encoded, state in zip(vocabulary.encode_all(chats), given, strict=True)
+    ]
 
 
 def _fit(
