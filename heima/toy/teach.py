@@ -44,6 +44,8 @@ RENDERING = {"text-cot": "text-cot", "base": "answer-only"}
 TOLD, ALONE = 0.8, 0.6
 """The share of the LLM's prompts that tell a section's state, and of those without a question."""
 
+_STATES_BATCH = 64
+
 
 @dataclass(frozen=True)
 class Taught:
@@ -248,8 +250,8 @@ def section_states(
     tags = {section: ids(list(TAGS[section])) for section in COMPRESSIBLE}
     look = body(vlm)
     found: dict[str, list[torch.Tensor]] = {section: [] for section in COMPRESSIBLE}
-    for start in range(0, len(samples), params.states.batch_size):
-        batch = collate(samples[start : start + params.states.batch_size])
+    for start in range(0, len(samples), _STATES_BATCH):
+        batch = collate(samples[start : start + _STATES_BATCH])
         del batch["labels"]
         hidden = look(**batch)
         for section, (opens, closes) in tags.items():
