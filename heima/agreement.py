@@ -39,9 +39,10 @@ _TIMES = frozenset({"seconds_per_sample"})
 
 _IDENTITY = frozenset(
     "stage profile family seed seeds training_seed training_seeds code params versions machine "
-    "seconds libraries lmms_eval".split()
+    "seconds libraries lmms_eval replies".split()
 )
-"""Keys of a provenance that say what was run where: they are told apart (`differences`)."""
+"""Keys of a provenance that say what was run where: they are told apart (`differences`). How many
+replies a judge was asked for follows from the answers."""
 
 _NO_RESULTS = ("fingerprints/", "metrics/", "reports/", "latency")
 """Outputs of stages that are compared otherwise, or not at all."""
@@ -329,8 +330,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _compare_rows(record: Run, rerun: Run, report: Report) -> None:
+    # A column of a seed that only one run has says nothing but that; its number is judged above.
+    alone = {f"seed {seed}" for seed in {*record.seeds} ^ {*rerun.seeds}}
     for name in sorted({*record.tables, *rerun.tables}):
-        recorded, found = (_rows(run.tables.get(name, "")) for run in (record, rerun))
+        recorded, found = (
+            {row for row in _rows(run.tables.get(name, "")) if row[-1] not in alone}
+            for run in (record, rerun)
+        )
         report.agree["text", "equal"] += len(recorded & found)
         for row in sorted(recorded ^ found):
             key = " / ".join(row)

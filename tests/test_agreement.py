@@ -194,6 +194,24 @@ def test_strings_lists_rows_and_stages_are_exact():
     }
 
 
+def test_a_column_of_another_seed_is_no_result():
+    """A panel by training seed has the seeds of its run; what else it lacks is named."""
+
+    def table(seeds, row="heima"):
+        lines = [f"a,by training seed,{row},seed {seed}\n" for seed in seeds]
+        return {"reports/tables/x.csv": "origin,panel,row,column\n" + "".join(lines)}
+
+    record = replace(run(), tables=table((42, 43, 44)))
+    params = {**record.params, "seeds": [44, 45, 46]}
+    assert not outside(record, replace(record, params=params, tables=table((44, 45, 46))))
+    assert outside(record, replace(record, params=params, tables=table((45, 46)))) == [
+        ("reports/tables/x.csv", "a / by training seed / heima / seed 44")
+    ]
+    assert outside(record, replace(record, tables=table((42, 43)))) == [
+        ("reports/tables/x.csv", "a / by training seed / heima / seed 44")
+    ]
+
+
 def write(folder, whole: agreement.Run) -> None:
     stages = {
         stage: {"outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}
