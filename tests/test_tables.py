@@ -212,7 +212,7 @@ def test_a_verdict_needs_every_training_seed():
 
 
 def test_nothing_is_concluded_from_one_training_seed(tmp_path):
-    text = (fabricated.ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = fabricated.toy_text()
     text = text.replace("seeds: [42, 43, 44] ", "seeds: [42] ")
     params = fabricated.write(tmp_path, params_text=text)
     built = tables.build(tmp_path, params)

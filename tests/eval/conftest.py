@@ -25,12 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def edition(tmp_path_factory):
-    """A folder with params.yaml (of one training seed) and data/benchmarks/, to be read alone."""
+    """params.yaml (one training seed, two decoding seeds) and data/benchmarks/, to be read."""
     from heima.toy.benchmarks import write_benchmarks
 
     folder = tmp_path_factory.mktemp("edition")
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     raw["seeds"] = [42]
+    raw["protocols"]["paper"]["seeds"] = [42, 43]
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     write_benchmarks(folder / "data" / "benchmarks", sizes=SIZES, seed=3)
     return folder

@@ -164,7 +164,7 @@ def test_predict(models, params):
     assert first["42/paper/42/mmstar.jsonl"] != first["42/paper/43/mmstar.jsonl"]
 
 
-def test_provenance_and_seconds(models, params):
+def test_provenance_and_seconds(models):
     decode("heima-forced-prefix", "predictions/heima", models)
     provenance = read_json(Path("predictions/heima/provenance.json"))
     assert set(provenance) == {
@@ -187,7 +187,7 @@ def test_provenance_and_seconds(models, params):
     assert set(cells) == {f"{protocol}/{name}" for protocol in ("lmms", "paper") for name in SIZES}
     for group, row in cells.items():
         protocol, name = group.split("/")
-        seeds = params.protocols[protocol].seeds
+        seeds = provenance["seeds"][protocol]
         size = SIZES[name] * (4 if name == "mmbench" else 1) * len(seeds)
         assert row["seconds_per_sample"].n == size
         assert row["seconds_per_sample"].value > 0
