@@ -1,6 +1,6 @@
 """`stages.repro --jobs 2` against `--jobs 1`: a whole short reproduction each, in turns.
 
-    python -m benchmarks.jobs            # two rounds of both; about ten minutes on two idle cores
+    python -m benchmarks.jobs            # about twelve minutes a round on two idle cores
 
 Each run is of a fresh clone of HEAD, with every stage, and training shortened to `--updates` of
 each schedule's. What has no times in it must be the same in all runs, to the byte. Prints a table
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import yaml
+from tabulate import tabulate
 
 UNTIMED = (
     "data/",
@@ -33,7 +34,7 @@ UNTIMED = (
 
 
 def shortened(raw: dict, share: float) -> dict:
-    """The profile with this share of its updates, and few questions and held-out turns."""
+    """The profile with this share of its updates, and few questions."""
 
     def cut(steps: int) -> int:
         return max(2, round(steps * share))
@@ -89,7 +90,7 @@ def timed(folder: Path, jobs: int, share: float) -> tuple[float, dict[str, str]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=float, default=0.04, help="share of each schedule's")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     seconds: dict[int, list[float]] = {1: [], 2: []}
     made: list[dict[str, str]] = []
@@ -101,9 +102,9 @@ def main() -> None:
                 made.append(outs)
     first = made[0]
     differing = sorted(path for path in first if any(one.get(path) != first[path] for one in made))
-    print(f"{'jobs':>4}  seconds of each round")
-    for jobs, each in seconds.items():
-        print(f"{jobs:>4}  {'  '.join(f'{one:7.1f}' for one in each)}")
+    rows = [[jobs, *each] for jobs, each in seconds.items()]
+    rounds = [f"round {one + 1}, s" for one in range(options.rounds)]
+    print(tabulate(rows, headers=["jobs", *rounds], floatfmt=".1f"))
     print(f"{len(first)} outputs without times, {len(differing)} differ {differing or ''}")
     print(
         json.dumps(

@@ -230,7 +230,7 @@ def teach_llm(
     return Taught(model, published, curve, losses, {})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def section_states(
     vlm: PreTrainedModel,
     processor: ProcessorMixin,
@@ -253,15 +253,12 @@ def section_states(
     for start in range(0, len(samples), _STATES_BATCH):
         batch = collate(samples[start : start + _STATES_BATCH])
         del batch["labels"]
-        hidden = look(**batch)
-        for section, (opens, closes) in tags.items():
-            # An answer ends a row, so the last of a tag is the answer's.
-            tokens = batch["input_ids"].tolist()
-            for row, line in zip(hidden, tokens, strict=True):
-                first, end = (_last(line, tag) for tag in (opens, closes))
+        for row, line in zip(look(**batch), batch["input_ids"].tolist(), strict=True):
+            for section, (opens, closes) in tags.items():
+                # An answer ends a row, so the last of a tag is the answer's.
+                first, end = _last(line, opens), _last(line, closes)
                 found[section].append(row[first:end].mean(dim=0))
-    # Cloned: a tensor made in inference mode cannot be trained on.
-    return {section: torch.stack(rows).clone() for section, rows in found.items()}
+    return {section: torch.stack(rows) for section, rows in found.items()}
 
 
 def _last(line: Sequence[int], token: int) -> int:

@@ -1,14 +1,17 @@
 """What the toy's models are taught."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
-from heima import corpus
-from heima.added_tokens import fit
+from heima import corpus, models
+from heima.added_tokens import equip, fit
 from heima.batching import encode_turns
 from heima.cot import COMPRESSIBLE, thinking_token
 from heima.families import FAMILIES
+from heima.interpreter import PLAIN_WORDING
 from heima.toy import teach
 from heima.toy.families import TOYS
 
@@ -16,8 +19,6 @@ from heima.toy.families import TOYS
 @pytest.fixture(params=["toy-mllama", "toy-llava-next"])
 def vlm(request, params):
     """An untrained toy VLM of a family, its processor, and parameters of that family."""
-    from heima.added_tokens import equip
-
     toy = TOYS[request.param]
     processor = toy.build_processor()
     model = toy.build_vlm(toy.build_processor(), hidden_size=64, seed=1)
@@ -28,8 +29,6 @@ def vlm(request, params):
 
 def test_a_sections_state_is_the_mean_over_its_tokens(vlm, toy_source, toy_turns):
     """Against one plain forward pass of transformers a turn; batches and padding change nothing."""
-    from heima import models
-
     model, processor, params = vlm
     images = corpus.ImageZip(toy_source / "images.zip")
     turns = toy_turns[:9]
@@ -56,34 +55,33 @@ def test_a_sections_state_is_the_mean_over_its_tokens(vlm, toy_source, toy_turns
 
 
 def test_what_the_llm_is_told(toy_turns, toy_vocabulary):
-    """A told prompt has its own section's thinking token once, and the others none."""
+    """Each prompt is an interpreter's: with the state, with the question, or with both."""
     states = {
         section: torch.arange(len(toy_turns)).float().unsqueeze(1) + 1000 * number
         for number, section in enumerate(COMPRESSIBLE)
     }
-    readings = teach._told(toy_turns, states, toy_vocabulary, np.random.default_rng(3))
-    assert len(readings) == len(toy_turns) * len(COMPRESSIBLE)
-    seen = {"told": 0, "alone": 0}
-    for place, reading in enumerate(readings):
-        turn, section = toy_turns[place // 3], COMPRESSIBLE[place % 3]
-        prompt = reading.encoded.input_ids[: reading.encoded.body]
-        marks = {
-            one: prompt.count(toy_vocabulary.thinking_ids[thinking_token(one)])
-            for one in COMPRESSIBLE
-        }
-        assert marks == {one: marks[section] * (one == section) for one in COMPRESSIBLE}
-        assert reading.states.item() == place // 3 + 1000 * (place % 3)
-        text = toy_vocabulary.tokenizer.decode(prompt)
-        asked = toy_vocabulary.tokenizer.decode(toy_vocabulary.tokenizer(turn.question).input_ids)
-        words = asked.split()[:5]
-        if all(word in text.split() for word in words):
-            continue
-        assert marks[section] == 1, "a prompt with neither a question nor a state"
-        seen["alone"] += 1
-    seen["told"] = sum(
-        reading.encoded.input_ids.count(toy_vocabulary.thinking_ids[thinking_token(section)])
-        for place, reading in enumerate(readings)
-        for section in [COMPRESSIBLE[place % 3]]
-    )
-    assert abs(seen["told"] / len(readings) - teach.TOLD) < 0.12
-    assert abs(seen["alone"] / seen["told"] - teach.ALONE) < 0.15
+    readings = iter(teach._told(toy_turns, states, toy_vocabulary, np.random.default_rng(3)))
+    seen = Counter()
+    for index, turn in enumerate(toy_turns):
+        for number, section in enumerate(COMPRESSIBLE):
+            reading = next(readings)
+            assert reading.states.item() == index + 1000 * number
+            place = f"of the hidden state {thinking_token(section)} "
+            allowed = {
+                name: toy_vocabulary.encode(
+                    PLAIN_WORDING.format(question=question, section=section, source=source),
+                    "none",
+                    turn.sections[section],
+                )
+                for name, question, source in (
+                    ("question", turn.question, ""),
+                    ("state", "", place),
+                    ("both", turn.question, place),
+                )
+            }
+            (form,) = (name for name, one in allowed.items() if one == reading.encoded)
+            seen[form] += 1
+    assert next(readings, None) is None
+    told = seen["state"] + seen["both"]
+    assert abs(told / seen.total() - teach.TOLD) < 0.12
+    assert abs(seen["state"] / told - teach.ALONE) < 0.15
