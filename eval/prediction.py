@@ -26,6 +26,7 @@ from eval.chat_models import prompts_of
 from heima import config, cot
 from heima.config import Params
 from heima.generation import Decoder, Engine, Generation, Plan, Transformers, plan
+from heima.images import ImageCache
 from heima.journal import ROOT as JOURNALS
 from heima.journal import Journal, key, weights_digest
 from heima.models import load_processor, load_vlm, vocabulary
@@ -82,6 +83,7 @@ def predict(
         requests, datasets = _requests(params, Path(cache))
         plans = _plans(params, requests, datasets, models, prefix)
         answers: dict[int, dict[Run, list[Generation]]] = {}
+        images = ImageCache()
         for seed in params.training_seeds(name):
             model = params.trained(name, seed)
             weights = weights_digest(models, model)
@@ -102,7 +104,7 @@ def predict(
             _decode(
                 plans,
                 kept,
-                functools.partial(_decoder, models, model, params),
+                functools.partial(_decoder, models, model, params, images),
                 rank=rank,
                 world=world,
                 title=f"predict@{variant}, model {model}",
@@ -218,13 +220,13 @@ def _decode(
                 journal.append(batch, decoder(planned, batch))
 
 
-def _decoder(models: Path, name: str, params: Params) -> Decoder:
+def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Decoder:
     if params.predict.engine == "vllm":
         from heima.vllm_engine import Vllm
 
         engine: Engine = Vllm(models, name, params)
     else:
-        engine = Transformers(*load_vlm(models, name, params))
+        engine = Transformers(*load_vlm(models, name, params), images)
     return Decoder(engine, vocabulary(load_processor(models, params).tokenizer, params))
 
 

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from cachetools import LRUCache
 from transformers import ProcessorMixin
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
@@ -22,9 +21,8 @@ from transformers.models.mllama.processing_mllama import (
 from heima.config import ONE_TOKEN, Thinking
 from heima.corpus import ImageZip, Turn
 from heima.cot import COMPRESSIBLE, ThinkingTokens, numbered, render, repeated
+from heima.images import ImageCache, distinct
 from heima.tokens import IGNORED, Encoded, Vocabulary
-
-IMAGE_CACHE_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,6 @@ def pad_text(encoded: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]
     }
 
 
-def distinct(names: Sequence[str], *, once: bool) -> tuple[list[str], list[int]]:
-    """The distinct names and each one's place among them; without `once`, all names in order."""
-    if not once:
-        return list(names), list(range(len(names)))
-    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    return list(places), [places[name] for name in names]
-
-
 class MllamaCollator:
     """Batches of `Sample`s for `heima.bodies.body`; images come from one zip.
 
@@ -128,17 +118,13 @@ class MllamaCollator:
         self._pad_id = processor.tokenizer.pad_token_id
         self._images = images
         self._once = once
-        self._cache: LRUCache[str, Mapping[str, np.ndarray]] = LRUCache(
-            IMAGE_CACHE_BYTES, getsizeof=lambda one: one["pixel_values"].nbytes
-        )
+        self._cache = ImageCache()
 
     def _image(self, name: str) -> Mapping[str, np.ndarray]:
-        if name not in self._cache:
-            one = self._image_processor([[self._images.read(name)]], return_tensors="np")
-            if one["pixel_values"].nbytes > IMAGE_CACHE_BYTES:
-                return one
-            self._cache[name] = one
-        return self._cache[name]
+        return self._cache.get(
+            name,
+            lambda: self._image_processor([[self._images.read(name)]], return_tensors="np"),
+        )
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         batch = pad_text([sample.encoded for sample in samples], self._pad_id)

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from heima import llava_next, mllama
 from heima.config import Decoding
 from heima.cot import SECTIONS
-from heima.images import spread
+from heima.images import ImageCache, distinct, spread
 from heima.sampling import sampling
 from heima.tokens import Vocabulary
 
@@ -200,14 +200,18 @@ def generate(
 class Transformers:
     """Decodes batches through `generate` of transformers.
 
+    `cache` keeps processed images for other models with the same processor.
+
     Raises `ValueError` for a model of an architecture that is not one of `ARCHITECTURES`.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, cache: ImageCache | None = None
+    ) -> None:
         self._model = model
         self._processor = processor
         self._tensors = architecture(model)
-        self._images = _Images(lambda image: self._tensors.process(image, processor))
+        self._cache = cache or ImageCache()
         ends = model.generation_config.eos_token_id
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
 
@@ -220,7 +224,9 @@ class Transformers:
         decoding: Decoding,
         seed: int,
     ) -> list[list[int]]:
-        images, rows = self._images(prompts)
+        first = {prompt.image_key: prompt for prompt in prompts}
+        names, rows = distinct([prompt.image_key for prompt in prompts], once=True)
+        images = [self._image(first[name]) for name in names]
         inputs = self._tensors.model_inputs(ids, images, self._processor, rows)
         torch.manual_seed(seed)
         with spread(self._model, rows):
@@ -232,6 +238,12 @@ class Transformers:
                 **sampling(decoding),
             )
         return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+    def _image(self, prompt: Prompt) -> Mapping[str, Any]:
+        return self._cache.get(
+            prompt.image_key,
+            lambda: self._tensors.process(prompt.load_image(), self._processor),
+        )
 
 
 ARCHITECTURES = {"mllama": mllama, "llava_next": llava_next}
@@ -256,25 +268,6 @@ def _order(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[int]
         range(len(prompts)),
         key=lambda i: (-longest[prompts[i].image_key], prompts[i].image_key, -len(ids[i]), i),
     )
-
-
-class _Images:
-    """Tensors of a batch's images; what the next batch may share is kept, no more."""
-
-    def __init__(self, process: Callable[[Image.Image], Mapping[str, Any]]) -> None:
-        self._process = process
-        self._kept: dict[str, Mapping[str, Any]] = {}
-
-    def __call__(self, prompts: Sequence[Prompt]) -> tuple[list[Mapping[str, Any]], list[int]]:
-        """The distinct images, and each prompt's place among them."""
-        kept = {}
-        for prompt in prompts:
-            key = prompt.image_key
-            if key not in kept:
-                kept[key] = self._kept.get(key) or self._process(prompt.load_image())
-        self._kept = kept
-        places = {key: place for place, key in enumerate(kept)}
-        return list(kept.values()), [places[prompt.image_key] for prompt in prompts]
 
 
 class _Tally:

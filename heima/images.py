@@ -1,20 +1,50 @@
-"""Images encoded once: a batch whose rows share images runs the vision tower on distinct ones.
+"""Images processed and encoded once: a batch whose rows share images has distinct ones.
 
-Models want an image a row. What the vision tower and the projector make of the distinct images is
-repeated behind the projector, so that logits are those of repeated images, and the gradients of an
-image's rows add up on their way back into it.
+What a processor made of images is kept as far as memory allows. Models want an image a row: what
+the vision tower and the projector make of the distinct images is repeated behind the projector, so
+that logits are those of repeated images, and the gradients of an image's rows add up on their way
+back into it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import nn
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.mllama.modeling_mllama import MllamaModel
+
+IMAGE_CACHE_BYTES = 2**29
+
+
+class ImageCache:
+    """What a processor made of the images used last: a mapping with `pixel_values` for each."""
+
+    def __init__(self) -> None:
+        self._kept: LRUCache[str, Mapping[str, Any]] = LRUCache(
+            IMAGE_CACHE_BYTES, getsizeof=lambda one: one["pixel_values"].nbytes
+        )
+
+    def get(self, key: str, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """What was kept under `key`, else what `make` returns. Equal keys mean equal images."""
+        if (one := self._kept.get(key)) is None:
+            one = make()
+            if one["pixel_values"].nbytes <= IMAGE_CACHE_BYTES:
+                self._kept[key] = one
+        return one
+
+
+def distinct(names: Sequence[str], *, once: bool) -> tuple[list[str], list[int]]:
+    """The distinct names and each one's place among them; without `once`, all names in order."""
+    if not once:
+        return list(names), list(range(len(names)))
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return list(places), [places[name] for name in names]
 
 
 def spread(model: nn.Module, rows: Sequence[int]) -> contextlib.AbstractContextManager[None]:

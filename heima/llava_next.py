@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from cachetools import LRUCache
 from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from heima.batching import IMAGE_CACHE_BYTES, Sample, distinct, pad, pad_text
+from heima.batching import Sample, pad, pad_text
 from heima.corpus import ImageZip
+from heima.images import ImageCache, distinct
 from heima.tokens import Encoded
 
 
@@ -92,17 +92,10 @@ class LlavaNextCollator:
         self._processor = processor
         self._images = images
         self._once = once
-        self._cache: LRUCache[str, Mapping[str, Any]] = LRUCache(
-            IMAGE_CACHE_BYTES, getsizeof=lambda one: one["pixel_values"].nbytes
-        )
+        self._cache = ImageCache()
 
     def _image(self, name: str) -> Mapping[str, Any]:
-        if name not in self._cache:
-            one = process(self._images.read(name), self._processor)
-            if one["pixel_values"].nbytes > IMAGE_CACHE_BYTES:
-                return one
-            self._cache[name] = one
-        return self._cache[name]
+        return self._cache.get(name, lambda: process(self._images.read(name), self._processor))
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         names, rows = distinct([sample.image for sample in samples], once=self._once)

@@ -10,8 +10,9 @@ chain first. What a stage runs on is its `meta: {needs: cpu | gpu | machine}` in
 that needs `gpu` gets one GPU where the plan (stages/plan.py) says that it fits, else all; one that
 needs `machine` measures times and runs alone.
 
-A stage that fails stops only what depends on it; the exit code is 1 at the end. Ctrl-C ends all
-stages. After that, or after any kill, the same command goes on: finished stages stay finished.
+A stage that fails stops only what depends on it; the exit code is 1 at the end, unless no other
+failed than those that `--may-fail` names. Ctrl-C ends all stages. After that, or after any kill,
+the same command goes on: finished stages stay finished.
 Output of stages, and of their libraries, is in `.cache/logs/<stage>.log`, what each took in
 `.cache/logs/durations.json`. From the second stage on, a process that has imported everything once
 runs the stages' commands as forked children (stages/warm.py).
@@ -401,6 +402,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages (default: all)")
     parser.add_argument("--jobs", type=int, help="stages at once (default: GPUs, else cores)")
+    parser.add_argument(
+        "--may-fail",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="a stage whose failure is told, and leaves the exit code 0",
+    )
     arguments = parser.parse_args()
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("--jobs must be at least 1")
@@ -417,6 +425,8 @@ def main() -> None:
         if machine.wants_pins():
             _say_whether_the_bits_are_the_recorded_ones()
         pipeline = Pipeline(arguments.targets)
+        if unknown := sorted(set(arguments.may_fail) - pipeline.upstream.keys()):
+            parser.error(f"--may-fail: not among the stages to run: {', '.join(unknown)}")
         progress.LOGS.mkdir(parents=True, exist_ok=True)
         run = Run(pipeline, Slots(jobs, tuple(gpus)), fitting(gpus))
         run.run()
@@ -437,7 +447,8 @@ def main() -> None:
         if run.not_run:
             names = ", ".join(run.not_run[:_NAMES]) + (", …" if len(run.not_run) > _NAMES else "")
             print(f"{len(run.not_run)} not run, for want of them: {names}", file=sys.stderr)
-        sys.exit(1)
+        if not set(run.failed) <= set(arguments.may_fail):
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from heima import cot
+from heima import cot, mllama
 from heima.config import Decoding
 from heima.generation import Decoder, Prompt, Transformers, _Tally, generate, plan
+from heima.images import ImageCache
 from heima.tokens import Vocabulary
 
 
@@ -104,6 +106,33 @@ def test_an_image_is_processed_once(chatty, toy_processor, toy_vocabulary, promp
     monkeypatch.setattr(toy_processor, "image_processor", counting)
     run(chatty, toy_processor, toy_vocabulary, prompts, batch_size=4)
     assert len(seen) == 9
+
+
+@pytest.mark.parametrize(("room", "times"), [(2**29, 9), (2**14, 46), (3 * 48 * 48, 46)])
+def test_models_share_processed_images_as_far_as_there_is_room(
+    chatty, toy_processor, toy_vocabulary, prompts, monkeypatch, room, times
+):
+    """Two models, a prompt a batch; room for all images, for one, for none: the same answers."""
+    monkeypatch.setattr("heima.images.IMAGE_CACHE_BYTES", room)
+    seen = []
+
+    def counting(image, processor):
+        seen.append(image)
+        return mllama.process(image, processor)
+
+    cache = ImageCache()
+    planned = plan(toy_vocabulary, prompts, decoding=decoding(batch_size=64), seed=3)
+    planned = replace(planned, batches=[[i] for i in range(len(prompts))])
+    expected = [one.text for one in run(chatty, toy_processor, toy_vocabulary, prompts)]
+    for _ in range(2):
+        engine = Transformers(chatty, toy_processor, cache)
+        monkeypatch.setattr(
+            engine, "_tensors", SimpleNamespace(**{**vars(mllama), "process": counting})
+        )
+        decode = Decoder(engine, toy_vocabulary)
+        found = planned.in_order(decode(planned, i) for i in range(len(prompts)))
+        assert [one.text for one in found] == expected
+    assert len(seen) == times
 
 
 def test_an_image_is_encoded_once_in_a_batch(

@@ -205,9 +205,13 @@ def test_a_failure_stops_only_what_depends_on_it(new):
     assert ".cache/logs/risky.log" in output
     assert "failed: risky" in output and "1 not run, for want of them: after" in output
     assert set(repository.ran()) == {"base", "x", "y", "z", "measure", "risky", "last"}
+    other = repository.repro("--may-fail", "after")
+    repository.finished(other, status=1)
+    output = repository.finished(repository.repro("--may-fail", "risky"))
+    assert "failed: risky" in output and "1 not run, for want of them: after" in output
     (repository.root / "fail-risky").unlink()
     repository.finished(repository.repro("--jobs", "2"))
-    assert repository.ran()[7:] == ["risky", "after"]
+    assert repository.ran()[7:] == ["risky", "risky", "risky", "after"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -282,6 +286,9 @@ def test_wrong_words_are_named(new):
     output = repository.finished(repository.repro(), status=1)
     assert "measure: meta: needs: 'everything' is none of cpu, gpu, machine" in output
     assert "'nothing'" in repository.finished(repository.repro("nothing"), status=1)
+    (repository.root / "dvc.yaml").write_text(PIPELINE)
+    output = repository.finished(repository.repro("--may-fail", "nothing"), status=2)
+    assert "--may-fail: not among the stages to run: nothing" in output
 
 
 def test_what_stages_took_is_told_and_kept(new):
