@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageFile
 
 from eval.benchmark_data import BenchmarkDataError
-from eval.paper.cases import SPLITS, RowError, split_options
+from eval.vlmevalkit.cases import SPLITS, RowError, split_options
 
 Row = Mapping[str, Any]
 Fault = tuple[int, str]

@@ -11,9 +11,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from heima import hub
 from heima.config import DatasetSource, Params
-from heima.results import read_json
+from heima.data import hub_cache
+from heima.results.files import read_json
 
 FOLDER = Path("data/benchmarks")
 """What `prepare` writes: toy editions, converted files, and where given data came from."""
@@ -58,7 +58,7 @@ def is_tsv(source: DatasetSource) -> bool:
 
 def cached_snapshot(repository: str, commit: str) -> Path | None:
     """The folder of a data set's commit in the hub's cache, if all of it is there."""
-    return hub.cached("dataset", repository, commit, PATTERNS)
+    return hub_cache.cached("dataset", repository, commit, PATTERNS)
 
 
 def revision_of(folder: Path) -> str:

@@ -29,8 +29,8 @@ from eval.benchmark_data import (
     is_tsv,
 )
 from heima.config import Benchmark, DatasetSource, Params
-from heima.hub import Repository
-from heima.results import write_json
+from heima.data.hub import Repository
+from heima.results.files import write_json
 
 _REFERENCE = 64
 """A text no longer than this, in place of an image, is the index of the row whose image it is."""

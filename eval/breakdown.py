@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.paper import cases
+from eval.vlmevalkit import cases
 
 _ROTATIONS = 1_000_000
 """MMBench numbers the rotations of question i as i, i + 1e6, …; all must be right."""
@@ -123,7 +123,7 @@ LMMS: dict[str, Rules] = {
 }
 
 
-def _guess_paper(benchmark: str, docs: Docs) -> list[float]:
+def _guess_vlmevalkit(benchmark: str, docs: Docs) -> list[float]:
     """One of the options (of every rotation), or the commonest of the answers without options."""
     read = [cases.read(benchmark, doc) for doc in docs]
     free = [case.answer for case in read if not case.options]
@@ -133,19 +133,19 @@ def _guess_paper(benchmark: str, docs: Docs) -> list[float]:
     return list(chance.values())
 
 
-def _paper(benchmark: str) -> Rules:
+def _vlmevalkit(benchmark: str) -> Rules:
     """The aggregation writes each score into its sample."""
     return Rules(
         metric="accuracy",
         scale=100,
         scores=lambda samples: [one["accuracy"]["score"] for one in samples],
-        guess=lambda docs: _guess_paper(benchmark, docs),
+        guess=lambda docs: _guess_vlmevalkit(benchmark, docs),
         unit=(lambda doc: doc["index"] % _ROTATIONS) if benchmark == "mmbench" else None,
     )
 
 
 RULES: dict[str, dict[str, Rules]] = {
     "lmms": LMMS,
-    "paper": {benchmark: _paper(benchmark) for benchmark in LMMS},
+    "vlmevalkit": {benchmark: _vlmevalkit(benchmark) for benchmark in LMMS},
 }
 """Protocol -> benchmark -> its rules."""

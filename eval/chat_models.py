@@ -17,9 +17,9 @@ from PIL import Image, ImageFile
 from eval.benchmark_check import PIL_FAULTS
 from eval.tasks import TASKS
 from heima import config
-from heima.generation import Prompt, generate
-from heima.models import load_vlm, vocabulary
-from heima.results import read_jsonl
+from heima.results.files import read_jsonl
+from heima.vlm.generation import Prompt, generate
+from heima.vlm.models import load_vlm, vocabulary
 
 
 class _ChatModel(lmms):

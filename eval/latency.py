@@ -46,11 +46,13 @@ from eval import tasks
 from eval.benchmark_data import edition
 from heima import config
 from heima.config import Params, Peaks
-from heima.generation import architecture
-from heima.models import load_vlm, vocabulary
-from heima.results import Cell, provenance, write_jsonl, write_metrics
-from heima.statistics import DRAWS, drawn_cell
-from heima.tokens import Vocabulary
+from heima.data.tokens import Vocabulary
+from heima.results.cells import Cell, write_metrics
+from heima.results.files import write_jsonl
+from heima.results.provenance import provenance
+from heima.results.statistics import DRAWS, drawn_cell
+from heima.vlm.generation import architecture
+from heima.vlm.models import load_vlm, vocabulary
 
 BASELINE = "text-cot"
 """The case that speed-ups are relative to."""

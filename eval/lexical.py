@@ -2,7 +2,7 @@
 
 Each is the value of the library that the paper's script reaches through HF `evaluate` (recipe,
 section 4), called directly and with what recurs computed once: 13a tokens, stems, synonyms. The
-tests compare with the libraries' own calls; `python -m benchmarks.similarity` says what it saves.
+tests compare with the libraries' own calls; `python -m timings.similarity` says what it saves.
 An empty reconstruction scores 0 in every metric.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from eval import wordnet
 from eval.resources import MissingResource
 from heima.config import Similarity
-from heima.measures import BLEU_STATISTICS, METEOR
+from heima.results.measures import BLEU_STATISTICS, METEOR
 
 Score = Callable[[str, str], float]
 """(reference, hypothesis) -> score between 0 and 1."""
@@ -34,7 +34,7 @@ _REMEMBERED = 65536
 
 
 def bleu_statistics(reference: str, hypothesis: str) -> tuple[int, ...]:
-    """What BLEU-4 is made of, as `heima.measures.BLEU_STATISTICS` names it, over 13a tokens.
+    """What BLEU-4 is made of (`heima.results.measures.BLEU_STATISTICS`), over 13a tokens.
 
     The lengths of both texts, and for n = 1..4 the hypothesis's n-grams and those of them that the
     reference has, too.

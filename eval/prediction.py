@@ -1,7 +1,8 @@
 """Decode all benchmarks under every protocol with one variant's model, each batch once.
 
-Finished batches are kept in a journal (`heima.journal`), and a run continues at the batch it had
-reached. Where torchrun or `accelerate launch` starts several processes, they share the batches.
+Finished batches are kept in a journal (`heima.vlm.kept_answers`), and a run continues at the batch
+it had reached. Where torchrun or `accelerate launch` starts several processes, they share the
+batches.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from lmms_eval.api.instance import Instance
 
 from eval import benchmark_data, tasks
 from eval.chat_models import prompts_of
-from heima import config, cot
+from heima import config
 from heima.config import Params
-from heima.generation import Decoder, Engine, Generation, Plan, Transformers, plan
-from heima.images import ImageCache
-from heima.journal import ROOT as JOURNALS
-from heima.journal import Journal, key, weights_digest
-from heima.models import load_processor, load_vlm, vocabulary
-from heima.results import atomic, provenance, write_json, write_jsonl, write_metrics
-from heima.scores import score_group
-from heima.statistics import DRAWS, cell
+from heima.cot import parsing
+from heima.families.images import ImageCache
+from heima.results.cells import write_metrics
+from heima.results.files import atomic, write_json, write_jsonl
+from heima.results.provenance import provenance
+from heima.results.scores import score_group
+from heima.results.statistics import DRAWS, cell
+from heima.vlm.generation import Decoder, Engine, Generation, Plan, Transformers, plan
+from heima.vlm.kept_answers import ROOT as JOURNALS
+from heima.vlm.kept_answers import Journal, key, weights_digest
+from heima.vlm.models import load_processor, load_vlm, vocabulary
 
 _START = timedelta(minutes=10)
 """How long a process waits for the others to start."""
@@ -222,7 +226,7 @@ def _decode(
 
 def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Decoder:
     if params.predict.engine == "vllm":
-        from heima.vllm_engine import Vllm
+        from heima.vlm.vllm_engine import Vllm
 
         engine: Engine = Vllm(models, name, params)
     else:
@@ -275,7 +279,7 @@ def _write(
                     {
                         "doc_id": request.doc_id,
                         "text": one.text,
-                        "conclusion": cot.conclusion(one.text),
+                        "conclusion": parsing.conclusion(one.text),
                         "counts": dataclasses.asdict(one.counts),
                         "finish": one.finish,
                     }

@@ -1,8 +1,8 @@
 """Judge prompts, of lmms-eval 0.7.3's tasks and our own: recognised, taken apart, replies checked.
 
-Four of lmms-eval's six tasks ask a judge, and so do the protocol `paper` (MM-Vet and MathVista with
-the same prompts) and the similarity of reconstructions. Each has one fixed wording, so a prompt
-tells by itself what is asked and what a usable reply looks like:
+Four of lmms-eval's six tasks ask a judge, and so do the protocol `vlmevalkit` (MM-Vet and
+MathVista with the same prompts) and the similarity of reconstructions. Each has one fixed wording,
+so a prompt tells by itself what is asked and what a usable reply looks like:
 
 ==============  ===================================  ======================================
 kind            asks for                             usable reply
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eval.judge import similarity
-from eval.paper import questions
+from eval.vlmevalkit import questions
 
 
 @dataclass(frozen=True)

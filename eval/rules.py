@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from eval.prompts import Question
-from heima.measures import EMBEDDED_RULES
+from heima.results.measures import EMBEDDED_RULES
 
 NAME = EMBEDDED_RULES
 

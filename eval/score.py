@@ -1,7 +1,7 @@
 """Score anybody's predictions of one benchmark, without the pipeline.
 
-    python -m eval.score predictions.jsonl --benchmark mmstar --protocol paper
-    python -m eval.score LLaVA-CoT_MMStar.xlsx --benchmark mmstar --protocol paper
+    python -m eval.score predictions.jsonl --benchmark mmstar --protocol vlmevalkit
+    python -m eval.score LLaVA-CoT_MMStar.xlsx --benchmark mmstar --protocol vlmevalkit
 
 FILE is either of
 
@@ -9,7 +9,7 @@ FILE is either of
   counts the benchmark's rows from 0, `index` is the row's own name. The questions come from the
   data of params, or from `--data FOLDER`;
 - an .xlsx as VLMEvalKit writes it (or a .jsonl with its columns), which holds the questions.
-  Protocol `paper` needs no data then; protocol `lmms` always does.
+  Protocol `vlmevalkit` needs no data then; protocol `lmms` always does.
 
 An answer with `<CONCLUSION>` is scored by that part. The judge is that of params. Printed are the
 accuracy with its 95 % interval (questions about one image are resampled together where the images
@@ -32,14 +32,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from eval import start
+from eval import lmms_start
 from eval.judge import JudgeError
-from eval.paper import cases
-from eval.paper.cases import Row, shortened
-from heima import config, cot
+from eval.vlmevalkit import cases
+from eval.vlmevalkit.cases import Row, shortened
+from heima import config
 from heima.config import Benchmark, DatasetSource, FolderSource, Params, ProtocolName
-from heima.results import Cell, write_jsonl
-from heima.statistics import cell
+from heima.cot import parsing
+from heima.results.cells import Cell
+from heima.results.files import write_jsonl
+from heima.results.statistics import cell
 
 _API_FAILED = "Failed to obtain answer via API"
 """What VLMEvalKit writes in place of a prediction that it did not get."""
@@ -67,7 +69,7 @@ class Answer:
 
     @property
     def scored(self) -> str:
-        found = cot.conclusion(self.text)
+        found = parsing.conclusion(self.text)
         return self.text if found is None else found
 
 
@@ -209,9 +211,9 @@ def load(benchmark: str, folder: Path) -> list[dict[str, Any]]:
     return docs
 
 
-def score_paper(benchmark: str, answers: Sequence[Answer]) -> Scores:
-    """Scores by VLMEvalKit's rules; raises `JudgeError` (see `eval.paper.scoring.settle`)."""
-    from eval.paper import scoring
+def score_vlmevalkit(benchmark: str, answers: Sequence[Answer]) -> Scores:
+    """Scores by VLMEvalKit's rules; raises `JudgeError` (see `eval.vlmevalkit.scoring.settle`)."""
+    from eval.vlmevalkit import scoring
 
     samples = [scoring.sample(cases.read(benchmark, one.row), one.scored) for one in answers]
     scoring.settle(benchmark, samples)
@@ -361,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--allow-missing", action="store_true", help="exit with 0 though predictions are missing"
     )
     given = parser.parse_args(arguments)
-    start.quiet()
+    lmms_start.quiet()
     try:
         return _run(given)
     except (InputError, JudgeError, config.ConfigError) as error:
@@ -383,8 +385,8 @@ def _run(given: argparse.Namespace) -> int:
     if not columns & {"text", "prediction"}:
         raise InputError(f"{given.file} has no column text or prediction, only {sorted(columns)}")
     lacking = [column for column in cases.required(benchmark) if column not in columns]
-    complete = not lacking and protocol == "paper"
-    if given.file.suffix == ".xlsx" and lacking and protocol == "paper":
+    complete = not lacking and protocol == "vlmevalkit"
+    if given.file.suffix == ".xlsx" and lacking and protocol == "vlmevalkit":
         raise InputError(
             f"{given.file} lacks the columns {', '.join(lacking)} of VLMEvalKit's files of "
             f"{benchmark}; it has {', '.join(map(str, sorted(columns, key=str)))}"
@@ -396,7 +398,7 @@ def _run(given: argparse.Namespace) -> int:
     else:
         folder = given.data or _folder(params, protocol, benchmark)
         docs = load(benchmark, folder)
-        if protocol == "paper":
+        if protocol == "vlmevalkit":
             try:
                 cases.check(benchmark, docs)
             except ValueError as error:
@@ -405,8 +407,8 @@ def _run(given: argparse.Namespace) -> int:
     with Gateway(params.judge) as gateway:
         gateway.probe()
         gateway.route_lmms_eval()
-        if protocol == "paper":
-            scores = score_paper(benchmark, answers)
+        if protocol == "vlmevalkit":
+            scores = score_vlmevalkit(benchmark, answers)
         else:
             scores = score_lmms(params, given.params, benchmark, folder, answers)
         if gateway.failures:

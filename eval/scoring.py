@@ -27,9 +27,11 @@ from eval.chat_models import HeimaReplay
 from eval.gateway import Gateway, JudgeError
 from heima import config
 from heima.config import Params
-from heima.results import Cell, provenance, read_json, read_jsonl, write_jsonl, write_metrics
-from heima.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
-from heima.statistics import Resampled, mean_of, resample
+from heima.results.cells import Cell, write_metrics
+from heima.results.files import read_json, read_jsonl, write_jsonl
+from heima.results.provenance import provenance
+from heima.results.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
+from heima.results.statistics import Resampled, mean_of, resample
 
 Row = Mapping[str, Any]
 
@@ -50,11 +52,12 @@ def score(
     MMBench's rotations share one. `failed` says that the answer has no conclusion; it is then
     scored on its whole text, and its tokens count as they are.
 
-    `metrics_file` has a group for each protocol and benchmark (`heima.measures.score_group`) with
-    `accuracy` (percent), the tokens of `COUNTS`, and `chance` (what guessing scores, percent), and
-    for each protocol a group of the means over benchmarks. n counts the answers of every training
-    seed and every decoding seed. Training seeds and questions are resampled, a question with all of
-    its answers; of several decoding seeds, `accuracy_seed_<seed>` is the accuracy with one.
+    `metrics_file` has a group for each protocol and benchmark
+    (`heima.results.measures.score_group`) with `accuracy` (percent), the tokens of `COUNTS`, and
+    `chance` (what guessing scores, percent), and for each protocol a group of the means over
+    benchmarks. n counts the answers of every training seed and every decoding seed. Training seeds
+    and questions are resampled, a question with all of its answers; of several decoding seeds,
+    `accuracy_seed_<seed>` is the accuracy with one.
 
     Raises `JudgeError` where the judge left something unanswered, `ValueError` where a number is
     missing, differs from its samples, or belongs to other data than the predictions.

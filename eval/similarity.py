@@ -7,7 +7,8 @@ BLEU over the whole corpus. An empty reconstruction counts 0 in every text metri
 its lowest grade), stays in n, and is a failure of the cell.
 
 A resource that is missing raises `MissingResource` with the command or parameter that mends it.
-Nothing is replaced silently: what another resource computes has another name (`heima.measures`).
+Nothing is replaced silently: what another resource computes has another name
+(`heima.results.measures`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 
 from eval import lexical
 from eval.bertscore import bertscore
-from heima import statistics
 from heima.config import Params
-from heima.interpreter import official_references
-from heima.measures import (
+from heima.interpreting.interpreter import official_references
+from heima.results import statistics
+from heima.results.cells import Cell, Cells
+from heima.results.measures import (
     BERTSCORE,
     BLEU_STATISTICS,
     CORPUS_BLEU,
@@ -33,7 +35,6 @@ from heima.measures import (
     judge_column,
     text_metrics,
 )
-from heima.results import Cell, Cells
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -10,8 +10,8 @@ from stages import handover
 # Under `stages.repro` this process only waits for one that has imported everything.
 handover.hand_over()
 
-from heima import machine  # noqa: E402
-from stages import orphan  # noqa: E402
+from heima.results import machine  # noqa: E402
+from stages import parent_death  # noqa: E402
 
 # One thread a process, as torchrun does: tiny models are 3-5 times slower with two under load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,4 +27,4 @@ if machine.wants_pins() and machine.pin() and sys.argv[0] == "-m":
 gc.set_threshold(200_000, 100, 100)
 atexit.register(gc.freeze)
 
-orphan.watch()
+parent_death.watch()

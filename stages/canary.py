@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from heima import config, machine
-from heima.results import read_json, write_json
+from heima import config
+from heima.results import machine
+from heima.results.files import read_json, write_json
 
 PROFILE = "profiles/toy.yaml"
 

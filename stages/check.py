@@ -4,8 +4,8 @@
 
 The record is what git holds at REVISION (HEAD). Outputs are compared by the hashes in `dvc.lock`;
 each number of `metrics/` must be the recorded one, or lie in the prediction interval of the
-recorded training seeds; strings and lists must be equal (`heima.agreement`). Times, and what
-latency measures, are not compared. Lists what is outside, and then exits 1.
+recorded training seeds; strings and lists must be equal (`heima.results.agreement`). Times, and
+what latency measures, are not compared. Lists what is outside, and then exits 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from heima import agreement
+from heima.results import agreement
 
 _COUNTED: dict[str, tuple[agreement.Kind, ...]] = {
     "numbers": ("number of seeds", "single number"),

@@ -16,12 +16,19 @@ import sys
 import time
 from pathlib import Path
 
-from heima import config, corpus, models, resume
-from heima.batching import encode_turns
-from heima.bodies import body, tile_shift
-from heima.results import atomic, provenance, write_metrics
-from heima.statistics import DRAWS, seeded_cell
-from heima.training import AnswerLoss, heldout_losses, train, trained_weights, write_curve
+from heima import config
+from heima.data import places
+from heima.data.encoding import encode_turns
+from heima.data.images import ImageZip
+from heima.data.turns import load_turns
+from heima.results.cells import write_metrics
+from heima.results.files import atomic
+from heima.results.provenance import provenance
+from heima.results.statistics import DRAWS, seeded_cell
+from heima.training import snapshots
+from heima.training.backbone import body, tile_shift
+from heima.training.loop import AnswerLoss, heldout_losses, train, trained_weights, write_curve
+from heima.vlm import models
 from stages import launch
 
 _TILE_SAMPLES = 64
@@ -40,11 +47,11 @@ def main(name: str, seed: int) -> None:
     vocabulary = models.vocabulary(processor.tokenizer, params)
 
     # Data
-    images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
+    images = ImageZip(places.locate("data/source") / "images.zip")
     collate = models.collator(processor, images, params)
     samples, heldout = (
         encode_turns(
-            corpus.load_turns(f"data/rewritten/{split}.parquet"),
+            load_turns(f"data/rewritten/{split}.parquet"),
             checkpoint.data,
             vocabulary,
             max_length=params.distill.max_length,
@@ -54,7 +61,7 @@ def main(name: str, seed: int) -> None:
     )
 
     # Training
-    run = resume.Resume(_snapshots(name, seed, params))
+    run = snapshots.Resume(_snapshots(name, seed, params))
     started = time.monotonic()
     curve = train(
         answering,
@@ -107,8 +114,8 @@ def _snapshots(name: str, seed: int, params: config.Params) -> Path:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(params.checkpoints[name].init, seed),
     ]
-    used = ("family", "precision", *resume.TRAINING, "distill", checkpoint)
-    return resume.ROOT / resume.key(f"distill@{name}-{seed}", params, *used, inputs=inputs)
+    used = ("family", "precision", *snapshots.TRAINING, "distill", checkpoint)
+    return snapshots.ROOT / snapshots.key(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 
 if __name__ == "__main__":

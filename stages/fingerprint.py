@@ -18,10 +18,10 @@ from pathlib import Path
 import grimp
 
 from heima import config
-from heima.results import write_json
+from heima.results.files import write_json
 from stages import runs
 
-PACKAGES = ("heima", "eval", "stages")
+PACKAGES = ("heima", "eval", "reports", "stages")
 STAGES = (
     "prepare",
     "rewrite",

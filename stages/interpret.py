@@ -16,12 +16,18 @@ import sys
 import time
 from pathlib import Path
 
-from heima import config, corpus, interpreter, models, resume, states
-from heima.cot import thinking_token
-from heima.families import FAMILIES
-from heima.results import atomic, provenance, write_metrics
-from heima.statistics import DRAWS, seeded_cell
-from heima.training import AnswerLoss, heldout_losses, train, trained_weights, write_curve
+from heima import config
+from heima.cot.sections import thinking_token
+from heima.data.turns import load_turns
+from heima.families.registry import FAMILIES
+from heima.interpreting import interpreter, states
+from heima.results.cells import write_metrics
+from heima.results.files import atomic
+from heima.results.provenance import provenance
+from heima.results.statistics import DRAWS, seeded_cell
+from heima.training import snapshots
+from heima.training.loop import AnswerLoss, heldout_losses, train, trained_weights, write_curve
+from heima.vlm import models
 from stages import launch
 
 
@@ -43,7 +49,7 @@ def main(name: str, source: config.InterpreterInput, seed: int) -> None:
     # Data
     splits = {}
     for split in ("train", "heldout"):
-        turns = corpus.load_turns(f"data/rewritten/{split}.parquet")
+        turns = load_turns(f"data/rewritten/{split}.parquet")
         splits[split] = [
             reading
             for section in sections
@@ -61,7 +67,7 @@ def main(name: str, source: config.InterpreterInput, seed: int) -> None:
 
     # Training
     schedule = params.interpret.of(params.interpreters[name])
-    run = resume.Resume(_snapshots(name, source, seed, params))
+    run = snapshots.Resume(_snapshots(name, source, seed, params))
     started = time.monotonic()
     curve = train(
         answering,
@@ -104,9 +110,9 @@ def _snapshots(name: str, source: str, seed: int, params: config.Params) -> Path
         Path(f"states/{seed}/train.safetensors"),
         models.ROOT / "interpreter",
     ]
-    used = ("family", "precision", *resume.TRAINING, "interpret", f"interpreters.{name}")
+    used = ("family", "precision", *snapshots.TRAINING, "interpret", f"interpreters.{name}")
     stage = f"interpret@{name}-{source}-{seed}"
-    return resume.ROOT / resume.key(stage, params, *used, inputs=inputs)
+    return snapshots.ROOT / snapshots.key(stage, params, *used, inputs=inputs)
 
 
 if __name__ == "__main__":

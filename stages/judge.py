@@ -11,7 +11,10 @@ again, the stage asks only for what is missing.
 from __future__ import annotations
 
 from eval.judge import JudgeError
-from heima import config, corpus, results
+from heima import config
+from heima.data import places
+from heima.data.images import ImageZip
+from heima.results.files import atomic, read_jsonl, write_jsonl
 
 
 def main() -> None:
@@ -20,18 +23,18 @@ def main() -> None:
 
     read_image = None
     if params.similarity.judge_image:
-        images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
+        images = ImageZip(places.locate("data/source") / "images.zip")
         read_image = images.read_file
     names = [f"{name}/{seed}" for name in params.reconstructions for seed in params.seeds]
-    rows = {name: results.read_jsonl(f"reconstructions/{name}.jsonl") for name in names}
+    rows = {name: read_jsonl(f"reconstructions/{name}.jsonl") for name in names}
     try:
         judged = judge(rows, params, read_image=read_image)
     except JudgeError as error:
         raise SystemExit(f"judge: {error}") from error
-    with results.atomic("judgements") as folder:
+    with atomic("judgements") as folder:
         folder.mkdir()
         for name, found in judged.items():
-            results.write_jsonl(folder / f"{name}.jsonl", found)
+            write_jsonl(folder / f"{name}.jsonl", found)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ another one gives other numbers.
 import sys
 from pathlib import Path
 
-from eval import start
+from eval import lmms_start
 
 
 def main() -> None:
-    start.quiet()
+    lmms_start.quiet()
     from eval.benchmark_data import BenchmarkDataError
     from eval.latency import latency
-    from heima import models
+    from heima.vlm import models
 
     try:
         latency(Path("latency/samples.jsonl"), Path("metrics/latency.json"), models=models.ROOT)

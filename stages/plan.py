@@ -22,9 +22,12 @@ import psutil
 from tabulate import tabulate
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from heima import architectures, config, estimate, missing, models, pretrained, workload
-from heima.estimate import GPUS, Estimate, Gpu, Levers, Machine, Stage
+from heima import config
+from heima.planning import architectures, estimate, preflight, workload
+from heima.planning.estimate import GPUS, Estimate, Gpu, Levers, Machine, Stage
 from heima.toy.families import TOYS
+from heima.vlm import models
+from heima.vlm.pointer import POINTER, locate
 
 CPU = Gpu(tflops=0.1, gb_per_s=20, memory_gb=psutil.virtual_memory().total / 1e9)
 """Two cores with AVX2, about, in fp32."""
@@ -70,9 +73,9 @@ def tokenizer(params: config.Params) -> PreTrainedTokenizerBase | None:
     if params.family in TOYS:
         return TOYS[params.family].build_processor().tokenizer
     folder = models.ROOT / "text-cot"
-    if not (folder / pretrained.POINTER).exists():
+    if not (folder / POINTER).exists():
         return None
-    return AutoTokenizer.from_pretrained(pretrained.locate(folder))
+    return AutoTokenizer.from_pretrained(locate(folder))
 
 
 def described(hardware: Machine) -> str:
@@ -158,7 +161,7 @@ def main() -> None:
     work = workload.of(params, tokenizer(params))
     how = levers(params)
     planned = Estimate(params, architectures.of(params), work, machine_, how)
-    lacking = [*missing.missing(params, planned), *resources(params.similarity)]
+    lacking = [*preflight.missing(params, planned), *resources(params.similarity)]
     whole = estimate.total(planned.stages)
     if arguments.json:
         print(

@@ -18,14 +18,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval import start
+from eval import lmms_start
 
 
 def main(variant: str, *, fresh: bool) -> None:
-    start.quiet()
+    lmms_start.quiet()
     from eval.benchmark_data import BenchmarkDataError
     from eval.prediction import predict
-    from heima import models
+    from heima.vlm import models
 
     try:
         predict(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from heima import config
-from heima.results import atomic, write_json
+from heima.results.files import atomic, write_json
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def main() -> None:
             # Imported here, so that the toy needs no more than it did.
             from eval.benchmark_data import BenchmarkDataError
             from eval.benchmark_sources import provide
-            from heima.hub import HubError
-            from heima.llava_cot import SourceError
+            from heima.data.hub import HubError
+            from heima.data.llava_cot import SourceError
 
             try:
                 write_json(source / "source.json", given_source(params))
@@ -61,9 +61,9 @@ def main() -> None:
 
 
 def given_source(params: config.Params) -> dict[str, Any]:
-    """What `data/source/source.json` says of data that lies elsewhere (see `corpus.locate`)."""
-    from heima import llava_cot
-    from heima.licences import terms
+    """What `data/source/source.json` says of data that lies elsewhere (see `places.locate`)."""
+    from heima.data import llava_cot
+    from heima.data.licences import terms
 
     where: dict[str, Any] = {"folder": params.source.path}
     if params.source.kind == "hub":

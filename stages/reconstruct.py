@@ -17,9 +17,12 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from heima import config, controls, corpus, interpreter, models, states
-from heima.cot import thinking_token
-from heima.results import write_jsonl
+from heima import config
+from heima.cot.sections import thinking_token
+from heima.data.turns import load_turns
+from heima.interpreting import controls, interpreter, states
+from heima.results.files import write_jsonl
+from heima.vlm import models
 
 
 def main(name: str, seed: int) -> None:
@@ -28,8 +31,8 @@ def main(name: str, seed: int) -> None:
     section = named.section
     options = params.reconstruct
     vocabulary = models.vocabulary(models.load_tokenizer(models.ROOT, params), params)
-    turns = corpus.load_turns("data/rewritten/heldout.parquet")
-    train_turns = corpus.load_turns("data/rewritten/train.parquet")
+    turns = load_turns("data/rewritten/heldout.parquet")
+    train_turns = load_turns("data/rewritten/train.parquet")
     own = states.load(Path(f"states/{seed}/heldout.safetensors"), section, turns)
     train_mean = controls.mean_states(
         states.load(Path(f"states/{seed}/train.safetensors"), section, train_turns)

@@ -45,8 +45,9 @@ from typing import Any
 
 from dvc.exceptions import DvcException
 
-from heima import config, machine
-from stages import canary, handover, orphan, progress, runs, schedule
+from heima import config
+from heima.results import machine
+from stages import canary, handover, parent_death, progress, runs, schedule
 from stages.pipeline import Pipeline
 from stages.progress import Ended, Progress, Result, Working
 from stages.schedule import Needs, Slots
@@ -315,7 +316,7 @@ def _child(pipeline: Pipeline, name: str, gpus: tuple[str, ...], results: Connec
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
-    orphan.watch()
+    parent_death.watch()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     entry = None

@@ -12,15 +12,18 @@ from __future__ import annotations
 import itertools
 import sys
 
-from heima import config, corpus
-from heima.cot import RENDERINGS, render
-from heima.results import atomic, provenance, read_jsonl, write_json
-from heima.rewriting import rewrite
+from heima import config
+from heima.cot.rendering import RENDERINGS, render
+from heima.data import places
+from heima.data.rewriting import rewrite
+from heima.data.turns import first_turn
+from heima.results.files import atomic, read_jsonl, write_json
+from heima.results.provenance import provenance
 
 
 def main() -> None:
     params = config.load()
-    source = corpus.locate("data/source")
+    source = places.locate("data/source")
     with atomic("data/rewritten") as folder:
         folder.mkdir()
         try:
@@ -31,13 +34,13 @@ def main() -> None:
                 f"\n  {one['where']}: {one['reason']}: {one['detail']}" for one in drops
             )
             sys.exit(f"error: {error}{shown}")
-        example = corpus.first_turn(folder / "train.parquet").sections
+        example = first_turn(folder / "train.parquet").sections
     print(f"{counts['turns']}, dropped {counts['dropped'] or 'nothing'}")
     write_json(
         "metrics/rewrite.json",
         {
             **counts,
-            "provenance": provenance("rewrite", params, source=corpus.revision(source)),
+            "provenance": provenance("rewrite", params, source=places.revision(source)),
             "examples": {name: render(example, name) for name in RENDERINGS},
         },
     )

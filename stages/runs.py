@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from heima import config, results
+from heima import config
+from heima.results.files import atomic
 
 FILE = Path("runs.yaml")
 _HEADER = "# Follows from params.yaml: `python -m stages.runs` writes it (see there).\n"
@@ -53,7 +54,7 @@ def write(params: config.Params) -> bool:
     text = _HEADER + yaml.safe_dump({"runs": runs(params)}, sort_keys=False)
     if FILE.exists() and FILE.read_text(encoding="utf-8") == text:
         return False
-    with results.atomic(FILE) as temporary:
+    with atomic(FILE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return True
 

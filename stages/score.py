@@ -13,15 +13,15 @@ judge.cache, so the stage started again asks only for the rest.
 import sys
 from pathlib import Path
 
-from eval import start
+from eval import lmms_start
 
 
 def main(variant: str) -> None:
-    start.quiet()
+    lmms_start.quiet()
     from eval.benchmark_data import BenchmarkDataError
     from eval.gateway import Gateway, JudgeError
     from heima import config
-    from heima.summary import summarise_scores
+    from reports.summaries import summarise_scores
 
     params = config.load()
     metrics_file = Path("metrics/score") / f"{variant}.json"

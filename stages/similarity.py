@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from heima import config, results
-from heima.summary import summarise_similarity
+from heima import config
+from heima.results.cells import write_metrics
+from heima.results.files import atomic, read_jsonl
+from heima.results.provenance import provenance
+from reports.summaries import summarise_similarity
 
 
 def main() -> None:
@@ -38,25 +41,22 @@ def main() -> None:
         torch.set_num_threads(1)
     try:
         columns, cells, computed_with = similarity.evaluate(
-            {
-                seed: results.read_jsonl(f"reconstructions/{name}/{seed}.jsonl")
-                for seed in params.seeds
-            },
+            {seed: read_jsonl(f"reconstructions/{name}/{seed}.jsonl") for seed in params.seeds},
             params,
             section=params.reconstructions[name].section,
             judgements={
-                seed: results.read_jsonl(f"judgements/{name}/{seed}.jsonl") for seed in params.seeds
+                seed: read_jsonl(f"judgements/{name}/{seed}.jsonl") for seed in params.seeds
             },
         )
     except (MissingResource, similarity.InconsistentRows) as error:
         raise SystemExit(f"similarity of {name}: {error}") from error
-    with results.atomic(f"scores/similarity/{name}.parquet") as temporary:
+    with atomic(f"scores/similarity/{name}.parquet") as temporary:
         pd.DataFrame(columns).to_parquet(temporary, index=False)
     metrics_file = Path(f"metrics/similarity/{name}.json")
-    results.write_metrics(
+    write_metrics(
         metrics_file,
         cells,
-        results.provenance(
+        provenance(
             f"similarity@{name}", params, training_seeds=list(params.seeds), **computed_with
         ),
     )

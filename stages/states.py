@@ -3,7 +3,7 @@
     python -m stages.states 42
 
 Reads the checkpoint and position of `params.states`; writes
-`states/<seed>/{train,heldout}.safetensors` (see `heima.states.save`).
+`states/<seed>/{train,heldout}.safetensors` (see `heima.interpreting.states.save`).
 
 On several GPUs it starts itself once on each, and each takes a part of the turns.
 """
@@ -13,9 +13,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from heima import config, corpus, models, states
-from heima.batching import encode_turns
-from heima.results import atomic
+from heima import config
+from heima.data import places
+from heima.data.encoding import encode_turns
+from heima.data.images import ImageZip
+from heima.data.turns import load_turns
+from heima.interpreting import states
+from heima.results.files import atomic
+from heima.vlm import models
 from stages import launch
 
 
@@ -26,11 +31,11 @@ def main(seed: int) -> None:
     thinking = params.thinking(checkpoint)
     model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
-    images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
+    images = ImageZip(places.locate("data/source") / "images.zip")
     collate = models.collator(processor, images, params)
     found = {}
     for split in ("train", "heldout"):
-        turns = corpus.load_turns(f"data/rewritten/{split}.parquet")
+        turns = load_turns(f"data/rewritten/{split}.parquet")
         samples = encode_turns(
             # Neighbouring turns share their image, so each process takes a run of them.
             launch.part(turns),

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from heima import config, results
+from heima import config
+from heima.results.files import atomic
 
 FOLDER = Path("reports/tables")
 NAMES = ("benchmarks", "ablation", "interpreters", "latency")
@@ -29,13 +30,13 @@ def main() -> None:
         print(path.read_text(encoding="utf-8"), end="")
         return
 
-    from heima import tables
+    from reports import tables
 
     try:
         built = tables.build(Path("."), config.load())
     except tables.TableError as error:
         raise SystemExit(f"no table was written:\n{error}") from error
-    with results.atomic(FOLDER) as temporary:
+    with atomic(FOLDER) as temporary:
         temporary.mkdir()
         for name in NAMES:
             for suffix, render in (

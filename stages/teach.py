@@ -14,23 +14,27 @@ from __future__ import annotations
 import sys
 import time
 
-from heima import config, corpus, models, pretrained
-from heima.families import FAMILIES
-from heima.hub import HubError
-from heima.licences import terms
-from heima.pretrained import ModelError
-from heima.results import atomic, provenance, write_json, write_metrics
+from heima import config
+from heima.data import places
+from heima.data.hub import HubError
+from heima.data.images import ImageZip
+from heima.data.licences import terms
+from heima.data.turns import load_turns
+from heima.families.registry import FAMILIES
+from heima.results.cells import write_metrics
+from heima.results.files import atomic, write_json
+from heima.results.provenance import provenance
+from heima.vlm import models, pretrained
+from heima.vlm.pointer import ModelError
 
 
 def train_toy(name: str, params: config.Params) -> None:
-    from heima.statistics import DRAWS, cell
+    from heima.results.statistics import DRAWS, cell
     from heima.toy import teach
-    from heima.training import write_curve
+    from heima.training.loop import write_curve
 
-    splits = [
-        corpus.load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")
-    ]
-    images = corpus.ImageZip(corpus.locate("data/source") / "images.zip")
+    splits = [load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")]
+    images = ImageZip(places.locate("data/source") / "images.zip")
     started = time.monotonic()
     if name == "interpreter":
         vlm, processor = models.load_vlm(models.ROOT, "text-cot", params)

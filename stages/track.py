@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heima import results, tracking
+from heima.results.files import write_json
+from reports import mlflow_mirror
 
 
 def main() -> None:
     try:
-        summary = tracking.mirror(Path("."))
-    except tracking.TrackingError as error:
+        summary = mlflow_mirror.mirror(Path("."))
+    except mlflow_mirror.TrackingError as error:
         raise SystemExit(f"track: {error}") from error
-    results.write_json("reports/tracking.json", summary)
+    write_json("reports/tracking.json", summary)
     print(f"{summary['runs']} runs of {summary['profile']} {summary['key']} are in MLflow")
     if summary["unfinished"]:
         print(f"not finished: {', '.join(summary['unfinished'])}")

@@ -11,7 +11,7 @@ memory; when the other end closes, the server ends all children and itself.
 - A child runs `MODULE` as `__main__` in the folder, environment and streams of the command, and may
   replace itself (`os.execv`), as launchers of several processes do.
 - A command that ends before its child (killed, say) takes the child with it, and all that the
-  child has started. A server that ends takes all (stages/orphan.py).
+  child has started. A server that ends takes all (stages/parent_death.py).
 - One thread, and no CUDA: both would be broken in a child. `PYTORCH_NVML_BASED_CUDA_CHECK` lets
   libraries ask for GPUs as they are imported without a context of CUDA.
 """
@@ -30,7 +30,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 
-from stages import handover, orphan
+from stages import handover, parent_death
 
 LATER: dict[str, tuple[str, ...]] = {
     "stages.prepare": ("heima.toy.benchmarks", "heima.toy.source"),
@@ -45,7 +45,7 @@ LATER: dict[str, tuple[str, ...]] = {
     "stages.predict": ("eval.prediction",),
     "stages.score": ("eval.gateway", "eval.scoring"),
     "stages.latency": ("eval.latency",),
-    "stages.tables": ("heima.tables",),
+    "stages.tables": ("reports.tables",),
 }
 """What a stage imports only once it runs."""
 
@@ -189,7 +189,7 @@ def run(request: handover.Request, environment: dict[str, str]) -> None:
     os.environ.update(environment | request.environment)
     os.chdir(request.folder)
     sys.path[0] = request.folder
-    orphan.watch()
+    parent_death.watch()
     if request.module in FETCHING:
         # Read once, at its import.
         from huggingface_hub import constants
@@ -206,9 +206,9 @@ def main() -> None:
     listener, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     modules = sys.argv[3:]
     environment = dict(os.environ)
-    from eval import start
+    from eval import lmms_start
 
-    start.quiet()
+    lmms_start.quiet()
     warm(modules)
     request = Server(listener, control).serve()
     if request is not None:

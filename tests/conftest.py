@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from heima import machine
+from heima.results import machine
 
 # Before torch is imported. One thread, too: tiny models are 3-5 times slower with two under load.
 machine.pin()
@@ -51,17 +51,15 @@ def toy_source(tmp_path_factory, params):
 
 @pytest.fixture(scope="session")
 def toy_turns(toy_source, tmp_path_factory, params):
-    from heima import corpus
-    from heima.rewriting import rewrite
+    from heima.data.rewriting import rewrite
+    from heima.data.turns import load_turns
 
     folder = tmp_path_factory.mktemp("rewritten")
     settings = params.rewrite.model_copy(update={"image_place": "alternate"})
     counts = rewrite(toy_source, folder, settings, seed=7)
     assert not counts["dropped"]
     turns = [
-        turn
-        for split in ("train", "heldout")
-        for turn in corpus.load_turns(folder / f"{split}.parquet")
+        turn for split in ("train", "heldout") for turn in load_turns(folder / f"{split}.parquet")
     ]
     return sorted(turns, key=lambda turn: turn.id)
 
@@ -75,7 +73,7 @@ def toy_processor():
 
 @pytest.fixture(scope="session")
 def toy_vocabulary(toy_processor, params):
-    from heima import models
+    from heima.vlm import models
 
     return models.vocabulary(toy_processor.tokenizer, params)
 
@@ -130,9 +128,9 @@ def llava_params(params):
 @pytest.fixture(scope="session")
 def llava_processor(llava_params):
     """The toy LLaVA-NeXT's processor with the family's thinking tokens."""
-    from heima.added_tokens import equip
-    from heima.families import FAMILIES
+    from heima.families.registry import FAMILIES
     from heima.toy.llava_next import build_processor
+    from heima.vlm.added_tokens import equip
 
     processor = build_processor()
     equip(processor.tokenizer, FAMILIES[llava_params.family])
@@ -141,7 +139,7 @@ def llava_processor(llava_params):
 
 @pytest.fixture(scope="session")
 def llava_vocabulary(llava_processor, llava_params):
-    from heima import models
+    from heima.vlm import models
 
     return models.vocabulary(llava_processor.tokenizer, llava_params)
 
@@ -149,9 +147,9 @@ def llava_vocabulary(llava_processor, llava_params):
 @pytest.fixture(scope="session")
 def llava_vlm(llava_processor, llava_params):
     """An untrained toy LLaVA-NeXT with rows for thinking tokens."""
-    from heima.added_tokens import fit
-    from heima.families import FAMILIES
+    from heima.families.registry import FAMILIES
     from heima.toy.llava_next import build_processor, build_vlm
+    from heima.vlm.added_tokens import fit
 
     model = build_vlm(build_processor(), hidden_size=64, seed=1)
     fit(model, llava_processor.tokenizer, FAMILIES[llava_params.family])

@@ -10,9 +10,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from heima import config, results, statistics
-from heima.measures import NLL, NLL_GAIN, difference, judge_column, metrics_of
-from heima.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
+from heima import config
+from heima.results import statistics
+from heima.results.cells import Cell, write_metrics
+from heima.results.files import write_json, write_jsonl
+from heima.results.measures import NLL, NLL_GAIN, difference, judge_column, metrics_of
+from heima.results.provenance import provenance
+from heima.results.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
 from stages import runs
 
 LATENCY_METRICS = (
@@ -24,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def toy_text() -> str:
-    """The toy profile with two decoding seeds of the protocol `paper`, as the paper's has three."""
+    """The toy profile with two decoding seeds of the protocol `vlmevalkit`, as the paper's has."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     several = text.replace(
         "temperature: 0.6, top_k: 50, seeds: [42]", "temperature: 0.6, top_k: 50, seeds: [42, 43]"
@@ -51,7 +55,7 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
 def _write_latency(root: Path, params: config.Params) -> None:
     """One batch size did not fit; answers of one case have a single token."""
     random = np.random.default_rng(5)
-    cells: dict[str, dict[str, results.Cell]] = {}
+    cells: dict[str, dict[str, Cell]] = {}
     *sizes, too_large = params.latency.batch_sizes
     for case in params.latency.cases:
         for size in sizes:
@@ -65,10 +69,10 @@ def _write_latency(root: Path, params: config.Params) -> None:
                 cells[f"{case}-vs-text-cot/batch-{size}"] = {
                     "speedup": statistics.cell(1 + random.random(9), draws=50, seed=1)
                 }
-    results.write_metrics(
+    write_metrics(
         root / "metrics" / "latency.json",
         cells,
-        results.provenance(
+        provenance(
             "latency",
             params,
             device="a device",
@@ -113,18 +117,18 @@ def _write_score(
             parts.append(_resampled(params, protocol, found))
             cells[score_group(protocol, benchmark)] = {
                 **{name: one.cell(seed=1) for name, one in parts[-1].items()},
-                CHANCE: results.Cell(25.0, 25.0, 25.0, n=questions),
+                CHANCE: Cell(25.0, 25.0, 25.0, n=questions),
             }
             rows += found
         cells[score_group(protocol, MEAN)] = {
             metric: statistics.mean_of([part[metric] for part in parts]).cell(seed=1)
             for metric in parts[0]
         }
-    results.write_jsonl(root / "scores" / f"{variant}.jsonl", rows)
-    results.write_metrics(
+    write_jsonl(root / "scores" / f"{variant}.jsonl", rows)
+    write_metrics(
         root / "metrics" / "score" / f"{variant}.json",
         cells,
-        results.provenance(f"score@{variant}", params, judge={"model": "embedded-rules"}),
+        provenance(f"score@{variant}", params, judge={"model": "embedded-rules"}),
     )
 
 
@@ -165,7 +169,7 @@ def _write_similarity(root: Path, params: config.Params, name: str, seed: int) -
     def drawn(mean: float) -> dict[int, np.ndarray]:
         return {one: mean + random.normal(size=20) for one in params.seeds}
 
-    cells: dict[str, dict[str, results.Cell]] = {}
+    cells: dict[str, dict[str, Cell]] = {}
     rows = []
     for control in params.reconstruct.controls:
         shift = 30 if control == "own" else 0
@@ -194,10 +198,10 @@ def _write_similarity(root: Path, params: config.Params, name: str, seed: int) -
     parquet = root / "scores" / "similarity" / f"{name}.parquet"
     parquet.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(parquet, index=False)
-    results.write_metrics(
+    write_metrics(
         root / "metrics" / "similarity" / f"{name}.json",
         cells,
-        results.provenance(
+        provenance(
             f"similarity@{name}",
             params,
             libraries={"nltk": "3"},
@@ -260,7 +264,7 @@ def lock(root: Path, params: config.Params) -> None:
             "outs": entries,
         }
 
-    results.write_json(
+    write_json(
         root / "metrics" / "rewrite.json",
         {"turns": {"train": 90, "heldout": 10}, "examples": {"p1": "text"}, "provenance": {}},
     )
@@ -269,14 +273,14 @@ def lock(root: Path, params: config.Params) -> None:
         name, seed = one["checkpoint"], one["seed"]
         place, metrics = params.trained(name, seed), f"metrics/distill/{name}/{seed}.json"
         rate = params.checkpoints[name].learning_rate
-        results.write_jsonl(
+        write_jsonl(
             root / "models" / place / "loss.jsonl",
             [{"step": step, "loss": 2 / step, "learning_rate": rate} for step in range(1, 6)],
         )
-        results.write_metrics(
+        write_metrics(
             root / metrics,
-            {"heldout": {"loss": results.Cell(0.5, 0.4, 0.6, n=10, seeds={seed: 0.5})}},
-            results.provenance(f"distill@{run}", params, training_seed=seed, seconds=1.5),
+            {"heldout": {"loss": Cell(0.5, 0.4, 0.6, n=10, seeds={seed: 0.5})}},
+            provenance(f"distill@{run}", params, training_seed=seed, seconds=1.5),
         )
         used = {f"checkpoints.{name}": plain["checkpoints"][name]}
         add(f"distill@{run}", [f"models/{place}", metrics], **used)

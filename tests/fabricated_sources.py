@@ -22,7 +22,7 @@ def paper_params(source: str = "source", **benchmarks: dict[str, Any]) -> config
 def paper_yaml(source: str = "source", **benchmarks: dict[str, Any]) -> str:
     """The paper's profile with a given folder and these `source.benchmarks`.
 
-    `mmbench_v11` is the paper protocol's MMBench.
+    `mmbench_v11` is the MMBench of the protocol `vlmevalkit`.
     """
     raw = yaml.safe_load((ROOT / "profiles" / "paper.yaml").read_text(encoding="utf-8"))
     given = {name.replace("_", "-"): place for name, place in benchmarks.items()}
@@ -31,7 +31,7 @@ def paper_yaml(source: str = "source", **benchmarks: dict[str, Any]) -> str:
     raw["latency"]["benchmark"] = raw["benchmarks"][0]
     raw["latency"]["protocol"] = "lmms"
     if "mmbench-v11" not in given:
-        del raw["protocols"]["paper"]
+        del raw["protocols"]["vlmevalkit"]
     return yaml.safe_dump(raw)
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from eval.judge import JudgeError
 from eval.judge.cache import Body
 from eval.judge.client import Check, Fault, Judge, Unusable, progress_bar, read_completion
-from heima.results import atomic
+from heima.results.files import atomic
 
 _ROUNDS = 3
 """How often unusable replies are asked for, the first time included."""

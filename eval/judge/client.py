@@ -39,7 +39,7 @@ from tqdm import tqdm
 from eval.judge import JudgeError
 from eval.judge.cache import Body, Reply, ReplyCache, key
 from heima.config import OpenAIJudge, Price
-from heima.measures import is_gpt4o
+from heima.results.measures import is_gpt4o
 
 _ASKED_AGAIN = 2
 _CHARACTERS_A_TOKEN = 4

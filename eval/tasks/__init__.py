@@ -3,8 +3,8 @@
 `lmms` is lmms-eval's own six tasks: prompts, scoring and aggregation stay lmms-eval's. Four things
 change: where the data lies, how many tokens an answer may have (ai2d's own 16 and hallusion_bench's
 128 would cut a staged answer before its conclusion), no stop strings, and that the conclusion is
-what is scored. `paper` is our own six (`eval/tasks/paper/`), for which only the data's place, the
-limit and the conclusion are set here.
+what is scored. `vlmevalkit` is our own six (`eval/tasks/vlmevalkit/`), for which only the data's
+place, the limit and the conclusion are set here.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.utils import load_yaml_config
 
 from eval.benchmark_data import folder_of
-from eval.paper import cases
-from heima import cot
+from eval.vlmevalkit import cases
 from heima.config import Params
+from heima.cot import parsing
 
 TASKS: dict[str, dict[str, str]] = {
     "lmms": {
@@ -37,13 +37,13 @@ TASKS: dict[str, dict[str, str]] = {
         "ai2d": "ai2d",
         "hallusionbench": "hallusion_bench_image",
     },
-    "paper": {
-        "mmstar": "heima_paper_mmstar",
-        "mmbench": "heima_paper_mmbench",
-        "mmvet": "heima_paper_mmvet",
-        "mathvista": "heima_paper_mathvista",
-        "ai2d": "heima_paper_ai2d",
-        "hallusionbench": "heima_paper_hallusionbench",
+    "vlmevalkit": {
+        "mmstar": "heima_vlmevalkit_mmstar",
+        "mmbench": "heima_vlmevalkit_mmbench",
+        "mmvet": "heima_vlmevalkit_mmvet",
+        "mathvista": "heima_vlmevalkit_mathvista",
+        "ai2d": "heima_vlmevalkit_ai2d",
+        "hallusionbench": "heima_vlmevalkit_hallusionbench",
     },
 }
 """Protocol -> benchmark -> the name of its lmms-eval task."""
@@ -61,7 +61,7 @@ def load(params: Params, protocol: str, benchmark: str, cache: Path) -> Configur
     read directly: lmms-eval's index of its 1,500 tasks takes 5 s. Its rows without their images
     are held in memory. It can be evaluated several times.
 
-    Raises `ValueError` naming each row that the protocol `paper` cannot ask or score.
+    Raises `ValueError` naming each row that the protocol `vlmevalkit` cannot ask or score.
     """
     if (protocol, benchmark) == ("lmms", "hallusionbench"):
         _judge_hallusionbench_sparingly()
@@ -89,7 +89,7 @@ def load(params: Params, protocol: str, benchmark: str, cache: Path) -> Configur
     # lmms-eval reads each row several times, and arrow would decode it every time.
     split = task.config.test_split or task.config.validation_split
     task.dataset_no_image[split] = list(task.eval_docs_no_media)
-    if protocol == "paper":
+    if protocol == "vlmevalkit":
         # Within the task lmms-eval would retry a bad row five times, and hide what is wrong.
         cases.check(benchmark, task.eval_docs_no_media)
     return task
@@ -133,8 +133,8 @@ def _one_by_one(
 def _configuration(protocol: str, task: str) -> Path:
     """The yaml file of a task. Raises `ValueError` for a name without exactly one."""
     root = (
-        Path(__file__).parent / "paper"
-        if protocol == "paper"
+        Path(__file__).parent / "vlmevalkit"
+        if protocol == "vlmevalkit"
         else Path(importlib.util.find_spec("lmms_eval.tasks").submodule_search_locations[0])
     )
     found = sorted(root.rglob(f"{task}.yaml"))
@@ -158,5 +158,5 @@ class ConclusionFilter(Filter):
 
 def scored_text(text: str) -> str:
     """What a task's own rule gets to see of an answer."""
-    found = cot.conclusion(text)
+    found = parsing.conclusion(text)
     return text if found is None else found

@@ -16,17 +16,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from heima import corpus, models, rewriting, training
-from heima.added_tokens import equip
-from heima.batching import encode_turns
-from heima.bodies import body
 from heima.config import Decoding, Params, Schedule
-from heima.families import FAMILIES
-from heima.generation import Prompt, generate
-from heima.statistics import cell
+from heima.data import rewriting
+from heima.data.encoding import encode_turns
+from heima.data.images import ImageZip
+from heima.data.turns import load_turns
+from heima.families.registry import FAMILIES
+from heima.results.statistics import cell
 from heima.toy.families import TOYS
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import write_source
+from heima.training import loop
+from heima.training.backbone import body
+from heima.vlm import models
+from heima.vlm.added_tokens import equip
+from heima.vlm.generation import Prompt, generate
 
 _SEED = 7
 _SCHEDULE = Schedule(
@@ -57,18 +61,18 @@ def bits(params: Params) -> dict[str, str]:
         folder = Path(name)
         write_source(folder, records=24, turns=2, mix=params.source.mix, seed=_SEED)
         rewriting.rewrite(folder, folder, params.rewrite, seed=_SEED, workers=1)
-        turns = corpus.load_turns(folder / "train.parquet")
+        turns = load_turns(folder / "train.parquet")
         found["data"] = _digest(
             (folder / file).read_bytes()
             for file in ("train.jsonl", "images.zip", "train.parquet", "heldout.parquet")
         )
-        images = corpus.ImageZip(folder / "images.zip")
+        images = ImageZip(folder / "images.zip")
         collate = models.collator(processor, images, params)
 
-        def fit(model: nn.Module, rendering: str, optimizer=None) -> training.AnswerLoss:
-            answering = training.AnswerLoss(model, params.training, body=body(model))
+        def fit(model: nn.Module, rendering: str, optimizer=None) -> loop.AnswerLoss:
+            answering = loop.AnswerLoss(model, params.training, body=body(model))
             samples = encode_turns(turns, rendering, vocabulary, max_length=512)
-            training.train(
+            loop.train(
                 answering,
                 samples,
                 collate,
@@ -91,7 +95,7 @@ def bits(params: Params) -> dict[str, str]:
         answering = fit(adapted, "p3")
         found["distill"] = _weights(adapted)
         samples = encode_turns(turns, "p3", vocabulary, max_length=512)
-        losses = training.heldout_losses(answering, samples, collate, batch_size=8)
+        losses = loop.heldout_losses(answering, samples, collate, batch_size=8)
         found["losses"] = _digest([np.array(losses).tobytes()])
         found["bootstrap"] = _digest([repr(cell(losses, draws=_DRAWS, seed=_SEED)).encode()])
         prompts = [

@@ -30,7 +30,6 @@ from transformers.models.mllama.image_processing_pil_mllama import (
     get_all_supported_aspect_ratios,
 )
 
-from heima.generation import architecture
 from heima.toy.words import SECTION_TAGS, WORDS, world_words
 from heima.toy.world import (
     CELL_SIDE,
@@ -41,6 +40,7 @@ from heima.toy.world import (
     Scene,
     render,
 )
+from heima.vlm.generation import architecture
 
 BOS, EOT, PAD = "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>")
@@ -103,8 +103,8 @@ def word_tokenizer(
 
     `special_tokens` are the tokenizer's own arguments that say what the special ones are for.
     """
-    # White space behind a phrase carries nothing: a prompt of the protocol `paper` ends with some,
-    # which a turn's question has lost.
+    # White space behind a phrase carries nothing: a prompt of the protocol `vlmevalkit` ends
+    # with some, which a turn's question has lost.
     whole = [AddedToken(text, normalized=False) for text in SECTION_TAGS]
     whole += [AddedToken(text, normalized=False, rstrip=True) for text in phrases]
     vocabulary = {word: i for i, word in enumerate([*special, *map(str, whole)])}

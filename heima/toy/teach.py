@@ -17,22 +17,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from heima import models, training
-from heima.added_tokens import equip, fit
-from heima.batching import Sample, encode_turns
-from heima.bodies import body
 from heima.config import Params, Schedule, ToyLlm, ToyVlm
-from heima.corpus import ImageZip, Turn
-from heima.cot import COMPRESSIBLE, TAGS, thinking_token
-from heima.families import FAMILIES
-from heima.interpreter import PLAIN_WORDING, Reading, ReadingCollator, StateReader
-from heima.tokens import IGNORED, Vocabulary
+from heima.cot.sections import COMPRESSIBLE, TAGS, thinking_token
+from heima.data.encoding import Sample, encode_turns
+from heima.data.images import ImageZip
+from heima.data.tokens import IGNORED, Vocabulary
+from heima.data.turns import Turn
+from heima.families.registry import FAMILIES
+from heima.interpreting.interpreter import PLAIN_WORDING, Reading, ReadingCollator, StateReader
 from heima.toy.families import TOYS
 from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
 from heima.toy.world import CELLS, COLOURS, LETTERS, OBJECTS, RANGES, Scene
-from heima.training import token_losses
+from heima.training import loop
+from heima.training.backbone import body
+from heima.training.loop import token_losses
+from heima.vlm import models
+from heima.vlm.added_tokens import equip, fit
 
 OPTIONS = (*COLOURS, *RANGES)
 NAMED = (*OBJECTS, *OPTIONS)
@@ -88,12 +90,12 @@ def teach_vlm(
     )
     model = toy.build_vlm(published, hidden_size=vlm.hidden_size, seed=params.seed)
     look = body(model)
-    answering = training.AnswerLoss(model, params.training, body=look)
+    answering = loop.AnswerLoss(model, params.training, body=look)
     schedule, facts = vlm, {}
     if name == "base":
         reference = encode_turns(train, RENDERING["text-cot"], vocabulary, max_length=limit)
         own, other = (
-            training.flops_per_sample(answering, some, collate, batch_size=vlm.batch_size)
+            loop.flops_per_sample(answering, some, collate, batch_size=vlm.batch_size)
             for some in (samples, reference)
         )
         schedule = vlm.model_copy(update={"steps": round(vlm.steps * other / own)})
@@ -110,7 +112,7 @@ def teach_vlm(
         params,
         groups=[sample.image for sample in samples],
     )
-    losses = training.heldout_losses(answering, held, collate, batch_size=vlm.batch_size)
+    losses = loop.heldout_losses(answering, held, collate, batch_size=vlm.batch_size)
     return Taught(model, published, curve, losses, facts)
 
 
@@ -121,7 +123,7 @@ class _GroundedCollator:
     """
 
     def __init__(
-        self, collate: training.Collate, scenes: Mapping[str, Scene], vocabulary: Vocabulary
+        self, collate: loop.Collate, scenes: Mapping[str, Scene], vocabulary: Vocabulary
     ) -> None:
         self._collate = collate
         self._scenes = scenes
@@ -158,7 +160,7 @@ class _Grounded(nn.Module):
     model's.
     """
 
-    def __init__(self, model: PreTrainedModel, look: training.Body, seed: int) -> None:
+    def __init__(self, model: PreTrainedModel, look: loop.Body, seed: int) -> None:
         super().__init__()
         self.model = model
         self._look = look
@@ -223,10 +225,10 @@ def teach_llm(
     reader = StateReader(
         model, [vocabulary.thinking_ids[thinking_token(section)] for section in COMPRESSIBLE]
     )
-    answering = training.AnswerLoss(reader, params.training, body=reader.forward)
+    answering = loop.AnswerLoss(reader, params.training, body=reader.forward)
     collate = ReadingCollator(tokenizer.pad_token_id)
     curve = _fit(answering, samples, collate, llm, llm.muon_learning_rate, params)
-    losses = training.heldout_losses(answering, held, collate, batch_size=llm.batch_size)
+    losses = loop.heldout_losses(answering, held, collate, batch_size=llm.batch_size)
     return Taught(model, published, curve, losses, {})
 
 
@@ -289,13 +291,13 @@ def _told(
 def _fit(
     model: nn.Module,
     samples: Sequence[Any],
-    collate: training.Collate,
+    collate: loop.Collate,
     schedule: Schedule,
     muon_learning_rate: float,
     params: Params,
     groups: Sequence[str] | None = None,
 ) -> list[dict[str, float]]:
-    return training.train(
+    return loop.train(
         model,
         samples,
         collate,

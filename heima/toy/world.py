@@ -67,9 +67,10 @@ STYLES = {
     "sum-yes-no": ("hallusionbench",),
 }
 """The prompt formats that each kind of question may wear: a benchmark's in lmms-eval, or one of the
-protocol `paper` (choice: MMStar, MMBench and AI2D; plain: MM-Vet; the others ask as lmms-eval)."""
+protocol `vlmevalkit` (choice: MMStar, MMBench and AI2D; plain: MM-Vet; the others ask as
+lmms-eval)."""
 STYLE_WEIGHTS = {"paper-choice": 3}
-"""How often a kind's styles are drawn, if not equally: `paper` asks three benchmarks in one."""
+"""How often a kind's styles are drawn, if not equally: `vlmevalkit` asks three benchmarks alike."""
 
 ROTATING = ("mmbench", "paper-choice")
 """The styles whose options may start with any of them, as MMBench asks each question four times."""
@@ -82,7 +83,7 @@ STEP_BY_STEP = (
 )
 INTEGER = "Answer the question using a single integer number."
 SEVERAL_OPTIONS = "There are several options:"
-# What the protocol `paper` puts around it; tests/toy holds them against its tasks, too.
+# What the protocol `vlmevalkit` puts around it; tests/toy holds them against its tasks, too.
 QUESTION = "Question:"
 SELECT = "Please select the correct answer from the options above."
 PHRASES = (

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval import start
+from eval import lmms_start
 
-start.quiet()
+lmms_start.quiet()
 
 SIZES = {
     "mmstar": 13,
@@ -31,7 +31,7 @@ def edition(tmp_path_factory):
     folder = tmp_path_factory.mktemp("edition")
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     raw["seeds"] = [42]
-    raw["protocols"]["paper"]["seeds"] = [42, 43]
+    raw["protocols"]["vlmevalkit"]["seeds"] = [42, 43]
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     write_benchmarks(folder / "data" / "benchmarks", sizes=SIZES, seed=3)
     return folder

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from eval import benchmark_data
 from eval.benchmark_check import check, check_folder, columns
 from eval.benchmark_data import BenchmarkDataError, inspect, revision_of, revisions
-from heima.results import write_json
+from heima.results.files import write_json
 from heima.toy.benchmarks import BENCHMARKS, write_benchmarks
 from tests.conftest import ROOT
 from tests.fabricated_sources import paper_params
@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 def test_the_toy_edition_is_the_hash_of_its_files(folder, monkeypatch, params):
     monkeypatch.setattr(benchmark_data, "FOLDER", folder)
     found = revisions(params)
-    assert found["lmms"] == found["paper"]
+    assert found["lmms"] == found["vlmevalkit"]
     assert found["lmms"]["mmstar"] == revision_of(folder / "mmstar")
     assert len(set(found["lmms"].values())) == 6
     with pytest.raises(FileNotFoundError, match="no parquet"):

@@ -15,12 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eval import latency
 from eval.latency import Case, Measured, Question, Setup, Timing, Work
-from heima import cot
 from heima.config import Decoding, Peaks
-from heima.generation import Prompt, generate
-from heima.results import read_jsonl, read_metrics
+from heima.cot.rendering import constant_prefix
+from heima.results.cells import read_metrics
+from heima.results.files import read_jsonl
+from heima.vlm.generation import Prompt, generate
 
-PREFIX = cot.constant_prefix("p3")
+PREFIX = constant_prefix("p3")
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +231,7 @@ def test_bytes_of_decoding_by_hand(setup):
 
 def test_the_papers_model_costs_what_its_recipe_says():
     """18.6 TFLOP an image of four tiles, on tensors without memory."""
-    from heima.architectures import llama_3_2_11b_vision, on_meta
+    from heima.planning.architectures import llama_3_2_11b_vision, on_meta
 
     model = on_meta(llama_3_2_11b_vision())
     with torch.device("meta"):

@@ -23,7 +23,7 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from eval import lexical, wordnet
 from eval.resources import MissingResource
 from heima.config import Similarity
-from heima.measures import BLEU_STATISTICS
+from heima.results.measures import BLEU_STATISTICS
 
 WORDS = "The red circle's value is 9, not 3.5; squares (blue) sum to twenty-one. So: B & C!".split()
 OTHERS = ["Circles", "circling", "disk", "ring", "<skipped>", "&amp;", "-\n", "\n", "1,000.5", "…"]

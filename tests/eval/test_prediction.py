@@ -19,7 +19,8 @@ import pytest
 import torch
 import yaml
 
-from heima.results import read_json, read_jsonl, read_metrics
+from heima.results.cells import read_metrics
+from heima.results.files import read_json, read_jsonl
 from tests.conftest import ROOT
 from tests.eval.conftest import SIZES
 
@@ -44,7 +45,7 @@ def sizes_of(size):
 
 def stop_after(monkeypatch, batches):
     """Stop before batch `batches` is kept."""
-    from heima.journal import Journal
+    from heima.vlm.kept_answers import Journal
 
     append = Journal.append
     kept = []
@@ -77,8 +78,8 @@ def models(workspace, params, toy_vlm, toy_processor):
 
     Answers are cut after 16 tokens.
     """
-    from heima.families import FAMILIES
-    from heima.models import add_lora, save_adapter
+    from heima.families.registry import FAMILIES
+    from heima.vlm.models import add_lora, save_adapter
 
     folder = workspace / "models"
     toy_vlm.save_pretrained(folder / "text-cot")
@@ -100,7 +101,7 @@ def test_registered_through_the_entry_point():
 
 def test_the_plug_in_is_light():
     """lmms-eval imports it at every start."""
-    heavy = "{'torch', 'transformers', 'heima.models'}"
+    heavy = "{'torch', 'transformers', 'heima.vlm.models'}"
     code = f"import sys, eval.plugin as p; p.manifests(); exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -126,7 +127,7 @@ def decode(variant, folder, models, **options):
 @pytest.fixture
 def decoded(monkeypatch):
     """The sizes of the batches that were decoded."""
-    from heima.generation import Transformers
+    from heima.vlm.generation import Transformers
 
     sizes = []
     call = Transformers.__call__
@@ -142,7 +143,7 @@ def decoded(monkeypatch):
 def test_predict(models, params):
     first = decode("text-cot", "predictions/text-cot", models)
     assert first == decode("text-cot", "again", models)
-    runs = [("lmms", 42), ("paper", 42), ("paper", 43)]
+    runs = [("lmms", 42), ("vlmevalkit", 42), ("vlmevalkit", 43)]
     assert set(first) == {
         "provenance.json",
         *(f"42/{protocol}/{seed}/{name}.jsonl" for protocol, seed in runs for name in SIZES),
@@ -161,7 +162,7 @@ def test_predict(models, params):
             rotations = 4 if name == "mmbench" else 1
             assert lengths[f"42/{protocol}/{seed}/{name}.jsonl"] == rotations * size
     # Sampled answers differ from seed to seed, and from the greedy ones.
-    assert first["42/paper/42/mmstar.jsonl"] != first["42/paper/43/mmstar.jsonl"]
+    assert first["42/vlmevalkit/42/mmstar.jsonl"] != first["42/vlmevalkit/43/mmstar.jsonl"]
 
 
 def test_provenance_and_seconds(models):
@@ -173,18 +174,19 @@ def test_provenance_and_seconds(models):
     }
     assert (provenance["model"], provenance["training_seeds"]) == ("recover", [42])
     assert provenance["forced_prefix"] == "p3"
-    assert provenance["seeds"] == {"lmms": [42], "paper": [42, 43]}
-    assert provenance["decoding"]["paper"]["temperature"] == 0.6
+    assert provenance["seeds"] == {"lmms": [42], "vlmevalkit": [42, 43]}
+    assert provenance["decoding"]["vlmevalkit"]["temperature"] == 0.6
     assert provenance["tasks"]["lmms"]["ai2d"] == "ai2d"
-    assert provenance["tasks"]["paper"]["ai2d"] == "heima_paper_ai2d"
+    assert provenance["tasks"]["vlmevalkit"]["ai2d"] == "heima_vlmevalkit_ai2d"
     for part in ("tasks", "data"):
         assert {name: set(those) for name, those in provenance[part].items()} == {
             "lmms": set(SIZES),
-            "paper": set(SIZES),
+            "vlmevalkit": set(SIZES),
         }
     cells, origin = read_metrics(Path("seconds.json"))
     assert origin.items() >= provenance.items()
-    assert set(cells) == {f"{protocol}/{name}" for protocol in ("lmms", "paper") for name in SIZES}
+    protocols = ("lmms", "vlmevalkit")
+    assert set(cells) == {f"{protocol}/{name}" for protocol in protocols for name in SIZES}
     for group, row in cells.items():
         protocol, name = group.split("/")
         seeds = provenance["seeds"][protocol]
@@ -245,7 +247,7 @@ class TestResume:
             assert decode("text-cot", "second", models, journals=Path("journals")) == whole
         # A third seed decodes that seed.
         decoded.clear()
-        change_params(lambda raw: raw["protocols"]["paper"].update(seeds=[42, 43, 44]))
+        change_params(lambda raw: raw["protocols"]["vlmevalkit"].update(seeds=[42, 43, 44]))
         more = decode("text-cot", "third", models, journals=Path("journals"))
         assert len(decoded) == runs
         assert {file: more[file] for file in whole if file != "provenance.json"} == {
@@ -277,7 +279,7 @@ def test_two_processes_answer_as_one(models):
         port = str(free.getsockname()[1])
     code = (
         "import os, signal, sys\n"
-        "from heima.journal import Journal\n"
+        "from heima.vlm.kept_answers import Journal\n"
         "append = Journal.append\n"
         "def dying(self, batch, answers):\n"
         "    append(self, batch, answers)\n"
@@ -338,7 +340,7 @@ def test_every_unusable_sample_is_named_before_anything_is_decoded(models, decod
         decode("text-cot", "predictions/text-cot", models)
     first, *lines = str(caught.value).splitlines()
     assert first == "6 samples cannot be asked:"
-    for protocol in ("lmms", "paper"):
+    for protocol in ("lmms", "vlmevalkit"):
         found = [line.strip() for line in lines if line.strip().startswith(f"{protocol}/")]
         assert [line.split(":")[0] for line in found] == [
             f"{protocol}/mmstar, sample 2",
@@ -373,14 +375,15 @@ def test_prompts_and_limits_are_the_tasks(models, monkeypatch):
     )
     assert asked["lmms/mathvista"][0].endswith("single integer number.")
     assert asked["lmms/mmvet"][0].startswith("First please perform reasoning")
-    assert not asked["paper/mmvet"][0].startswith("First please perform reasoning")
+    assert not asked["vlmevalkit/mmvet"][0].startswith("First please perform reasoning")
     assert len(asked) == 12
     for _, options in asked.values():
         assert (options["max_new_tokens"], options["until"]) == (16, [])
 
 
 @pytest.mark.parametrize(
-    ("protocol", "task", "prefix"), [("lmms", "ai2d", ""), ("paper", "heima_paper_ai2d", "p3")]
+    ("protocol", "task", "prefix"),
+    [("lmms", "ai2d", ""), ("vlmevalkit", "heima_vlmevalkit_ai2d", "p3")],
 )
 def test_lmms_eval_runs_the_plug_in(models, params, tmp_path, open_gateway, protocol, task, prefix):
     """As its command line does it: arguments as text, its own loop, token counts per sample."""
@@ -390,7 +393,7 @@ def test_lmms_eval_runs_the_plug_in(models, params, tmp_path, open_gateway, prot
 
     from eval import tasks
 
-    change_params(lambda raw: raw["protocols"]["paper"].update(temperature=0.0, seeds=[42]))
+    change_params(lambda raw: raw["protocols"]["vlmevalkit"].update(temperature=0.0, seeds=[42]))
     open_gateway(params.judge)
     arguments = f"name=text-cot,models={models},params=params.yaml,protocol={protocol}"
     model = get_model("heima").create_from_arg_string(
@@ -421,9 +424,9 @@ def test_lmms_eval_runs_the_plug_in(models, params, tmp_path, open_gateway, prot
 def test_unknown_protocol(models):
     from eval.chat_models import Heima
 
-    change_params(lambda raw: raw["protocols"].pop("paper"))
+    change_params(lambda raw: raw["protocols"].pop("vlmevalkit"))
     with pytest.raises(KeyError, match=r"protocol 'paper' is not one of \['lmms'\]"):
-        Heima(name="text-cot", models=str(models), protocol="paper")
+        Heima(name="text-cot", models=str(models), protocol="vlmevalkit")
 
 
 def test_a_run_is_replayed_for_every_protocols_task(models):
@@ -432,7 +435,7 @@ def test_a_run_is_replayed_for_every_protocols_task(models):
     from eval.chat_models import HeimaReplay
 
     decode("text-cot", "predictions/text-cot", models)
-    run = Path("predictions/text-cot/42/paper/43")
+    run = Path("predictions/text-cot/42/vlmevalkit/43")
     replay = HeimaReplay(predictions=str(run))
 
     def ask(task, doc_id):
@@ -445,7 +448,7 @@ def test_a_run_is_replayed_for_every_protocols_task(models):
         return replay.generate_until([request])[0]
 
     for row in read_jsonl(run / "mmbench.jsonl"):
-        for task in ("mmbench_en_dev", "heima_paper_mmbench"):
+        for task in ("mmbench_en_dev", "heima_vlmevalkit_mmbench"):
             found = ask(task, row["doc_id"])
             assert found.text == row["text"]
             assert found.token_counts.output_tokens == row["counts"]["decoded"]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from eval import score
-from eval.paper import cases
+from eval.vlmevalkit import cases
 from tests.eval.judge_server import JudgeServer
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def star_rows(**changed):
 
 def test_jsonl(capsys):
     code, found, out, _ = run(
-        capsys, write_jsonl(star_rows()), "--benchmark", "mmstar", "--protocol", "paper"
+        capsys, write_jsonl(star_rows()), "--benchmark", "mmstar", "--protocol", "vlmevalkit"
     )
     assert code == 0
     # The first two of each four are right, and the last of the 13.
@@ -93,7 +93,7 @@ def test_our_own_rows(capsys):
         conclusion = right if place % 4 else None
         rows.append({"doc_id": place, "text": text, "conclusion": conclusion, "counts": {}})
     code, found, _, _ = run(
-        capsys, write_jsonl(rows[::-1]), "--benchmark", "hallusionbench", "--protocol", "paper"
+        capsys, write_jsonl(rows[::-1]), "--benchmark", "hallusionbench", "--protocol", "vlmevalkit"
     )
     assert code == 0
     assert found["accuracy"]["value"] == 75
@@ -106,7 +106,7 @@ def test_our_own_rows(capsys):
 def test_data_folder(capsys, tmp_path):
     Path("data").rename("elsewhere")
     file = write_jsonl([{"index": 0, "prediction": "A"}])
-    asked = (file, "--benchmark", "mmstar", "--protocol", "paper")
+    asked = (file, "--benchmark", "mmstar", "--protocol", "vlmevalkit")
     code, _, _, err = run(capsys, *asked)
     assert code == 1
     assert "data/benchmarks/mmstar does not hold mmstar" in err
@@ -139,7 +139,7 @@ def circular_table():
 def test_xlsx(capsys):
     file = write_xlsx(circular_table())
     Path("data").unlink()
-    code, found, _, _ = run(capsys, file, "--benchmark", "mmbench", "--protocol", "paper")
+    code, found, _, _ = run(capsys, file, "--benchmark", "mmbench", "--protocol", "vlmevalkit")
     assert code == 0
     assert found["accuracy"]["value"] == pytest.approx(200 / 3)
     assert found["accuracy"]["n"] == 3
@@ -170,7 +170,7 @@ def star_table():
 def test_cells_that_look_empty(capsys):
     """ "None" and "NA" are options and predictions, an empty cell is neither, a number is text."""
     file = write_xlsx(star_table())
-    asked = (file, "--benchmark", "mmstar", "--protocol", "paper")
+    asked = (file, "--benchmark", "mmstar", "--protocol", "vlmevalkit")
     code, found, out, _ = run(capsys, *asked)
     assert code == 1
     assert found["missing"] == ["4"]
@@ -189,7 +189,7 @@ def test_predictions_that_vlmevalkit_did_not_get(capsys):
     rows[1]["prediction"] = ""
     del rows[5]
     code, found, _, _ = run(
-        capsys, write_jsonl(rows), "--benchmark", "mmstar", "--protocol", "paper"
+        capsys, write_jsonl(rows), "--benchmark", "mmstar", "--protocol", "vlmevalkit"
     )
     assert code == 1
     assert found["missing"] == ["0", "1", "5"]
@@ -228,7 +228,9 @@ def dropped(rows, *columns):
     ],
 )
 def test_bad_input(capsys, write, rows, benchmark, message):
-    code, _, out, err = run(capsys, write(rows), "--benchmark", benchmark, "--protocol", "paper")
+    code, _, out, err = run(
+        capsys, write(rows), "--benchmark", benchmark, "--protocol", "vlmevalkit"
+    )
     assert (code, out) == (1, "")
     assert err.startswith("eval.score: ")
     assert message in err
@@ -236,7 +238,9 @@ def test_bad_input(capsys, write, rows, benchmark, message):
 
 def test_rotations_that_are_absent(capsys):
     rows = [row for row in circular_table() if row["index"] != 2 + 3 * cases.ROTATION]
-    code, _, _, err = run(capsys, write_xlsx(rows), "--benchmark", "mmbench", "--protocol", "paper")
+    code, _, _, err = run(
+        capsys, write_xlsx(rows), "--benchmark", "mmbench", "--protocol", "vlmevalkit"
+    )
     assert code == 1
     assert "1 questions do not stand there once for each of their options" in err
     assert err.rstrip().endswith(": 2")
@@ -254,7 +258,7 @@ def test_rotations_that_are_absent(capsys):
 def test_bad_files(capsys, name, content, message):
     if content is not None:
         Path(name).write_text(content, encoding="utf-8")
-    code, _, _, err = run(capsys, name, "--benchmark", "mmstar", "--protocol", "paper")
+    code, _, _, err = run(capsys, name, "--benchmark", "mmstar", "--protocol", "vlmevalkit")
     assert code == 1
     assert message in err
 
@@ -269,7 +273,7 @@ def judge(url):
         "max_retries": 0,
     }
     Path("judged.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    return ("--params", "judged.yaml", "--benchmark", "mmstar", "--protocol", "paper")
+    return ("--params", "judged.yaml", "--benchmark", "mmstar", "--protocol", "vlmevalkit")
 
 
 def test_another_judge(capsys, monkeypatch):
@@ -332,7 +336,7 @@ def test_command(edition):
     rows = [{"doc_id": place, "text": "A"} for place in range(12)]
     ended = subprocess.run(
         [sys.executable, "-m", "eval.score", write_jsonl(rows),
-         "--benchmark", "ai2d", "--protocol", "paper"],
+         "--benchmark", "ai2d", "--protocol", "vlmevalkit"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -14,10 +14,13 @@ import pytest
 import yaml
 
 from eval import benchmark_data
-from heima import config, cot
+from heima import config
 from heima.config import EmbeddedRules
-from heima.results import read_jsonl, read_metrics, write_json, write_jsonl
-from heima.scores import expected_cells
+from heima.cot import parsing
+from heima.cot.sections import thinking_token
+from heima.results.cells import read_metrics
+from heima.results.files import read_jsonl, write_json, write_jsonl
+from heima.results.scores import expected_cells
 
 RULES = EmbeddedRules(backend="embedded-rules")
 ROOT = Path(__file__).parents[2]
@@ -42,7 +45,7 @@ WRONG = {
 
 
 def concluded(text):
-    return f"<SUMMARY> {cot.thinking_token('summary')} </SUMMARY>\n\n<CONCLUSION> {text}"
+    return f"<SUMMARY> {thinking_token('summary')} </SUMMARY>\n\n<CONCLUSION> {text}"
 
 
 FORMS = {
@@ -71,7 +74,11 @@ def write_predictions(folder, form_of, trained=42):
                 for doc_id, doc in enumerate(docs):
                     form = form_of(protocol, seed, benchmark, doc_id, doc)
                     text = FORMS[form](benchmark, doc)
-                    answer = {"text": text, "conclusion": cot.conclusion(text), "counts": COUNTS}
+                    answer = {
+                        "text": text,
+                        "conclusion": parsing.conclusion(text),
+                        "counts": COUNTS,
+                    }
                     rows.append(
                         {"doc_id": doc_id, **answer, "finish": "stop" if text else "length"}
                     )
@@ -97,7 +104,7 @@ def change_params(change):
 @pytest.fixture
 def lmms_only(workspace):
     """A workspace with one protocol."""
-    change_params(lambda raw: raw["protocols"].pop("paper"))
+    change_params(lambda raw: raw["protocols"].pop("vlmevalkit"))
     return workspace
 
 
@@ -157,7 +164,7 @@ def test_six_tasks_of_lmms_eval(lmms_only, open_gateway):
 def test_six_tasks_of_the_paper_over_two_seeds(workspace, open_gateway):
     """One seed gets half right, the other nothing; a question's two answers stay together."""
     change_params(lambda raw: raw["protocols"].pop("lmms"))
-    change_params(lambda raw: raw["latency"].update(protocol="paper"))
+    change_params(lambda raw: raw["latency"].update(protocol="vlmevalkit"))
 
     def form_of(protocol, seed, benchmark, doc_id, doc):
         if seed == 43:
@@ -169,9 +176,9 @@ def test_six_tasks_of_the_paper_over_two_seeds(workspace, open_gateway):
     write_predictions(Path("predictions/heima"), form_of)
     rows, (cells, provenance) = score(open_gateway(RULES))
     assert set(cells) == set(expected_cells(config.load()))
-    assert provenance["seeds"] == {"paper": [42, 43]}
+    assert provenance["seeds"] == {"vlmevalkit": [42, 43]}
     for benchmark in ("mmstar", "mmvet", "mathvista", "ai2d", "hallusionbench"):
-        group = cells[f"paper/{benchmark}"]
+        group = cells[f"vlmevalkit/{benchmark}"]
         n = 13 if benchmark == "mmstar" else 12
         right = 7 if benchmark == "mmstar" else 6
         assert group["accuracy_seed_42"].value == pytest.approx(100 * right / n), benchmark
@@ -181,7 +188,7 @@ def test_six_tasks_of_the_paper_over_two_seeds(workspace, open_gateway):
         # Resampling single answers as if each were a question would be too sure of itself.
         alone, both = group["accuracy_seed_42"], group["accuracy"]
         assert both.high - both.low == pytest.approx((alone.high - alone.low) / 2)
-    mmbench = cells["paper/mmbench"]
+    mmbench = cells["vlmevalkit/mmbench"]
     assert mmbench["accuracy_seed_42"].value == pytest.approx(200 / 3)
     assert mmbench["accuracy"].value == pytest.approx(100 / 3)
     assert (mmbench["accuracy"].n, mmbench["accuracy"].n_failed) == (6, 1)
@@ -217,7 +224,7 @@ def test_nothing_right(workspace, open_gateway):
         lambda protocol, seed, b, doc_id, doc: ("wrong", "empty", "empty conclusion")[doc_id % 3],
     )
     _, (cells, _) = score(open_gateway(RULES))
-    for protocol in ("lmms", "paper"):
+    for protocol in ("lmms", "vlmevalkit"):
         for benchmark in RIGHT:
             assert cells[f"{protocol}/{benchmark}"]["accuracy"].value == 0, (protocol, benchmark)
     mathvista = cells["lmms/mathvista"]["accuracy"]
@@ -249,8 +256,8 @@ def test_unusable_replies_of_the_papers_judge_name_their_samples(
     from eval.gateway import JudgeError
 
     change_params(lambda raw: raw["protocols"].pop("lmms"))
-    change_params(lambda raw: raw["latency"].update(protocol="paper"))
-    change_params(lambda raw: raw["protocols"]["paper"].update(seeds=[42]))
+    change_params(lambda raw: raw["latency"].update(protocol="vlmevalkit"))
+    change_params(lambda raw: raw["protocols"]["vlmevalkit"].update(seeds=[42]))
     monkeypatch.setitem(rules._RULES, "choice", lambda asked: "hard to say")
     write_predictions(Path("predictions/heima"), lambda p, s, benchmark, *_: (
         "wrong" if benchmark == "mmbench" else "right"))  # fmt: skip

@@ -18,9 +18,10 @@ from sacrebleu.metrics.bleu import BLEU
 
 from eval import bertscore, similarity
 from eval.resources import MissingResource
-from heima import interpreter, machine
 from heima.config import Params
-from heima.measures import BLEU_STATISTICS, judge_column, text_metrics
+from heima.interpreting import interpreter
+from heima.results import machine
+from heima.results.measures import BLEU_STATISTICS, judge_column, text_metrics
 
 ROOT = Path(__file__).parents[2]
 WORDS = "The red circle's value is 9, not 3.5; squares (blue) sum to twenty-one. So: B & C!".split()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from heima import config
-from heima.results import read_metrics
-from heima.scores import score_group
+from heima.results.cells import read_metrics
+from heima.results.scores import score_group
 from tests.conftest import ROOT
 from tests.pipeline.conftest import check_out
 
@@ -41,7 +41,7 @@ def scores(root: Path, variant: str):
     return cells
 
 
-@pytest.mark.parametrize("protocol", ["lmms", "paper"])
+@pytest.mark.parametrize("protocol", ["lmms", "vlmevalkit"])
 def test_text_cot_is_above_chance_everywhere_and_good_on_the_mean(toy, params, protocol):
     cells = scores(toy, "text-cot")
     for benchmark in params.benchmarks:

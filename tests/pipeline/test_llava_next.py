@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval import start
+from eval import lmms_start
 
-start.quiet()
+lmms_start.quiet()
 
-from heima import config, corpus, cot, states  # noqa: E402
-from heima.results import read_jsonl, read_metrics  # noqa: E402
+from heima import config  # noqa: E402
+from heima.cot.sections import COMPRESSIBLE  # noqa: E402
+from heima.data.turns import load_turns  # noqa: E402
+from heima.interpreting import states  # noqa: E402
+from heima.results.cells import read_metrics  # noqa: E402
+from heima.results.files import read_jsonl  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from tests.pipeline.conftest import smaller  # noqa: E402
 
@@ -63,8 +67,8 @@ def test_every_stage_takes_the_family(workspace):
             "loss.jsonl",
         }
     states_stage.main(42)
-    turns = corpus.load_turns("data/rewritten/heldout.parquet")
-    for section in cot.COMPRESSIBLE:
+    turns = load_turns("data/rewritten/heldout.parquet")
+    for section in COMPRESSIBLE:
         found = states.load(Path("states/42/heldout.safetensors"), section, turns)
         assert found.values.shape == (len(turns), params.teach.vlm.hidden_size)
         assert found.values.unique(dim=0).shape[0] > 1, "states follow what is asked and seen"

@@ -20,8 +20,11 @@ import pytest
 import yaml
 from sacrebleu.metrics.bleu import BLEU
 
-from heima import config, cot, measures
-from heima.results import read_jsonl, read_metrics
+from heima import config
+from heima.cot.rendering import constant_prefix
+from heima.results import measures
+from heima.results.cells import read_metrics
+from heima.results.files import read_jsonl
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ran
 
@@ -99,20 +102,20 @@ def test_base_gets_the_compute_of_text_cot(reproduction):
 
 
 def test_held_out_images_were_never_trained_on(reproduction):
-    from heima import corpus
+    from heima.data.turns import load_turns
 
     folder = reproduction.root / "data" / "rewritten"
     train, heldout = (
-        {turn.image for turn in corpus.load_turns(folder / f"{split}.parquet")}
+        {turn.image for turn in load_turns(folder / f"{split}.parquet")}
         for split in ("train", "heldout")
     )
     assert train and heldout and not train & heldout
 
 
 def test_every_heldout_turn_has_every_control_once(reproduction, small):
-    from heima import corpus
+    from heima.data.turns import load_turns
 
-    turns = corpus.load_turns(reproduction.root / "data" / "rewritten" / "heldout.parquet")
+    turns = load_turns(reproduction.root / "data" / "rewritten" / "heldout.parquet")
     for name in _by_seed(small, small.reconstructions):
         rows = read_jsonl(reproduction.root / "reconstructions" / f"{name}.jsonl")
         found = [(row["control"], row["id"]) for row in rows]
@@ -274,7 +277,7 @@ def test_a_forced_prefix_is_read_and_not_decoded(reproduction, small, toy_vocabu
         pairs = zip(plain, forced, strict=True)
         longer = {b["counts"]["prompt"] - a["counts"]["prompt"] for a, b in pairs}
         prefix = toy_vocabulary.tokenizer(
-            toy_vocabulary._to_reserved(cot.constant_prefix("p3")), add_special_tokens=False
+            toy_vocabulary._to_reserved(constant_prefix("p3")), add_special_tokens=False
         )
         assert longer == {len(prefix["input_ids"])}
 
@@ -373,7 +376,12 @@ def edit(path: Path, text: str) -> None:
 
 
 def test_comments_and_docstrings_re_run_nothing(reproduction):
-    modules = ["heima/training.py", "heima/cot.py", "heima/models.py", "eval/plugin.py"]
+    modules = [
+        "heima/training/loop.py",
+        "heima/cot/rendering.py",
+        "heima/vlm/models.py",
+        "eval/plugin.py",
+    ]
     paths = [reproduction.root / module for module in modules]
     before = {path: path.read_text(encoding="utf-8") for path in paths}
     for path, text in before.items():

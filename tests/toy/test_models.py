@@ -75,7 +75,7 @@ def test_option_marks_share_the_letters_token(processor):
 
 
 def test_white_space_around_a_prompt_changes_no_token(processor):
-    """Turns hold stripped questions, and the protocol `paper` asks with a line break at the end."""
+    """Turns hold stripped questions, and the protocol `vlmevalkit` ends with a line break."""
     tokenizer, rng = processor.tokenizer, np.random.default_rng(0)
     ends = set()
     for kind in KINDS:

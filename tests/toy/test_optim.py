@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from heima.resume import Resume
 from heima.toy.models import build_llm, build_processor, build_vlm
 from heima.toy.optim import MuonWithAdamW, orthogonalised
+from heima.training.snapshots import Resume
 
 RATES = {"matrix_learning_rate": 0.02, "learning_rate": 3e-3}
 
@@ -136,7 +136,7 @@ def test_a_schedule_scales_both_and_resuming_is_exact():
 
 
 def test_snapshots_keep_all_of_its_state(tmp_path):
-    """As `heima.training` keeps them, through torch.distributed.checkpoint."""
+    """As `heima.training.loop` keeps them, through torch.distributed.checkpoint."""
     whole = tiny()
     optimizer, schedule = started(whole)
     for _ in range(2):

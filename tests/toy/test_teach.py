@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from heima import corpus, models
-from heima.added_tokens import equip, fit
-from heima.batching import encode_turns
-from heima.cot import COMPRESSIBLE, thinking_token
-from heima.families import FAMILIES
-from heima.interpreter import PLAIN_WORDING
+from heima.cot.sections import COMPRESSIBLE, thinking_token
+from heima.data.encoding import encode_turns
+from heima.data.images import ImageZip
+from heima.families.registry import FAMILIES
+from heima.interpreting.interpreter import PLAIN_WORDING
 from heima.toy import teach
 from heima.toy.families import TOYS
+from heima.vlm import models
+from heima.vlm.added_tokens import equip, fit
 
 
 @pytest.fixture(params=["toy-mllama", "toy-llava-next"])
@@ -30,7 +31,7 @@ def vlm(request, params):
 def test_a_sections_state_is_the_mean_over_its_tokens(vlm, toy_source, toy_turns):
     """Against one plain forward pass of transformers a turn; batches and padding change nothing."""
     model, processor, params = vlm
-    images = corpus.ImageZip(toy_source / "images.zip")
+    images = ImageZip(toy_source / "images.zip")
     turns = toy_turns[:9]
     found = teach.section_states(model, processor, turns, images, params)
     vocabulary = models.vocabulary(processor.tokenizer, params)

@@ -1,0 +1,11 @@
+"""What heima_vlmevalkit_ai2d.yaml names."""
+
+from eval.vlmevalkit.lmms import PaperTask
+
+_task = PaperTask("ai2d")
+docs = _task.docs
+visual = _task.visual
+text = _task.text
+target = _task.target
+process = _task.process
+accuracy = _task.accuracy

@@ -1,0 +1,11 @@
+"""What heima_vlmevalkit_mathvista.yaml names."""
+
+from eval.vlmevalkit.lmms import PaperTask
+
+_task = PaperTask("mathvista")
+docs = _task.docs
+visual = _task.visual
+text = _task.text
+target = _task.target
+process = _task.process
+accuracy = _task.accuracy

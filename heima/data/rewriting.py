@@ -1,0 +1,573 @@
+"""LLaVA-CoT's records -> turns with parsed sections, filtered and split (recipe, section 1).
+
+A record is `{"id", "image", "conversations": [{"from": "human"|"gpt", "value"}, …]}`; every
+(human, gpt) pair becomes one turn without history. Whatever cannot become a turn is a `Drop` with a
+reason; nothing disappears uncounted. A turn needs an id of its own, a usable image and a question.
+What its answer needs depends on the arrangement:
+
+- `corrected` finds the sections by the position of their tags. It drops an answer that has not
+  exactly one of each, in order and with nothing else around them; one that holds a thinking token
+  already; and, with `spacing: canonical`, one that is spaced otherwise than `rendering.render`
+  does.
+- `official` takes the text between the first pair of each tag and replaces it by `str.replace` in
+  the whole answer, one section after the other. It drops an answer without a summary, caption or
+  reasoning; by filter A, one where a thinking token does not occur exactly once in the text of each
+  phase (with N tokens a section: N times, which drops the same answers); by filter B, one whose
+  texts are not in canonical spacing. There is one set of turns for all phases: those that pass the
+  filters in each.
+
+The turns of one arrangement are written, both are counted. An answer that both keep they render
+alike: where replacing by string alters something else, filter A or B drops the turn.
+
+Records are read in blocks, by several processes, and the text of turns is never held as a whole:
+the split needs ids and images only. The files depend neither on the blocks nor on the processes.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from heima.config import Rewrite
+from heima.cot import parsing
+from heima.cot.rendering import render
+from heima.cot.sections import COMPRESSIBLE, SECTIONS, THINKING_TOKENS, thinking_token
+from heima.data.images import ImageFault, ImageZip
+from heima.data.records import Drop, parse_records
+from heima.data.turns import SCHEMA, TurnFile
+from heima.results.files import write_jsonl
+
+RECORDS = "train.jsonl"
+IMAGES = "images.zip"
+
+ARRANGEMENTS = ("corrected", "official")
+FILTERS = {
+    "corrected": {"a": "thinking_token_in_text", "b": "odd_spacing"},
+    "official": {"a": "thinking_token_count", "b": "odd_spacing"},
+}
+"""The reasons by which an arrangement drops what the recipe calls filters A and B."""
+
+PHASES = ("p1", "p2", "p3")
+
+_BLOCK = 4 * 2**20
+_WORKERS = 4
+"""More would take memory, and the process that writes the files would not keep up."""
+
+_BEGINNING = 16
+"""Characters of a text that are looked for elsewhere before the whole of it is."""
+
+_TOKENS = {section: thinking_token(section) for section in COMPRESSIBLE}
+_THINKING = thinking_token("").removesuffix(">")
+"""What every thinking token begins with."""
+
+
+class Fault(NamedTuple):
+    """Why something was left out: a short, countable name, and what was wrong."""
+
+    reason: str
+    detail: str
+
+
+# From a record to pairs of messages
+
+
+def pair(record: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[Drop]]:
+    """(turn id, question, answer) of each human message that a gpt message follows."""
+    pairs, unpaired = [], []
+    messages = record["conversations"]
+    position = 0
+    while position < len(messages):
+        following = messages[position + 1]["from"] if position + 1 < len(messages) else "nothing"
+        if messages[position]["from"] == "human" and following == "gpt":
+            identity = f"{record['id']}-{len(pairs) + 1}"
+            pairs.append((identity, messages[position]["value"], messages[position + 1]["value"]))
+            position += 2
+        else:
+            unpaired.append(
+                Drop(
+                    f"{record['id']} message {position + 1}",
+                    "unpaired_message",
+                    f"{messages[position]['from']} is followed by {following}",
+                )
+            )
+            position += 1
+    return pairs, unpaired
+
+
+# What each arrangement makes of an answer
+
+
+class Outcome(NamedTuple):
+    """What an arrangement makes of a turn: its sections, or the fault that drops it."""
+
+    sections: Mapping[str, str] | None
+    fault: Fault | None
+
+
+class Judged(NamedTuple):
+    """The outcome of a turn under each arrangement.
+
+    `altered` says for each of `PHASES` whether `str.replace` changes more of the answer than the
+    sections that it is for; it is False where an answer's sections cannot be told by position.
+    """
+
+    corrected: Outcome
+    official: Outcome
+    altered: tuple[bool, ...] = (False,) * len(PHASES)
+
+
+_ODD_SPACING = Outcome(
+    None, Fault("odd_spacing", "not spaced as `<TAG> text </TAG>` and an empty line")
+)
+
+
+def judge(question: str, answer: str, *, spacing: str) -> Judged:
+    """What each arrangement makes of a turn; `spacing` is what `corrected` asks for."""
+    if not question:
+        empty = Outcome(None, Fault("empty_question", "the human message is empty"))
+        return Judged(empty, empty)
+    try:
+        spans = parsing.spans(answer)
+    except parsing.ParseError as error:
+        return Judged(Outcome(None, Fault(error.reason, str(error))), official(answer))
+    sections = {section: answer[start:end] for section, (start, end) in spans.items()}
+    corrected = canonical = Outcome(sections, None)
+    if not parsing.is_canonical(answer, spans):
+        canonical = _ODD_SPACING
+        corrected = corrected if spacing == "any" else canonical
+    token = _thinking_token_in(question) or _thinking_token_in(answer)
+    if token:
+        corrected = Outcome(None, Fault("thinking_token_in_text", f"{token} occurs in the text"))
+    if _occurs_elsewhere(answer, spans):
+        texts = zip(by_string(answer, sections), by_position(answer, spans), strict=True)
+        return Judged(corrected, official(answer), tuple(one != other for one, other in texts))
+    if _THINKING in answer:
+        return Judged(corrected, official(answer))
+    # Both replace alike, so that filter A has nothing to drop, and spacing is all that counts.
+    return Judged(corrected, canonical)
+
+
+def _thinking_token_in(text: str) -> str | None:
+    if _THINKING not in text:
+        return None
+    return next((token for token in THINKING_TOKENS if token in text), None)
+
+
+def _occurs_elsewhere(answer: str, spans: Mapping[str, parsing.Span]) -> bool:
+    """Whether `str.replace`, section after section, finds a text elsewhere than in its place."""
+    grown = 0
+    for section, token in _TOKENS.items():
+        start, end = spans[section][0] + grown, spans[section][1] + grown
+        # Where its beginning does not occur, the whole does not; a short one is found faster.
+        beginning = answer[start : min(start + _BEGINNING, end)]
+        if (
+            answer.find(beginning, 0, start + len(beginning) - 1) >= 0
+            or answer.find(beginning, end) >= 0
+        ):
+            text = answer[start:end]
+            if answer.find(text) != start or answer.find(text, end) >= 0:
+                return True
+        answer = answer[:start] + token + answer[end:]
+        grown += len(token) - (end - start)
+    return False
+
+
+def official(answer: str) -> Outcome:
+    """What the official arrangement makes of an answer."""
+    sections = _first_of_each(answer)
+    for section in COMPRESSIBLE:
+        if section not in sections:
+            return Outcome(None, Fault(f"missing_{section}", f"no {section} in the answer"))
+    texts = dict(zip(PHASES, by_string(answer, sections), strict=True))
+    for count, (phase, text) in enumerate(texts.items(), 1):
+        for section in COMPRESSIBLE[:count]:
+            found = text.count(_TOKENS[section])
+            if found != 1:
+                detail = f"{_TOKENS[section]} occurs {found} times in {phase}"
+                return Outcome(None, Fault("thinking_token_count", detail))
+    for phase, text in texts.items():
+        # Tags in a text that is replaced are gone, so that each phase is looked at anew.
+        shown = _first_of_each(text)
+        if len(shown) < len(SECTIONS) or text.strip() != render(shown, "text-cot"):
+            return Outcome(None, Fault("odd_spacing", f"{phase} is not in canonical spacing"))
+    return Outcome({**sections, "conclusion": shown["conclusion"]}, None)
+
+
+def _first_of_each(answer: str) -> dict[str, str]:
+    """The text between the first pair of each section's tags, where there is a pair."""
+    sections = {}
+    for section in SECTIONS:
+        _, opening, rest = answer.partition(f"<{section.upper()}>")
+        text, closing, _ = rest.partition(f"</{section.upper()}>")
+        if opening and closing:
+            sections[section] = text.strip()
+    return sections
+
+
+def by_string(answer: str, sections: Mapping[str, str]) -> list[str]:
+    """The answer in each of `PHASES`: a section's text replaced wherever it occurs."""
+    texts = []
+    for section, token in _TOKENS.items():
+        answer = answer.replace(sections[section], token)
+        texts.append(answer)
+    return texts
+
+
+def by_position(answer: str, spans: Mapping[str, parsing.Span]) -> list[str]:
+    """The answer in each of `PHASES`: a section's text replaced where it stands."""
+    texts = []
+    grown = 0
+    for section, token in _TOKENS.items():
+        start, end = spans[section]
+        answer = answer[: start + grown] + token + answer[end + grown :]
+        grown += len(token) - (end - start)
+        texts.append(answer)
+    return texts
+
+
+# A block of records, in a process of its own
+
+
+class _Place(NamedTuple):
+    """A piece of the records, and the file for its turns."""
+
+    offset: int
+    length: int
+    first_line: int
+    spool: Path
+
+
+def _places(path: Path, folder: Path, size: int) -> Iterator[_Place]:
+    """Pieces of whole lines, of about `size` bytes."""
+    with path.open("rb") as file:
+        offset = line = 0
+        while block := file.read(size):
+            block += file.readline()
+            yield _Place(offset, len(block), line, folder / f"{offset}.arrow")
+            offset += len(block)
+            line += block.count(b"\n")
+
+
+class _Judgement(NamedTuple):
+    """What became of a turn: the fault that drops it, or None where the block's file holds it; and
+    the reason why either arrangement drops it."""
+
+    id: str
+    image: str
+    image_moved: bool
+    fault: Fault | None
+    corrected: str | None
+    official: str | None
+    altered: tuple[bool, ...]
+
+
+class _Block(NamedTuple):
+    items: list[_Judgement | Drop]
+    image_faults: dict[str, Fault]
+
+
+class _Reader:
+    """Reads a piece of the records, writes its turns, and tells what became of each."""
+
+    def __init__(self, source: Path, params: Rewrite) -> None:
+        self._records = source / RECORDS
+        self._params = params
+        # Whether a name exists is asked by the main process, which has read the zip's directory.
+        self._images = None if params.verify_images == "exists" else ImageZip(source / IMAGES)
+
+    def __call__(self, place: _Place) -> _Block:
+        with self._records.open("rb") as file:
+            file.seek(place.offset)
+            lines = io.BytesIO(file.read(place.length))
+        rows: list[tuple[Any, ...]] = []
+        items: list[_Judgement | Drop] = []
+        names: dict[str, None] = {}
+        for index, record in parse_records(lines, place.first_line):
+            if isinstance(record, Drop):
+                items.append(record)
+                continue
+            image = record["image"]
+            pairs, unpaired = pair(record)
+            items += unpaired
+            if pairs:
+                names[image] = None
+            alternate = index % 2 == 0
+            image_first = alternate or self._params.image_place == "first"
+            for identity, question, answer in pairs:
+                # LLaVA marks the image's place in the question; here `image_first` decides it.
+                question = question.replace("<image>", "").strip()
+                judged = judge(question, answer, spacing=self._params.spacing)
+                sections, fault = getattr(judged, self._params.compat)
+                if sections:
+                    texts = [sections[section] for section in SECTIONS]
+                    rows.append((identity, image, question, *texts, image_first))
+                reasons = (
+                    outcome.fault.reason if outcome.fault else None
+                    for outcome in (judged.corrected, judged.official)
+                )
+                moved = image_first != alternate
+                items.append(_Judgement(identity, image, moved, fault, *reasons, judged.altered))
+        columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
+        with pa.ipc.new_file(place.spool, SCHEMA) as file:
+            file.write(pa.record_batch(columns, SCHEMA))
+        faults = (
+            image_faults(self._images, names, self._params.verify_images) if self._images else {}
+        )
+        return _Block(items, faults)
+
+
+def image_faults(images: ImageZip, names: Iterable[str], by: str) -> dict[str, Fault]:
+    """What is wrong with those of the images that cannot be used."""
+    faults = {}
+    for name in names:
+        try:
+            images.verify(name, by)
+        except ImageFault as fault:
+            faults[name] = Fault(fault.reason, str(fault))
+    return faults
+
+
+_reader: _Reader | None = None
+"""The reader of a process of the pool."""
+
+
+def _start(source: Path, params: Rewrite) -> None:
+    global _reader
+    _reader = _Reader(source, params)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _read(place: _Place) -> _Block:
+    return _reader(place)
+
+
+def _blocks(
+    source: Path, places: Sequence[_Place], params: Rewrite, workers: int
+) -> Iterator[_Block]:
+    """What became of the pieces of the records, in the file's order."""
+    workers = min(workers, len(places))
+    if workers > 1:
+        with ProcessPoolExecutor(workers, initializer=_start, initargs=(source, params)) as pool:
+            yield from pool.map(_read, places)
+    else:
+        yield from map(_Reader(source, params), places)
+
+
+# The whole
+
+
+def draw_heldout(groups: Sequence[str], *, heldout: float, seed: int) -> np.ndarray:
+    """Which turns are held out: whole groups of turns, until they are a share `heldout` of all.
+
+    `groups` names each turn's group: its image, so that no held-out image was trained on, or its
+    id, as in the official split, where an image can be in both halves. Returns a bool for each.
+    """
+    names = sorted(set(groups))
+    sizes = Counter(groups)
+    chosen: set[str] = set()
+    count = 0
+    for position in np.random.default_rng(seed).permutation(len(names)):
+        if count >= heldout * len(groups):
+            break
+        chosen.add(names[position])
+        count += sizes[names[position]]
+    return np.fromiter((group in chosen for group in groups), bool, len(groups))
+
+
+@dataclass
+class _Tally:
+    """The turns that an arrangement keeps, and why it drops others."""
+
+    filters: Mapping[str, str]
+    ids: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def heldout(self, split: str, heldout: float, seed: int) -> np.ndarray:
+        groups = self.images if split == "image" else self.ids
+        return draw_heldout(groups, heldout=heldout, seed=seed)
+
+    def report(self, split: str, heldout: float, seed: int) -> dict[str, Any]:
+        held = self.heldout(split, heldout, seed)
+        trained = {image for image, out in zip(self.images, held, strict=True) if not out}
+        shared = sum(image in trained for image, out in zip(self.images, held, strict=True) if out)
+        return {
+            "kept": len(self.ids),
+            "dropped": dict(sorted(self.dropped.items())),
+            **{f"filter_{name}": self.dropped[reason] for name, reason in self.filters.items()},
+            "split": split,
+            "heldout": int(held.sum()),
+            "heldout_on_trained_images": shared,
+        }
+
+
+class _Tallies:
+    """What is known of all turns at once: their ids and images, and counts."""
+
+    def __init__(self, images: ImageZip, params: Rewrite) -> None:
+        self._images = images
+        self._params = params
+        self._seen: set[str] = set()
+        self._moved = 0
+        self._altered = np.zeros(len(PHASES), int)
+        self._only: dict[str, Counter[str]] = {name: Counter() for name in ARRANGEMENTS}
+        self.of = {name: _Tally(FILTERS[name]) for name in ARRANGEMENTS}
+        self.dropped: Counter[str] = Counter()
+        self.spooled: list[bool] = []
+        """For each turn in the blocks' files: whether it is kept."""
+
+    def drops(self, blocks: Iterable[_Block]) -> Iterator[Drop]:
+        """Count what is in the blocks, and yield what is left out, in the file's order."""
+        for block in blocks:
+            faults = block.image_faults
+            if self._params.verify_images == "exists":
+                names = {item.image for item in block.items if isinstance(item, _Judgement)}
+                faults = image_faults(self._images, names, "exists")
+            for item in block.items:
+                if isinstance(item, _Judgement):
+                    fault = self._count(item, faults.get(item.image))
+                    if fault:
+                        self.dropped[fault.reason] += 1
+                        yield Drop(item.id, *fault)
+                else:
+                    self.dropped[item.reason] += 1
+                    yield item
+
+    def _count(self, turn: _Judgement, image_fault: Fault | None) -> Fault | None:
+        """Count a turn under both arrangements; return why it is not written."""
+        fault = image_fault
+        if turn.id in self._seen:
+            fault = Fault("repeated_id", "an earlier record has the same id")
+        self._seen.add(turn.id)
+        reasons = {name: fault.reason if fault else getattr(turn, name) for name in ARRANGEMENTS}
+        # Millions of equal names would be as many strings otherwise.
+        image = sys.intern(turn.image)
+        for name, reason in reasons.items():
+            if reason:
+                self.of[name].dropped[reason] += 1
+            else:
+                self.of[name].ids.append(turn.id)
+                self.of[name].images.append(image)
+        corrected, official = reasons["corrected"], reasons["official"]
+        if official and not corrected:
+            self._only["corrected"][official] += 1
+        elif corrected and not official:
+            self._only["official"][corrected] += 1
+        if not fault:
+            self._moved += turn.image_moved
+            self._altered += turn.altered
+        if turn.fault is None:
+            self.spooled.append(fault is None)
+        return fault or turn.fault
+
+    def report(self, seed: int) -> dict[str, Any]:
+        """Both arrangements, and what differs between them."""
+        corrected, official = self.of["corrected"], self.of["official"]
+        split = "image" if self._params.compat == "official" else self._params.split
+        only = {name: dict(sorted(reasons.items())) for name, reasons in self._only.items()}
+        return {
+            "arrangements": {
+                "corrected": corrected.report(split, self._params.heldout, seed),
+                "official": official.report("turn", self._params.heldout, seed),
+            },
+            "differences": {
+                "kept_by_both": len(corrected.ids) - sum(self._only["corrected"].values()),
+                "kept_by_corrected_only": only["corrected"],
+                "kept_by_official_only": only["official"],
+                "altered_by_str_replace": dict(zip(PHASES, self._altered.tolist(), strict=True)),
+                "image_on_the_other_side": self._moved,
+            },
+        }
+
+
+def rewrite(
+    source: Path,
+    folder: Path,
+    params: Rewrite,
+    *,
+    seed: int,
+    workers: int | None = None,
+    block: int = _BLOCK,
+) -> dict[str, Any]:
+    """Write `train.parquet`, `heldout.parquet` and `dropped.jsonl` into a folder that is there.
+
+    Args:
+        source: holds `train.jsonl` and `images.zip`.
+        seed: of the split.
+        workers: processes that read; by default one for each processor, up to four.
+        block: bytes of records that a process reads at once.
+
+    Returns:
+        What `metrics/rewrite.json` says about turns: how many are where, what was dropped for which
+        reason, what each arrangement keeps, and what differs between them.
+
+    Raises:
+        ValueError: where a side of the split would be empty; `dropped.jsonl` is written even then.
+        FileNotFoundError: without one of the source's files.
+    """
+    if workers is None:
+        workers = min(_WORKERS, len(os.sched_getaffinity(0)))
+    tallies = _Tallies(ImageZip(source / IMAGES), params)
+    spool = folder / "spool"
+    spool.mkdir()
+    places = list(_places(source / RECORDS, spool, block))
+    blocks = _blocks(source, places, params, workers)
+    write_jsonl(folder / "dropped.jsonl", (drop._asdict() for drop in tallies.drops(blocks)))
+    kept = tallies.of[params.compat]
+    held = kept.heldout(params.split, params.heldout, seed)
+    n_held, n_train = int(held.sum()), int((~held).sum())
+    if not n_held or not n_train:
+        groups = len(set(kept.images)) if params.split == "image" else len(kept.ids)
+        raise ValueError(
+            f"rewrite.heldout = {params.heldout} of {len(held)} turns on {groups} {params.split}s "
+            f"leaves {n_train} to train and {n_held} held out; both need at least one"
+        )
+    side = np.full(len(tallies.spooled), "dropped")
+    side[tallies.spooled] = np.where(held, "heldout", "train")
+    _sort(places, side, folder)
+    spool.rmdir()
+    images = {
+        name: len({image for image, out in zip(kept.images, held, strict=True) if out == is_out})
+        for name, is_out in (("train", False), ("heldout", True))
+    }
+    dropped = dict(sorted(tallies.dropped.items()))
+    return {
+        "turns": {"train": n_train, "heldout": n_held, "dropped": sum(dropped.values())},
+        "images": images,
+        "dropped": dropped,
+        **tallies.report(seed),
+    }
+
+
+def _sort(places: Iterable[_Place], side: np.ndarray, folder: Path) -> None:
+    """Put the turns of the blocks' files where they belong; the blocks' files are removed."""
+    start = 0
+    with (
+        TurnFile(folder / "train.parquet") as train,
+        TurnFile(folder / "heldout.parquet") as heldout,
+    ):
+        for place in places:
+            with pa.ipc.open_file(place.spool) as file:
+                table = file.read_all()
+            here = side[start : start + len(table)]
+            start += len(table)
+            for name, target in (("train", train), ("heldout", heldout)):
+                target.write(table.filter(pa.array(here == name)))
+            place.spool.unlink()

@@ -1,0 +1,138 @@
+"""Thinking states: what the VLM knows where it writes its thinking tokens.
+
+One teacher-forced pass over the fully compressed answers gives all states of a turn. They equal
+those of generation, because every answer has the same thinking tokens; under a ratio their number
+is that of the true sections. States are extracted once and stored, so that interpreters never load
+the VLM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from heima.config import Thinking
+from heima.cot.sections import numbered
+from heima.data.encoding import Sample
+from heima.data.tokens import Vocabulary
+from heima.data.turns import Turn
+from heima.training.backbone import body
+
+Position = Literal["predicting", "at"]
+
+
+@dataclass(frozen=True)
+class SectionStates:
+    """The thinking states of one section, turn after turn.
+
+    `values` is (all states, hidden_size), `counts` (turns,): how many of them each turn has.
+    """
+
+    values: torch.Tensor
+    counts: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def by_turn(self) -> tuple[torch.Tensor, ...]:
+        """Each turn's states, (count, hidden_size), as views."""
+        return self.values.split(self.counts.tolist())
+
+
+def join(parts: Sequence[SectionStates]) -> SectionStates:
+    """The states of several runs of turns, one after the other."""
+    return SectionStates(
+        torch.cat([part.values for part in parts]), torch.cat([part.counts for part in parts])
+    )
+
+
+@torch.inference_mode()
+def extract(
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    collate: Callable[[Sequence[Sample]], dict[str, torch.Tensor]],
+    vocabulary: Vocabulary,
+    thinking: Thinking,
+    *,
+    position: Position,
+    batch_size: int,
+) -> dict[str, SectionStates]:
+    """The last hidden states (after the final norm) of each section's thinking tokens.
+
+    `position` is `at` for a token's own place p (the paper's text) or `predicting` for p-1, the
+    state that predicts it (the official code). Returns section -> states in the order of `samples`,
+    and of the tokens in each. Raises `ValueError` where a sample has not the tokens that `thinking`
+    asks for.
+    """
+    offset = {"at": 0, "predicting": 1}[position]
+    expected = {
+        section: [vocabulary.thinking_ids[token] for token in tokens]
+        for section, tokens in numbered(thinking.tokens or 1).items()
+    }
+    found: dict[str, list[SectionStates]] = {section: [] for section in expected}
+    look = body(model)
+    for start in range(0, len(samples), batch_size):
+        batch = collate(samples[start : start + batch_size])
+        del batch["labels"]
+        places = {
+            section: _places(batch["input_ids"], section, tokens, thinking, start)
+            for section, tokens in expected.items()
+        }
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        hidden = look(**batch)
+        for section, here in places.items():
+            rows, columns = here.nonzero(as_tuple=True)
+            values = hidden[rows.to(hidden.device), (columns - offset).to(hidden.device)]
+            found[section].append(SectionStates(values.cpu(), here.sum(dim=1)))
+    return {section: join(parts) for section, parts in found.items()}
+
+
+def _places(
+    input_ids: torch.Tensor, section: str, tokens: Sequence[int], thinking: Thinking, start: int
+) -> torch.Tensor:
+    """Where a section's thinking tokens stand, (batch, length); row 0 is the sample `start`."""
+    here = torch.isin(input_ids, torch.tensor(tokens))
+    for row, (ids, mask) in enumerate(zip(input_ids, here, strict=True)):
+        shown = ids[mask].tolist()
+        if shown != (tokens if thinking.ratio is None else tokens * max(1, len(shown))):
+            raise ValueError(
+                f"sample {start + row} has {len(shown)} thinking tokens of the {section}, not "
+                + ("at least one" if thinking.ratio else f"its {len(tokens)}, each once, in order")
+            )
+    return here
+
+
+def _fingerprint(turns: Sequence[Turn]) -> str:
+    return hashlib.sha256("\n".join(turn.id for turn in turns).encode()).hexdigest()
+
+
+def save(path: Path, states: Mapping[str, SectionStates], turns: Sequence[Turn]) -> None:
+    """Save states with a fingerprint of the turns they belong to, in the same order.
+
+    The file has two tensors a section: `<section>`, (all states, hidden_size), and
+    `<section>.counts`, (turns,).
+    """
+    tensors = {}
+    for section, one in states.items():
+        tensors[section] = one.values.contiguous()
+        tensors[f"{section}.counts"] = one.counts.to(torch.int32)
+    save_file(tensors, path, metadata={"turns": _fingerprint(turns)})
+
+
+def load(path: Path, section: str, turns: Sequence[Turn]) -> SectionStates:
+    """One section's states, in the type that they were saved in; read from the file as needed.
+
+    Raises `ValueError` where the file was made from other turns or another order.
+    """
+    with safe_open(path, framework="pt") as file:
+        if file.metadata()["turns"] != _fingerprint(turns):
+            raise ValueError(f"{path} was extracted from other turns; run `dvc repro states`")
+        return SectionStates(file.get_tensor(section), file.get_tensor(f"{section}.counts"))

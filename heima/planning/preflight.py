@@ -1,0 +1,166 @@
+"""What a run lacks on this machine, each with what to do about it. Nothing is fetched or spent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, get_token, try_to_load_from_cache
+
+from heima.config import OpenAIJudge, Params, PretrainedModel
+from heima.data.licences import terms
+from heima.planning.estimate import SOURCE_BYTES, Estimate
+from heima.results.files import read_json
+
+GATED = ("meta-llama/",)
+"""Owners on the hub whose models are given to those who accepted their licence."""
+SPARE = 1.1
+"""A GPU's memory holds what was estimated, and this much of it in all."""
+
+_INDEX = "model.safetensors.index.json"
+
+
+def missing(params: Params, estimate: Estimate) -> Iterator[str]:
+    """One line for each thing: what is missing, and what to do."""
+    fetched = set()
+    for name, (key, model) in _models(params).items():
+        if not is_here(model):
+            fetched.add(f"teach@{name}")
+            yield from _lacking_model(key, model)
+    yield from _source(params)
+    yield from _disk(estimate, fetched)
+    yield from _judge(params, estimate)
+    yield from _devices(params, estimate)
+
+
+def _models(params: Params) -> dict[str, tuple[str, PretrainedModel]]:
+    """What `teach` fetches rather than trains: name -> (key of params, model)."""
+    found = {}
+    if params.teach.vlm.kind == "pretrained":
+        found["text-cot"] = "teach.vlm.text-cot", params.teach.vlm.text_cot
+        found["base"] = "teach.vlm.base", params.teach.vlm.base
+    if params.teach.llm.kind == "pretrained":
+        found["interpreter"] = "teach.llm", params.teach.llm
+    return found
+
+
+def is_here(model: PretrainedModel) -> bool:
+    """Whether a model's weights lie in its folder, or all of them in the hub's cache."""
+    if model.path is not None:
+        return any(Path(model.path).glob("*.safetensors"))
+    revision = model.revision or "main"
+
+    def cached(name: str) -> str | None:
+        found = try_to_load_from_cache(model.id, name, revision=revision)
+        return found if isinstance(found, str) else None
+
+    if index := cached(_INDEX):
+        return all(cached(name) for name in set(read_json(index)["weight_map"].values()))
+    return cached("model.safetensors") is not None
+
+
+def _lacking_model(key: str, model: PretrainedModel) -> Iterator[str]:
+    if model.path is not None:
+        yield f"{key}: no weights (*.safetensors) in {model.path}; correct the path, or give an id"
+        return
+    licence = f"; {text}" if (text := terms(model.id)) else ""
+    yield (
+        f"{key}: the weights of {model.id} are not in the hub's cache; the stage teach downloads "
+        f"them{licence}"
+    )
+    if model.id.startswith(GATED) and get_token() is None:
+        yield (
+            f"{key}: {model.id} is gated; accept its licence at {constants.ENDPOINT}/{model.id} "
+            "and set HF_TOKEN to a token of that account"
+        )
+
+
+def _source(params: Params) -> Iterator[str]:
+    source = params.source
+    if source.kind == "toy":
+        return
+    folder = Path(source.path)
+    lacking = [name for name in ("train.jsonl", "images.zip") if not (folder / name).exists()]
+    if lacking:
+        yield f"source: {folder} lacks {' and '.join(lacking)}; " + (
+            f"the stage prepare downloads {source.id}, {SOURCE_BYTES / 1e9:.0f} GB"
+            if source.kind == "hub"
+            else "put LLaVA-CoT-100k there, or correct source.path"
+        )
+    for name, data in source.benchmarks.items():
+        if data.path is not None:
+            if not Path(data.path).exists():
+                yield f"source.benchmarks.{name}: there is no {data.path}; put it there"
+            continue
+        root = Path(constants.HF_HUB_CACHE) / f"datasets--{data.id.replace('/', '--')}"
+        if not any(root.glob(f"snapshots/{data.revision or '*'}")):
+            yield (
+                f"source.benchmarks.{name}: {data.id} is not in the hub's cache; the stage prepare "
+                "downloads it"
+            )
+
+
+def _disk(estimate: Estimate, fetched: set[str]) -> Iterator[str]:
+    """Room for what the stages write, twice what DVC's cache copies, and for weights."""
+    elsewhere = {f"teach@{name}" for name in _models(estimate.params)}
+    pipeline = sum(
+        stage.disk if stage.name == "prepare" else 2 * stage.disk
+        for stage in estimate.stages
+        if stage.name not in elsewhere
+    )
+    weights = sum(stage.disk for stage in estimate.stages if stage.name in fetched)
+    needed = {}
+    for place, size in ((Path.cwd(), pipeline), (Path(constants.HF_HUB_CACHE), weights)):
+        disk = next(one for one in (place, *place.absolute().parents) if one.exists())
+        first = needed.setdefault(disk.stat().st_dev, [disk, 0.0])
+        first[1] += size
+    for disk, size in needed.values():
+        free = shutil.disk_usage(disk).free
+        if size > free:
+            yield (
+                f"disk: {size / 1e9:,.0f} GB will be written below {disk}, {free / 1e9:,.0f} GB "
+                "are free; make room, or set HF_HOME (weights) and source.path (data) to another "
+                "disk"
+            )
+
+
+def _judge(params: Params, estimate: Estimate) -> Iterator[str]:
+    judge = params.judge
+    if not isinstance(judge, OpenAIJudge):
+        return
+    if not os.environ.get(judge.api_key_env):
+        yield f"judge: {judge.api_key_env} is not set; export the key of {judge.base_url}"
+    usd = sum(stage.usd for stage in estimate.stages)
+    if judge.budget_usd is not None and usd > judge.budget_usd:
+        yield (
+            f"judge: the calls will cost about ${usd:,.0f}, judge.budget_usd is "
+            f"{judge.budget_usd:g}; raise it, or shorten similarity.judged and protocols.*.seeds"
+        )
+
+
+def _devices(params: Params, estimate: Estimate) -> Iterator[str]:
+    machine = estimate.machine
+    if machine.name == "cpu":
+        if params.source.kind != "toy":
+            yield "GPUs: the plan is for a CPU; models of billions of parameters need GPUs (--gpu)"
+    elif (here := torch.cuda.device_count()) < machine.gpus:
+        yield f"GPUs: the plan is for {machine.gpus} of them, this machine has {here}"
+    room = machine.gpu.memory_gb * 1e9
+    for stage in estimate.stages:
+        if (held := SPARE * sum(stage.memory.values())) > room:
+            yield (
+                f"memory: {stage.name} needs about {held / 1e9:,.0f} GB of a device that has "
+                f"{machine.gpu.memory_gb:,.0f}; {_smaller(stage.name)}"
+            )
+
+
+def _smaller(stage: str) -> str:
+    kind = stage.partition("@")[0]
+    return {
+        "distill": "lower training.micro_batch_size, or set training.gradient_checkpointing",
+        "interpret": "lower training.micro_batch_size, or set training.gradient_checkpointing",
+        "latency": "shorten latency.batch_sizes; sizes that do not fit are left out",
+    }.get(kind, f"lower {kind}.batch_size")

@@ -1,0 +1,215 @@
+"""Models: loading and saving them, base and adapter apart.
+
+On disk every model has a folder below `models/`: a full model (`text-cot`, `base`,
+`interpreter`), a `pretrained.json` that says where one lies, or an adapter on `text-cot`, whose
+folder is named by its checkpoint and training seed (`recover/42`, see `Params.trained`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from heima.config import Lora, Params
+from heima.data.images import ImageZip
+from heima.data.tokens import Vocabulary
+from heima.families.llava_next import LlavaNextCollator
+from heima.families.mllama import MllamaCollator
+from heima.families.registry import FAMILIES
+from heima.vlm import kernels
+from heima.vlm.added_tokens import equip, fit, untie
+from heima.vlm.pointer import locate
+
+# Whatever computes with a model imports this module.
+kernels.install()
+
+ROOT = Path("models")
+"""Where the pipeline keeps models."""
+
+
+def device() -> torch.device:
+    """A GPU where there is one; processes started by torchrun or accelerate have one each."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def dtype(params: Params) -> torch.dtype:
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[params.precision]
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a full model's folder (see `pretrained.locate`)."""
+    return {
+        "pretrained_model_name_or_path": str(locate(folder)),
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
+
+
+def load_processor(models: Path, params: Params) -> ProcessorMixin:
+    """The processor of the family's VLM; its image part needs no torchvision."""
+    processor = AutoProcessor.from_pretrained(**_source(models / "text-cot"), backend="pil")
+    equip(processor.tokenizer, FAMILIES[params.family])
+    return processor
+
+
+def load_tokenizer(models: Path, params: Params) -> PreTrainedTokenizerBase:
+    """The tokenizer of the family's interpreter LLM."""
+    tokenizer = AutoTokenizer.from_pretrained(**_source(models / "interpreter"))
+    equip(tokenizer, FAMILIES[params.family])
+    return tokenizer
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary:
+    return Vocabulary(tokenizer, FAMILIES[params.family].thinking_tokens)
+
+
+def collator(
+    processor: ProcessorMixin, images: ImageZip, params: Params
+) -> MllamaCollator | LlavaNextCollator:
+    """What makes batches of the family's VLM from `encoding.Sample`s."""
+    kinds = {"mllama": MllamaCollator, "llava_next": LlavaNextCollator}
+    kind = kinds[FAMILIES[params.family].model_type]
+    return kind(processor, images, once=params.training.images_once)
+
+
+def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A VLM for inference with its processor: a full model, or `text-cot` with adapter `name`.
+
+    The adapter is merged into the weights: generation is about 1.3 times faster.
+    """
+    full = name if name in ("base", "text-cot") else "text-cot"
+    model = AutoModelForImageTextToText.from_pretrained(
+        **_source(models / full), dtype=dtype(params), use_safetensors=True
+    )
+    expected = FAMILIES[params.family].model_type
+    if model.config.model_type != expected:
+        raise ValueError(
+            f"{models / full} holds a model of type {model.config.model_type!r}, the family "
+            f"{params.family} needs {expected!r}"
+        )
+    processor = load_processor(models, params)
+    untie(model)
+    fit(model, processor.tokenizer, FAMILIES[params.family])
+    if full != name:
+        model = _adapted(model, models, name, params).merge_and_unload()
+    return model.to(device()).eval(), processor
+
+
+def _adapted(
+    model: PreTrainedModel, models: Path, name: str, params: Params, *, trainable: bool = False
+) -> PeftModel:
+    """`text-cot` with the adapter of a checkpoint.
+
+    Raises `ValueError` for an adapter of another family: peft alone would stop in the middle of
+    loading, or leave out what it finds no place for.
+    """
+    folder = _adapter(models, name)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+        for key in weights.keys():  # noqa: SIM118
+            module, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
+            found = weights.get_slice(key).get_shape()
+            # A is (rank, inputs), B is (outputs, rank).
+            axis = 1 if kind.startswith("A") else 0
+            try:
+                layer = model.get_submodule(module)
+            except AttributeError:
+                layer = None
+            width = getattr(layer, ("out_features", "in_features")[axis], None)
+            if width != found[axis]:
+                raise ValueError(
+                    f"{folder} does not belong to the family {params.family}: its {key} is "
+                    f"{tuple(found)}, and {module} there "
+                    + (f"has width {width}" if width else "does not exist")
+                    + f"; `dvc repro {_stage(name)}` trains it anew"
+                )
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def load_llm(models: Path, params: Params) -> PreTrainedModel:
+    """The LLM that every interpreter starts from."""
+    model = AutoModelForCausalLM.from_pretrained(
+        **_source(models / "interpreter"), dtype=dtype(params), use_safetensors=True
+    )
+    untie(model)
+    fit(model, load_tokenizer(models, params), FAMILIES[params.family])
+    return model
+
+
+def trainable_vlm(models: Path, init: str, params: Params, *, seed: int) -> PeftModel:
+    """`text-cot` with a trainable adapter: a new one, drawn by `seed`, or the one at `init`.
+
+    Only adapter weights pass from phase to phase (recipe, section 2).
+    """
+    model, _ = load_vlm(models, "text-cot", params)
+    if init == "text-cot":
+        return add_lora(model, FAMILIES[params.family].vlm_lora, params.distill.lora, seed)
+    return _adapted(model, models, init, params, trainable=True)
+
+
+def add_lora(model: PreTrainedModel, targets: str, lora: Lora, seed: int) -> PeftModel:
+    """A new adapter (LoRA without biases) on the modules whose whole name matches `targets`."""
+    torch.manual_seed(seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            bias="none",
+            target_modules=targets,
+        ),
+    )
+
+
+def save_adapter(
+    model: PeftModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Save the adapter alone; the embeddings are frozen and stay with the base model.
+
+    `weights` are the adapter's if `model` is sharded (`training.trained_weights`).
+    """
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
+    # peft adds a model card full of local paths.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _adapter(models: Path, name: str) -> Path:
+    folder = models / name
+    if not (folder / "adapter_config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no adapter; `dvc repro {_stage(name)}` makes it")
+    return folder
+
+
+def _stage(name: str) -> str:
+    """The stage that trains an adapter.
+
+    >>> _stage("recover/42")
+    'distill@recover-42'
+    """
+    return f"distill@{name.replace('/', '-')}"
+
+
+def pretrained(model: torch.nn.Module) -> PreTrainedModel:
+    """The model of transformers in what adapters and losses have been put around it."""
+    return next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+
+
+def trainable_parameters(model: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

@@ -1,0 +1,229 @@
+"""Parameters: the committed profiles are valid, wrong values are named with what is allowed."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heima import config
+from heima.cot.rendering import constant_prefix
+from heima.toy.world import KINDS
+from stages import profile
+from tests.conftest import ROOT
+from tests.fabricated_sources import paper_yaml
+
+
+def test_params_yaml_is_the_toy_profile():
+    toy = (ROOT / "profiles" / "toy.yaml").read_text(encoding="utf-8")
+    assert (ROOT / "params.yaml").read_text(encoding="utf-8") == toy
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_profile_is_valid(path):
+    assert config.load(path).profile == path.stem
+
+
+def test_the_kinds_of_question_are_the_toy_worlds():
+    assert get_args(config.QuestionKind) == KINDS
+
+
+def edit(raw: dict, key: str, value) -> str:
+    *parents, last = key.split(".")
+    for parent in parents:
+        raw = raw[parent]
+    if value is ...:
+        del raw[last]
+    else:
+        raw[last] = value
+    return last
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rewrite.heldout", 1.5, r"rewrite\.heldout = 1\.5: .*less than 1"),
+        ("rewrite.split", "record", r"rewrite\.split = 'record': .*'image' or 'turn'"),
+        ("rewrite.spacig", "any", r"rewrite\.spacig = 'any': unknown key"),
+        ("rewrite.compat", "official", r"official needs split = turn, not image, image_place"),
+        ("seed", ..., r"seed: missing"),
+        ("checkpoints.p2.learning_rate", -1, r"p2\.learning_rate = -1: .*greater than 0"),
+        ("checkpoints.p2.data", "p9", r"data = 'p9' is not one of \['answer-only', 'p1'"),
+        ("checkpoints.p2.init", "p7", r"checkpoints\.p2\.init = 'p7' is not one of"),
+        ("checkpoints.p1.init", "recover", r"circle"),
+        ("checkpoints.p1.epochs", 1.0, r"exactly one of steps and epochs"),
+        ("checkpoints.one-shot.steps", 7, r"checkpoints\.one-shot\.steps = 7 must be \d+"),
+        ("checkpoints.p1.thinking", {"tokens": 33}, r"p1\.thinking\.tokens = 33: .*equal to 32"),
+        ("checkpoints.p1.thinking", {"ratio": 1.0}, r"p1\.thinking\.ratio = 1\.0: .*less than 1"),
+        ("checkpoints.p1.thinking", {"tokens": 2, "ratio": 0.5}, r"one of tokens and ratio"),
+        ("checkpoints.answer-only.thinking", {"tokens": 2}, r"answer-only has no thinking tokens"),
+        ("checkpoints.p2.thinking", {"ratio": 0.5},
+         r"checkpoints\.p2\.thinking = \{ratio: 0\.5\} must be \{tokens: 1\}, that of p1"),
+        ("states.checkpoint", "p8", r"states\.checkpoint = 'p8' is not one of"),
+        ("variants.heima.model", "p8", r"variants\.heima\.model = 'p8' is not one of"),
+        ("reconstruct.controls", ["zero"], r"must name `own`"),
+        ("teach.llm.hidden_size", 32, r"llm\.hidden_size = 32 must equal vlm\.hidden_size"),
+        ("judge.backend", "oracle", r"judge.*embedded-rules"),
+        ("variants.heima", ..., r"variants must name `heima`"),
+        ("interpreters.caption.sections", ["caption", "caption"], r"name no section twice"),
+        ("reconstructions.caption.interpreter", "summary",
+         r"caption\.interpreter = 'summary' is not one of \['caption', 'shared'\], the interp"),
+        ("reconstructions.summary", ..., r"reconstructions must name 'summary'"),
+        ("similarity.judged", ["zero"], r"judged must name `own`"),
+        ("similarity.judged", ["own", "noise"], r"similarity\.judged.*'shuffled'"),
+        ("reconstruct.controls", ["own", "zero"], r"judged: mean, .* among .*\['own', 'zero'"),
+        ("similarity.references", "raw", r"references = 'raw': .*'clean' or 'official'"),
+        ("judge", {"backend": "openai", "base_url": "http://x", "model": "m", "budget_usd": 5},
+         r"budget_usd = 5\.0 needs a price"),
+        ("judge", {"backend": "openai", "base_url": "http://x", "model": "m", "workers": 0},
+         r"workers = 0: .*greater than or equal to 1"),
+        ("states.checkpoint", "p1", r"states\.checkpoint = 'p1' is not one of \['one-shot'"),
+        ("source.mix", {"guess": 1}, r"source.*mix\.guess.*'look-option'"),
+        ("source.benchmark_sizes.ai2d", ..., r"source\.benchmark_sizes lacks ai2d"),
+        ("source.benchmark_sizes.hallusionbench", 7, r"hallusionbench = 7 must be a multiple of 4"),
+        ("source", {"kind": "folder", "path": "x", "benchmarks": {"ai2d": {"path": "y"}}},
+         r"source\.benchmarks lacks hallusionbench, mathvista"),
+        ("source", {"kind": "folder", "path": "x", "benchmarks": {
+            name: {"path": "y"} for name in get_args(config.Benchmark)}},
+         r"teach\.vlm\.kind = 'train' needs source\.kind = 'toy'"),
+        ("source", {"kind": "folder", "path": "x", "benchmarks": {
+            "ai2d": {"id": "a/b", "path": "y"}}},
+         r"ai2d: give exactly one of path and id"),
+        ("source", {"kind": "folder", "path": "x", "benchmarks": {
+            "ai2d": {"id": "a/b", "revision": "main"}}},
+         r"ai2d\.revision = 'main': .*40"),
+        ("protocols.paper", {}, r"protocols\.paper.*'lmms' or 'vlmevalkit'"),
+        ("protocols.lmms.seeds", [1, 2], r"seeds = \[1, 2\] must be one: at temperature 0"),
+        ("protocols.vlmevalkit.seeds", [1, 1], r"seeds must name no seed twice"),
+        ("protocols.vlmevalkit.data", {"ai2d": "ai2d-mask"}, r"benchmark_sizes lacks ai2d-mask"),
+        ("benchmarks", ["ai2d", "ai2d"], r"benchmarks must name no benchmark twice"),
+        ("benchmarks", ["mmmu"], r"benchmarks\.0 = 'mmmu': .*'mmstar'"),
+        ("predict.engine", "vllm", r"engine = 'vllm' does not serve the family toy-mllama"),
+        ("variants.heima.forced_prefix", "p2", r"forced_prefix = 'p2' is not one of \['p3'\]"),
+        ("latency.cases.heima.variant", "hema", r"latency\.cases\.heima\.variant = 'hema' is not"),
+        ("latency.cases.heima.budget", "x", r"cases\.heima\.budget = 'x' is not one of \['answer"),
+        ("latency.batch_sizes", [1, 1], r"batch_sizes must name no size twice"),
+        ("latency.benchmark", "mmmu", r"latency\.benchmark = 'mmmu'"),
+        ("latency.peaks", {"device": "x", "tflops": 0, "gb_per_s": 1},
+         r"tflops = 0: .*greater than 0"),
+        ("source.kind", "drawn", r"source.*'toy', 'folder', 'hub'"),
+        ("source", {"kind": "hub", "id": "LLaVA-CoT-100k", "path": "x", "benchmarks": {}},
+         r"id = 'LLaVA-CoT-100k'"),
+        ("source", {"kind": "hub", "id": "a/b", "path": "data/./source/x", "benchmarks": {
+            name: {"path": "y"} for name in get_args(config.Benchmark)}},
+         r"path = 'data/\./source/x' must not lie in data/source: DVC deletes"),
+        ("teach.llm", {"kind": "pretrained", "id": "a/b", "revision": "main"},
+         r"revision = 'main': .*40"),
+        ("teach.llm", {"kind": "pretrained", "id": "a/b", "path": "c"},
+         r"give exactly one of path and id"),
+        ("teach.llm", {"kind": "pretrained", "id": "a/b"},
+         r"llm\.kind = 'pretrained' must be 'train' for the family toy-mllama"),
+        ("family", "llava-cot-11b",
+         r"vlm\.kind = 'train' must be 'pretrained' for the family llava-cot-11b"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_named(raw_params, key, value, message):
+    edit(raw_params, key, value)
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.mark.parametrize("thinking", [{"tokens": 4}, {"ratio": 0.3}])
+def test_a_chain_has_one_number_of_thinking_tokens(raw_params, thinking):
+    """Told of all its checkpoints, or of a chain that starts from one without thinking tokens."""
+    checkpoints, variants = raw_params["checkpoints"], raw_params["variants"]
+    for name in ("p1", "p2", "p3", "recover"):
+        checkpoints[name]["thinking"] = thinking
+    checkpoints["p3-one"] = {**checkpoints["one-shot"], "init": "answer-only", "matched": []}
+    if "ratio" in thinking:
+        with pytest.raises(config.ConfigError, match=r"forced_prefix: answers of recover do not"):
+            config.parse(yaml.safe_dump(raw_params))
+        del variants["heima-forced-prefix"], raw_params["latency"]["cases"]["heima-forced-prefix"]
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.thinking("recover") == config.Thinking(**thinking)
+    assert params.thinking("p3-one") == params.thinking("base") == config.ONE_TOKEN
+    for name in ("p1", "p3"):
+        checkpoints[name] = {**checkpoints[name], "thinking": {"tokens": 2}}
+        with pytest.raises(config.ConfigError, match=r"must be .* earlier in its chain"):
+            config.parse(yaml.safe_dump(raw_params))
+
+
+def test_the_prefix_of_a_model_is_what_its_answers_begin_with(raw_params):
+    raw_params["checkpoints"]["one-shot"]["thinking"] = {"tokens": 3}
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.prefix("one-shot", None) == ""
+    assert params.prefix("recover", "p3") == constant_prefix("p3")
+    three = params.prefix("one-shot", "p3")
+    assert three.count("<THINKING_OF_") == 9 and "_3></REASONING>" in three.replace(" ", "")
+
+
+@given(st.integers(1, 4000), st.floats(0.001, 0.999))
+def test_a_ratio_rounds_down_to_at_least_one(length, ratio):
+    count = config.Thinking(ratio=ratio).count(length)
+    assert 1 <= count <= length
+    assert count == 1 or count <= ratio * length < count + 1
+
+
+def test_all_faults_are_listed_at_once(raw_params):
+    raw_params["seed"], raw_params["rewrite"]["heldout"] = -1, 2
+    with pytest.raises(config.ConfigError, match="2 wrong values") as caught:
+        config.parse(yaml.safe_dump(raw_params))
+    assert "seed = -1" in str(caught.value) and "rewrite.heldout = 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
+def test_a_file_that_is_no_mapping(text):
+    with pytest.raises(config.ConfigError, match=r"params\.yaml"):
+        config.parse(text)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder with the committed params and profiles, as the working directory."""
+    (tmp_path / "profiles").mkdir()
+    for path in (ROOT / "profiles").glob("*.yaml"):
+        (tmp_path / "profiles" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_switching_there_and_back_changes_nothing(checkout):
+    before = (checkout / "params.yaml").read_bytes()
+    lines = profile.switch("paper", force=False)
+    assert any(line.startswith("~ family: toy-mllama -> llava-cot-11b") for line in lines)
+    assert config.load().profile == "paper"
+    profile.switch("toy", force=False)
+    assert (checkout / "params.yaml").read_bytes() == before
+
+
+def test_an_unknown_profile_lists_the_known(checkout):
+    with pytest.raises(config.ConfigError, match=r"'tiny' is not one of \[.*'toy-llava-next'\]"):
+        profile.switch("tiny", force=False)
+
+
+def test_a_source_folder_that_lacks_its_files_is_named(checkout):
+    from stages import prepare
+
+    (checkout / "params.yaml").write_text(paper_yaml("given", mmstar={"path": "given"}))
+    with pytest.raises(SystemExit, match=r"given lacks train\.jsonl and images\.zip"):
+        prepare.main()
+    assert not (checkout / "data" / "source").exists()
+
+
+def test_changed_params_are_not_lost(checkout):
+    mine = (checkout / "params.yaml").read_text().replace("seed: 42", "seed: 43")
+    (checkout / "params.yaml").write_text(mine)
+    with pytest.raises(config.ConfigError, match="--force"):
+        profile.switch("paper", force=False)
+    assert (checkout / "params.yaml").read_text() == mine
+    assert "~ seed: 43 -> 42" in profile.switch("toy", force=True)
+    assert (checkout / "params.yaml.orig").read_text() == mine
+
+
+def test_dumped_parameters_are_valid_and_the_same(params):
+    dumped = params.model_dump_json(by_alias=True)
+    assert config.Params.model_validate_json(dumped) == params

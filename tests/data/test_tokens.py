@@ -1,0 +1,197 @@
+"""Labels cover the assistant's turn and nothing else; text survives its tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from transformers import LlamaTokenizer
+
+from heima.config import Thinking
+from heima.cot.rendering import RENDERINGS, constant_prefix, is_constant, render
+from heima.cot.sections import COMPRESSIBLE, MAX_NUMBERED, THINKING_TOKENS, numbered, thinking_token
+from heima.data.encoding import encode_turns
+from heima.data.tokens import IGNORED, Vocabulary
+from heima.families.registry import FAMILIES
+from heima.vlm.added_tokens import equip
+
+
+@pytest.mark.parametrize("rendering", sorted(RENDERINGS))
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_labels_are_exactly_the_assistant_turn(toy_vocabulary, toy_turns, rendering, place):
+    for turn in toy_turns:
+        answer = render(turn.sections, rendering)
+        encoded = toy_vocabulary.encode(turn.question, place, answer)
+        tokenizer = toy_vocabulary.tokenizer
+        labelled = [label for label in encoded.labels if label != IGNORED]
+        # A labelled tail: the header, the answer, the end of turn.
+        assert encoded.labels[-len(labelled) :] == encoded.input_ids[-len(labelled) :] == labelled
+        assert labelled[-1] == tokenizer.eos_token_id
+        header = tokenizer("<|start_header_id|>assistant<|end_header_id|>\n\n")["input_ids"]
+        assert labelled[: len(header)] == header
+        body = encoded.input_ids[encoded.body :]
+        assert toy_vocabulary.decode(body).split() == answer.split()
+
+
+def test_the_image_stands_where_it_should(toy_vocabulary, toy_processor):
+    image = toy_processor.image_token_id
+    first, last, none = (
+        toy_vocabulary.encode("What is at a1?", place, "x").input_ids
+        for place in ("first", "last", "none")
+    )
+    assert first.count(image) == last.count(image) == 1 and image not in none
+    assert first.index(image) < last.index(image)
+    assert [token for token in first if token != image] == none
+
+
+def test_thinking_tokens_are_single_reserved_tokens(toy_vocabulary, toy_turns):
+    ids = toy_vocabulary.thinking_ids
+    assert tuple(ids) == THINKING_TOKENS and len(set(ids.values())) == len(ids) == 99
+    for count in (1, 2, MAX_NUMBERED):
+        thinking = numbered(count)
+        answer = render(toy_turns[0].sections, "p3", thinking)
+        encoded = toy_vocabulary.encode("q", "first", answer)
+        shown = [token for token in encoded.input_ids if token in ids.values()]
+        assert shown == [ids[name] for names in thinking.values() for name in names]
+        assert len(shown) == 3 * count
+        body = encoded.input_ids[encoded.body :]
+        assert "".join(toy_vocabulary.decode(body).split()) == "".join(answer.split())
+
+
+def test_decode_stops_at_the_end_of_turn(toy_vocabulary):
+    tokenizer = toy_vocabulary.tokenizer
+    ids = [
+        tokenizer.pad_token_id,
+        toy_vocabulary.thinking_ids["<THINKING_OF_SUMMARY>"],
+        tokenizer.eos_token_id,
+        toy_vocabulary.thinking_ids["<THINKING_OF_CAPTION>"],
+    ]
+    assert toy_vocabulary.decode(ids) == "<THINKING_OF_SUMMARY>"
+
+
+def test_a_tokenizer_without_the_reserved_token_is_an_error(toy_processor):
+    with pytest.raises(ValueError, match="<nowhere>"):
+        Vocabulary(toy_processor.tokenizer, {"<THINKING_OF_SUMMARY>": "<nowhere>"})
+
+
+def test_an_adaptive_number_follows_the_sections_length(toy_vocabulary, toy_turns):
+    ids, counts = toy_vocabulary.thinking_ids, set()
+    for ratio in (0.1, 0.5, 0.9):
+        samples = encode_turns(
+            toy_turns, "p3", toy_vocabulary, max_length=512, thinking=Thinking(ratio=ratio)
+        )
+        for turn, sample in zip(toy_turns, samples, strict=True):
+            for section in COMPRESSIBLE:
+                text = turn.sections[section]
+                length = len(toy_vocabulary.tokenizer(text, add_special_tokens=False)["input_ids"])
+                shown = sample.encoded.input_ids.count(ids[thinking_token(section)])
+                assert shown == max(1, int(ratio * length))
+                counts.add(shown)
+    assert len(counts) > 5
+
+
+def test_one_token_a_section_is_what_it_was(toy_vocabulary, toy_turns):
+    """However it is asked for: the ablations change nothing of the paper's method."""
+    plain = encode_turns(toy_turns, "p3", toy_vocabulary, max_length=512)
+    for thinking in (Thinking(tokens=1), Thinking(ratio=1e-9)):
+        again = encode_turns(toy_turns, "p3", toy_vocabulary, max_length=512, thinking=thinking)
+        assert again == plain
+
+
+def test_a_turn_that_is_too_long_is_named(toy_vocabulary, toy_turns):
+    with pytest.raises(ValueError, match=rf"turn {toy_turns[0].id} has \d+ tokens.*max_length = 9"):
+        encode_turns(toy_turns, "text-cot", toy_vocabulary, max_length=9)
+
+
+@pytest.mark.parametrize("prefix", ["", constant_prefix("p3")])
+def test_a_prompt_with_a_prefix_is_the_beginning_of_what_is_trained_on(
+    toy_vocabulary, toy_turns, prefix
+):
+    """So that an answer goes on from the forced prefix as from its own."""
+    turn = toy_turns[0]
+    encoded = toy_vocabulary.encode(turn.question, "first", render(turn.sections, "p3"))
+    ids = toy_vocabulary.prompt_ids(turn.question, "first", prefix)
+    assert encoded.input_ids[: len(ids)] == ids
+    assert (len(ids) > encoded.body) == bool(prefix)
+
+
+@pytest.mark.parametrize("family", ["toy", "llava"])
+@pytest.mark.parametrize("place", ["first", "last", "none"])
+def test_turns_encoded_together_are_those_encoded_alone(family, place, request, toy_turns):
+    """Against one call of the tokenizer and of its chat template a part, as it stands there."""
+    vocabulary = request.getfixturevalue(f"{family}_vocabulary")
+    tokenizer = vocabulary.tokenizer
+    rng = np.random.default_rng(5)
+    answers = [render(turn.sections, rng.choice(list(RENDERINGS))) for turn in toy_turns]
+    turns = [
+        (turn.question, place, answer) for turn, answer in zip(toy_turns, answers, strict=True)
+    ]
+    # With what only a special token is, a thinking token in a question, nothing, and a turn twice.
+    turns += [("<THINKING_OF_CAPTION>", place, ""), ("<image> <|image|>", place, "x"), turns[0]]
+    together = vocabulary.encode_all(turns)
+    prompts = vocabulary.prompts_ids([question for question, _, _ in turns], place, "<SUMMARY>")
+    assert len(together) == len(prompts) == len(turns)
+    for (question, _, answer), encoded, prompt in zip(turns, together, prompts, strict=True):
+        text, image = {"type": "text", "text": reserved(vocabulary, question)}, {"type": "image"}
+        content = {"first": [image, text], "last": [text, image], "none": [text]}[place]
+        chat = [{"role": "user", "content": content}]
+        user, whole = (
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=header)
+            for header in (False, True)
+        )
+        asked, header, said, begun = (
+            tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (
+                user,
+                whole.removeprefix(user),
+                reserved(vocabulary, answer),
+                "<SUMMARY>",
+            )
+        )
+        said.append(tokenizer.eos_token_id)
+        assert encoded.input_ids == asked + header + said
+        assert encoded.labels == [IGNORED] * len(asked) + header + said
+        assert encoded.body == len(asked) + len(header)
+        assert prompt == asked + header + begun
+        assert encoded == vocabulary.encode(question, place, answer)
+    assert vocabulary.encode_all([]) == vocabulary.prompts_ids([], place) == []
+
+
+def reserved(vocabulary, text):
+    for name, token in vocabulary.reserved.items():
+        text = text.replace(name, token)
+    return text
+
+
+@pytest.mark.parametrize("rendering", sorted(RENDERINGS))
+def test_only_constant_renderings_have_a_prefix(toy_turns, rendering):
+    answers = [render(turn.sections, rendering) for turn in toy_turns]
+    beginnings = {answer.partition("<CONCLUSION>")[0] for answer in answers}
+    if is_constant(rendering):
+        assert beginnings == {constant_prefix(rendering)}
+    else:
+        assert len(beginnings) > 1 or beginnings == {""}
+        with pytest.raises(ValueError, match="do not all begin alike"):
+            constant_prefix(rendering)
+
+
+def test_parts_of_vicunas_chat_are_the_tokens_of_the_whole():
+    """SentencePiece keeps the blank before a word with it: parts must be cut where it does."""
+    letters = "▁ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:'<>?/_|\n"
+    pairs = [("▁", letter) for letter in "AUSabtw"] + [("▁A", "S"), ("▁U", "S"), ("t", "h")]
+    words = ["<unk>", "<s>", "</s>", *letters, *map("".join, pairs)]
+    tokenizer = LlamaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=pairs)
+    family = FAMILIES["llava-next-vicuna-7b"]
+    equip(tokenizer, family)
+    vocabulary = Vocabulary(tokenizer, family.thinking_tokens)
+    question, answer = "what is that?", "so the answer is B"
+    whole = tokenizer(
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions. "
+        f"USER: {question} ASSISTANT: {answer}"
+    )["input_ids"]
+    encoded = vocabulary.encode(question, "none", answer)
+    assert encoded.input_ids == [tokenizer.bos_token_id, *whole, tokenizer.eos_token_id]
+    assert tokenizer.unk_token_id not in encoded.input_ids
+    assert vocabulary.decode(encoded.input_ids[encoded.body :]) == answer
+    header = [label for label in encoded.labels[: encoded.body] if label != IGNORED]
+    assert tokenizer.decode(header).strip() == "ASSISTANT:"

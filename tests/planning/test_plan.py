@@ -1,0 +1,224 @@
+"""The plan of a run: complete, following its parameters; what is missing is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+from huggingface_hub import constants
+
+from heima import config
+from heima.config import PretrainedModel
+from heima.planning import architectures, preflight, workload
+from heima.planning.estimate import GPUS, Estimate, Machine, total
+from reports import mlflow_mirror
+from stages import plan, runs
+from tests.conftest import ROOT
+
+H100 = Machine("h100", GPUS["h100"], 8, mfu=0.35, mbu=0.25)
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return config.load(ROOT / "profiles/paper.yaml")
+
+
+def planned(params, machine=H100, work=None) -> Estimate:
+    how = plan.levers(params)
+    return Estimate(params, architectures.of(params), work or assumed(params), machine, how)
+
+
+def assumed(params) -> workload.Workload:
+    """The workload where nothing has run yet."""
+    nowhere = ROOT / "tests/nothing"
+    return workload.of(params, None, data=nowhere, metrics=nowhere)
+
+
+@pytest.fixture(scope="module")
+def estimate(paper):
+    return planned(paper)
+
+
+def stage(estimate, name):
+    return next(one for one in estimate.stages if one.name == name)
+
+
+def names_of_dvc(params) -> list[str]:
+    """The stages of dvc.yaml, those of `foreach` and `matrix` one by one, in its order."""
+    values = params.model_dump(mode="json", by_alias=True) | {"runs": runs.runs(params)}
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    return mlflow_mirror.stage_names(pipeline, values)
+
+
+def test_every_stage_of_the_pipeline_is_planned(estimate, paper):
+    assert [one.name for one in estimate.stages] == names_of_dvc(paper)
+
+
+def test_a_training_seed_more_costs_one_more_of_what_is_trained(paper, estimate):
+    more = planned(paper.model_copy(update={"seeds": (42, 43)}), work=estimate.workload)
+    assert [one.name for one in more.stages] == names_of_dvc(more.params)
+    for name in ("distill@p3", "interpret@shared-own", "reconstruct@caption", "states"):
+        mark = "-" if "@" in name else "@"
+        first, second = (stage(more, f"{name}{mark}{seed}") for seed in (42, 43))
+        assert replace(second, name=first.name) == first
+    for name, times in (("predict@heima", 2), ("predict@text-cot", 1), ("score@heima", 2),
+                        ("judge", 2), ("similarity@caption", 2)):  # fmt: skip
+        assert stage(more, name).samples == times * stage(estimate, name).samples
+
+
+def test_the_recipes_counts(estimate, paper):
+    """4,302 turns are held out, states have 24 KB a turn, every judged control is asked about."""
+    held = estimate.workload.heldout
+    assert held == 4302
+    assert stage(estimate, "states@42").disk == 215_095 * 24 * 1024
+    assert stage(estimate, "distill@p1-42").samples == 215_095 - held
+    judged = len(paper.reconstructions) * len(paper.similarity.judged) * held
+    assert stage(estimate, "judge").judge_calls == judged
+    assert stage(estimate, "predict@heima").samples == 4 * sum(workload.BENCHMARK_ROWS.values())
+
+
+def test_compression_shortens_what_is_computed(estimate):
+    flops = [stage(estimate, f"distill@{name}-42").flops for name in ("p1", "p2", "p3")]
+    assert flops == sorted(flops, reverse=True)
+    hours = [
+        stage(estimate, f"predict@{name}").gpu_hours
+        for name in ("text-cot", "heima", "heima-forced-prefix", "answer-only")
+    ]
+    assert hours == sorted(hours, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("lever", "less"),
+    [
+        ({"images_once": False}, False),
+        ({"labelled_only": False}, False),
+        ({"gradient_checkpointing": False}, True),
+        ({"tiles": "real"}, True),
+    ],
+)
+def test_levers_change_the_flops_as_they_should(estimate, paper, lever, less):
+    other = Estimate(
+        paper,
+        architectures.of(paper),
+        estimate.workload,
+        estimate.machine,
+        replace(estimate.levers, **lever),
+    )
+    before, after = (stage(one, "distill@p3-42").flops for one in (estimate, other))
+    assert (after < before) is less and after != before
+
+
+def test_hours_follow_the_machine(estimate, paper):
+    half = Machine("h100", GPUS["h100"], 4, mfu=0.175, mbu=0.25)
+    other = planned(paper, half, estimate.workload)
+    before, after = stage(estimate, "distill@p1-42"), stage(other, "distill@p1-42")
+    assert after.flops == before.flops
+    assert after.gpu_hours == pytest.approx(2 * before.gpu_hours)
+    assert after.hours == pytest.approx(4 * before.hours)
+    assert after.memory["frozen weights"] == pytest.approx(2 * before.memory["frozen weights"])
+
+
+def test_a_batch_of_judgements_costs_half(estimate, paper):
+    direct = paper.model_copy(update={"judge": paper.judge.model_copy(update={"mode": "direct"})})
+    other = planned(direct, work=estimate.workload)
+    assert stage(other, "judge").usd == pytest.approx(2 * stage(estimate, "judge").usd)
+    assert stage(other, "score@heima").usd == stage(estimate, "score@heima").usd
+
+
+def test_the_toy_is_planned_by_its_own_world(params):
+    """Its turns are those of params; its tokens are counted on turns that prepare would draw."""
+    work = workload.of(params, plan.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
+    turns = params.source.records * params.source.turns
+    assert (work.turns, work.heldout) == (turns, round(turns * params.rewrite.heldout))
+    estimate = planned(params, Machine("cpu", plan.CPU, 1, 0.35, 0.25), work)
+    assert [one.name for one in estimate.stages] == names_of_dvc(params)
+    # The toy's answer with three thinking tokens: eight tags, an answer of a word, the end.
+    assert work.lengths.answer("p3", config.ONE_TOKEN) == pytest.approx(13, abs=0.2)
+    assert total(estimate.stages).usd == 0
+
+
+def test_counts_of_another_profile_do_not_count(params, tmp_path):
+    content = {
+        "turns": {"train": 90, "heldout": 10},
+        "images": {"train": 40, "heldout": 10},
+        "provenance": {"profile": params.profile},
+    }
+    metrics = tmp_path / "rewrite.json"
+    metrics.write_text(json.dumps(content))
+    work = workload.of(params, None, data=tmp_path, metrics=metrics)
+    assert (work.train, work.heldout, work.turns_an_image) == (90, 10, 2)
+    metrics.write_text(json.dumps({**content, "provenance": {"profile": "other"}}))
+    assert workload.of(params, None, data=tmp_path, metrics=metrics).turns == 6000
+
+
+def test_what_is_missing_is_named_with_what_to_do(estimate, paper, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(preflight, "get_token", lambda: None)
+    monkeypatch.setattr(preflight.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        preflight.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1e9, 0, 1e9)
+    )
+    monkeypatch.delenv(paper.judge.api_key_env, raising=False)
+    lines = "\n".join(preflight.missing(paper, estimate))
+    for part in (
+        "teach.vlm.text-cot: the weights of Xkev/Llama-3.2V-11B-cot",
+        "teach.llm: meta-llama/Llama-3.1-8B-Instruct is gated",
+        "lacks train.jsonl and images.zip",
+        "MMBench_DEV_EN_V11.tsv",
+        "source.benchmarks.mmvet",
+        "disk: ",
+        "judge: OPENAI_API_KEY is not set",
+        "the plan is for 8 of them, this machine has 2",
+        "memory: latency",
+    ):
+        assert part in lines
+
+    monkeypatch.setenv(paper.judge.api_key_env, "a key")
+    monkeypatch.setattr(preflight, "get_token", lambda: "a token")
+    monkeypatch.setattr(preflight.torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(
+        preflight.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1e13, 0, 1e13)
+    )
+    kinds = {line.partition(":")[0] for line in preflight.missing(paper, estimate)}
+    assert not kinds & {"disk", "judge", "GPUs"}
+
+
+def test_weights_are_here_when_all_of_their_parts_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model, commit = PretrainedModel(id="some/model", revision="a" * 40), "a" * 40
+    folder = tmp_path / "models--some--model" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    index = {"weight_map": {"x": "model-00001-of-00002.safetensors", "y": "second"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "second").touch()
+    assert not preflight.is_here(model)
+    (folder / "model-00001-of-00002.safetensors").touch()
+    assert preflight.is_here(model)
+    given = PretrainedModel(path=str(tmp_path))
+    assert not preflight.is_here(given)
+    (tmp_path / "model.safetensors").touch()
+    assert preflight.is_here(given)
+
+
+def test_the_command_plans_the_paper_without_data(tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "profiles/paper.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["plan", "--gpu", "a100", "--json"])
+    plan.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["machine"]["gpu"]["tflops"] == 312
+    assert found["total"]["gpu_hours"] == pytest.approx(
+        sum(one["gpu_hours"] for one in found["stages"])
+    )
+    assert any("Xkev/LLaVA-CoT-100k" in line for line in found["missing"])
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    shutil.copy(ROOT / "profiles/toy.yaml", tmp_path / "params.yaml")
+    monkeypatch.setattr(sys, "argv", ["plan", "--gpu-hour-price", "2"])
+    plan.main()
+    text = capsys.readouterr().out
+    assert "distill@recover-43" in text and "for GPUs at $2 an hour" in text

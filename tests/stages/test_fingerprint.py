@@ -1,0 +1,94 @@
+"""Code fingerprints: blind to comments, formatting and docstrings; sharp for code and imports."""
+
+from __future__ import annotations
+
+import grimp
+import pytest
+
+from stages import fingerprint
+from tests.conftest import ROOT
+
+CODE = '''
+"""A module."""
+
+import math
+
+LIMIT = 3
+"""How far."""
+
+
+class Thing:
+    """A thing."""
+
+    def area(self, r):
+        """In square metres."""
+        return math.pi * r**2
+'''
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        CODE + "# The end.\n",
+        CODE.replace('"""A thing."""', '"""Another text."""'),
+        CODE.replace('"""How far."""\n', ""),
+        CODE.replace('        """In square metres."""\n', ""),
+        CODE.replace("math.pi * r**2", "(math.pi\n            * r ** 2)  # pi r squared"),
+    ],
+)
+def test_prose_and_layout_do_not_count(edited):
+    assert edited != CODE
+    assert fingerprint.syntax_hash(edited) == fingerprint.syntax_hash(CODE)
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        CODE.replace("r**2", "r**3"),
+        CODE.replace("LIMIT = 3", "LIMIT = 4"),
+        CODE.replace("LIMIT = 3", 'LIMIT = "3"'),
+        CODE.replace("area", "volume"),
+    ],
+)
+def test_code_counts(edited):
+    assert fingerprint.syntax_hash(edited) != fingerprint.syntax_hash(CODE)
+
+
+def test_each_stage_depends_on_what_it_imports_and_nothing_else():
+    graph = grimp.build_graph(*fingerprint.PACKAGES, cache_dir=None)
+    prints = {
+        stage: set(fingerprint.fingerprint(ROOT, stage, graph)) for stage in fingerprint.STAGES
+    }
+    assert all(f"stages.{stage}" in modules for stage, modules in prints.items())
+    assert (
+        "heima.training.loop" in prints["distill"]
+        and "heima.training.loop" not in prints["rewrite"]
+    )
+    assert "heima.toy.world" in prints["prepare"] and "heima.toy.world" not in prints["distill"]
+    assert not any(module.startswith("eval") for module in prints["distill"])
+    assert {"heima.vlm.generation", "eval.chat_models"} <= prints["predict"]
+    assert "eval.chat_models" in prints["score"] and "heima.toy.world" not in prints["score"]
+    assert all({"stages", "heima"} <= modules for modules in prints.values())
+
+
+def test_imports_point_one_way():
+    """stages -> eval -> heima."""
+    graph = grimp.build_graph(*fingerprint.PACKAGES, cache_dir=None)
+    for module in graph.modules:
+        allowed = {
+            "heima": {"heima"},
+            "eval": {"heima", "eval"},
+            "stages": {"heima", "eval", "stages"},
+        }
+        for imported in graph.find_modules_directly_imported_by(module):
+            assert imported.partition(".")[0] in allowed[module.partition(".")[0]], module
+
+
+def test_every_stage_of_the_pipeline_has_its_fingerprint():
+    import yaml
+
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert set(pipeline) == {"fingerprint", *fingerprint.STAGES}
+    for name in fingerprint.STAGES:
+        stage = pipeline[name].get("do", pipeline[name])
+        assert f"fingerprints/{name}.json" in stage["deps"]

@@ -1,0 +1,520 @@
+"""`stages.repro` on a tiny DVC repository: real processes, real kills, DVC's own lock file."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stages import handover, progress, repro, schedule, warm
+from stages.schedule import Needs, Slots
+from tests.conftest import ROOT
+
+PIPELINE = """\
+stages:
+  base:
+    cmd: sh work.sh base
+    deps: [in.txt]
+    outs: [out/base, base.json: {cache: false}]
+  branch:
+    foreach: [x, y, z]
+    do:
+      cmd: sh work.sh ${item}
+      deps: [out/base]
+      outs: [out/x]
+  measure:
+    cmd: sh work.sh measure
+    meta: {needs: machine}
+    deps: [out/base]
+    outs: [out/measure]
+  risky:
+    cmd: sh work.sh risky
+    deps: [out/base]
+    outs: [out/risky: {cache: false}]
+  after:
+    cmd: sh work.sh after
+    deps: [out/risky]
+    outs: [out/after]
+  last:
+    cmd: sh work.sh last
+    deps: [out/x, out/y, out/z, out/measure]
+    outs: [out/last]
+""".replace("outs: [out/x]\n  m", "outs: ['out/${item}']\n  m")
+
+WORK = """\
+echo "start $1 $$" >> journal
+echo "about to sleep"
+sleep "$(cat "pause-$1" 2> /dev/null || cat pause)"
+test ! -e "fail-$1" || exit 3
+cat in.txt > "out/$1"
+echo "$1" >> "out/$1"
+test "$1" != base || echo '{}' > base.json
+echo "end $1 $$" >> journal
+"""
+
+STAGES = {"base", "branch@x", "branch@y", "branch@z", "measure", "risky", "after", "last"}
+
+
+class Repository:
+    """A DVC repository, its journal (each command's start and end) and commands in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def repro(self, *arguments: str) -> subprocess.Popen[str]:
+        return self.start(sys.executable, "-m", "stages.repro", *arguments)
+
+    def finished(self, process: subprocess.Popen[str], status: int = 0) -> str:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == status, output
+        return output
+
+    def pause(self, seconds: float, *names: str) -> None:
+        """How long these stages take from now on, or all that are not named."""
+        for path in [f"pause-{name}" for name in names] or ["pause"]:
+            (self.root / path).write_text(str(seconds))
+
+    def journal(self) -> list[tuple[str, str, int]]:
+        path = self.root / "journal"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(word, name, int(pid)) for word, name, pid in map(str.split, lines)]
+
+    def ran(self) -> list[str]:
+        return [name for word, name, _ in self.journal() if word == "start"]
+
+    def lock(self) -> bytes:
+        return (self.root / "dvc.lock").read_bytes()
+
+    def outputs(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.root / "out").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("empty")
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=root, check=True)
+    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    (root / ".gitignore").write_text("/out/\n")
+    (root / "dvc.yaml").write_text(PIPELINE)
+    (root / "work.sh").write_text(WORK)
+    (root / "in.txt").write_text("1\n")
+    (root / "pause").write_text("0")
+    (root / "out").mkdir()
+    return root
+
+
+@pytest.fixture
+def new(empty, tmp_path) -> Callable[[str], Repository]:
+    def make(name: str) -> Repository:
+        return Repository(Path(shutil.copytree(empty, tmp_path / name)))
+
+    return make
+
+
+def until(true: Callable[[], object], seconds: float = 20) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not become true"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_any_number_of_jobs_gives_the_lock_and_the_files_of_dvc_repro(new):
+    plain, one, two = new("plain"), new("one"), new("two")
+    plain.finished(plain.start("dvc", "repro"))
+    for repository, jobs in ((one, "1"), (two, "2")):
+        repository.finished(repository.repro("--jobs", jobs))
+        assert sorted(repository.ran()) == sorted(plain.ran())
+        assert repository.lock() == plain.lock()
+        assert repository.outputs() == plain.outputs()
+    # Both go on from each other: nothing is left to do.
+    assert "8 of 8 stages are up to date" in plain.finished(plain.repro())
+    two.finished(two.start("dvc", "repro"))
+    for repository in (plain, two):
+        assert len(repository.ran()) == 8
+        assert repository.lock() == plain.lock()
+
+
+def test_a_change_runs_what_it_touches_and_no_more(new):
+    repository = new("repository")
+    repository.finished(repository.repro("branch@y", "after"))
+    assert set(repository.ran()) == {"base", "y", "risky", "after"}
+    repository.finished(repository.repro())
+    assert len(repository.ran()) == 8
+    lock = repository.lock()
+
+    # What has vanished, and was run before, comes from DVC's cache.
+    (repository.root / "out" / "y").unlink()
+    output = repository.finished(repository.repro())
+    assert "branch@y restored" in output and len(repository.ran()) == 8
+    assert repository.lock() == lock
+
+    # The same output again: what follows is left alone.
+    commands = PIPELINE.replace("cmd: sh work.sh risky", "cmd: sh work.sh  risky")
+    (repository.root / "dvc.yaml").write_text(commands)
+    repository.finished(repository.repro())
+    assert repository.ran()[8:] == ["risky"]
+
+
+def test_independent_stages_run_at_once_and_a_measurement_alone(new):
+    repository = new("repository")
+    repository.pause(0.6)
+    repository.finished(repository.repro("--jobs", "3"))
+    running: set[str] = set()
+    together = 0
+    for word, name, _ in repository.journal():
+        running = running | {name} if word == "start" else running - {name}
+        together = max(together, len(running))
+        assert "measure" not in running or running == {"measure"}
+    assert 2 <= together <= 3
+
+
+def test_a_failure_stops_only_what_depends_on_it(new):
+    repository = new("repository")
+    (repository.root / "fail-risky").touch()
+    output = repository.finished(repository.repro("--jobs", "2"), status=1)
+    assert "about to sleep" in output, "the end of the failed stage's log"
+    assert ".cache/logs/risky.log" in output
+    assert "failed: risky" in output and "1 not run, for want of them: after" in output
+    assert set(repository.ran()) == {"base", "x", "y", "z", "measure", "risky", "last"}
+    other = repository.repro("--may-fail", "after")
+    repository.finished(other, status=1)
+    output = repository.finished(repository.repro("--may-fail", "risky"))
+    assert "failed: risky" in output and "1 not run, for want of them: after" in output
+    (repository.root / "fail-risky").unlink()
+    repository.finished(repository.repro("--jobs", "2"))
+    assert repository.ran()[7:] == ["risky", "risky", "risky", "after"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_ended_ends_its_stages_and_goes_on(new, number):
+    repository = new("repository")
+    repository.pause(60)
+    repository.pause(0, "base")
+    process = repository.repro("--jobs", "2")
+    until(lambda: len(repository.ran()) == 3)
+    process.send_signal(number)
+    status = -number if number == signal.SIGKILL else 128 + number
+    output = repository.finished(process, status)
+    assert "python -m stages.repro --jobs 2" in output or number == signal.SIGKILL
+    until(lambda: not any(alive(pid) for _, _, pid in repository.journal()))
+    begun = repository.ran()
+    # DVC's list of files in use, should it have been killed while it wrote it.
+    used = repository.root / ".dvc" / "tmp" / "rwlock"
+    if number == signal.SIGKILL:
+        used.write_text(used.read_text()[:9])
+    repository.pause(0)
+    repository.finished(repository.repro("--jobs", "2"))
+    # What was finished is not run again, what was not is. A killed run has not written dvc.lock.
+    assert repository.ran().count("base") == 1
+    assert sorted(repository.ran()[3:]) == sorted(
+        {"x", "y", "z", "measure", "risky", "after", "last"}
+    )
+    assert set(begun[1:]) < set(repository.ran()[3:])
+
+
+def test_two_runs_take_turns(new):
+    repository = new("repository")
+    repository.pause(60)
+    first = repository.repro("base")
+    until(repository.journal)
+    second = repository.repro("base")
+    assert "another stages.repro runs here" in second.stdout.readline()
+    repository.pause(0)
+    first.kill()
+    first.communicate()
+    repository.finished(second)
+    assert repository.ran() == ["base", "base"]
+
+
+def test_a_killed_stage_fails_and_the_same_command_runs_it(new):
+    repository = new("repository")
+    repository.finished(repository.repro("base"))
+    repository.pause(2)
+    process = repository.repro("--jobs", "3", "branch@x", "branch@y")
+    until(lambda: {"x", "y"} < set(repository.ran()))
+    for _, name, pid in repository.journal():
+        if name == "x":
+            os.kill(pid, signal.SIGKILL)
+    assert "failed: branch@x" in repository.finished(process, status=1)
+    repository.finished(repository.repro("branch@x", "branch@y"))
+    assert repository.ran() == ["base", *repository.ran()[1:3], "x"]
+
+
+def test_what_a_dying_child_has_started_ends_with_it(new):
+    repository = new("repository")
+    repository.pause(60)
+    process = repository.repro("base")
+    until(repository.journal)
+    (_, _, stage) = repository.journal()[0]
+    os.kill(psutil.Process(stage).ppid(), signal.SIGKILL)
+    assert "base failed" in repository.finished(process, status=1)
+    assert not alive(stage)
+
+
+def test_wrong_words_are_named(new):
+    repository = new("repository")
+    (repository.root / "dvc.yaml").write_text(PIPELINE.replace("machine", "everything"))
+    output = repository.finished(repository.repro(), status=1)
+    assert "measure: meta: needs: 'everything' is none of cpu, gpu, machine" in output
+    assert "'nothing'" in repository.finished(repository.repro("nothing"), status=1)
+    (repository.root / "dvc.yaml").write_text(PIPELINE)
+    output = repository.finished(repository.repro("--may-fail", "nothing"), status=2)
+    assert "--may-fail: not among the stages to run: nothing" in output
+
+
+def test_what_stages_took_is_told_and_kept(new):
+    repository = new("repository")
+    output = repository.finished(repository.repro())
+    table = output.splitlines()[-11:]
+    assert [line.split()[0] for line in table] == [
+        "stage", "-----------", *progress_order(), "all",
+    ]  # fmt: skip
+    kept = json.loads((repository.root / progress.DURATIONS).read_text())
+    assert set(kept) == STAGES
+    assert all(set(taken) == {"wall", "cpu", "peak_mb"} for taken in kept.values())
+    (repository.root / "in.txt").write_text("2\n")
+    assert ", about " in repository.finished(repository.repro()), "an estimate from the last run"
+
+
+def progress_order() -> list[str]:
+    return ["base", "branch@x", "branch@y", "branch@z", "measure", "risky", "after", "last"]
+
+
+# The server
+
+PROBE = "import os, signal, subprocess, sys, time\nexec(sys.argv[1])\n"
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch) -> Iterator[repro.WarmServer]:
+    """A server of a package `stages` that has a module for tests: `probe` runs its argument."""
+    (tmp_path / "stages").mkdir()
+    for name in ("__init__", "handover", "parent_death", "warm"):
+        shutil.copy(ROOT / "stages" / f"{name}.py", tmp_path / "stages")
+    (tmp_path / "stages" / "probe.py").write_text(PROBE)
+    monkeypatch.chdir(tmp_path)
+    # What `stages` and the server set has to reach a child as it reaches a plain stage.
+    for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    progress.LOGS.mkdir(parents=True)
+    server = repro.WarmServer(["stages.probe"])
+    yield server
+    server.close()
+
+
+def probe(code: str, *arguments: str, plain: bool = False, **options) -> subprocess.Popen[str]:
+    environment = dict(os.environ) | options.pop("environment", {})
+    if plain:
+        del environment[handover.ADDRESS]
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.probe", code, *arguments],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+FACTS = """
+print(sys.argv[2:], os.getcwd(), ascii(os.environ.get("WORD")), __name__, sys.stdin.read())
+print(os.path.basename(sys.argv[0]), sys.path[0], file=sys.stderr)
+print(os.environ["OMP_NUM_THREADS"], os.environ.get("HF_HUB_OFFLINE"), file=sys.stderr)
+"""
+
+
+def test_a_command_is_the_same_with_the_server_and_without(served, tmp_path):
+    (tmp_path / "folder").mkdir()
+    results = []
+    for plain in (True, False):
+        process = probe(
+            FACTS, "a b", "ü", plain=plain, cwd="folder", environment={"WORD": "\udcff é"}
+        )
+        out, error = process.communicate("read", timeout=60)
+        results.append((out, error, process.returncode))
+    assert results[0] == results[1]
+    assert "read" in results[0][0] and results[0][2] == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.exit(7)",
+        "sys.exit('a message')",
+        "print('said'); raise ValueError('no')",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "os.kill(os.getpid(), signal.SIGTERM)",
+        "os.execv(sys.executable, [sys.executable, '-c', 'print(5); exit(4)'])",
+    ],
+)
+def test_a_command_ends_as_its_child_ends(served, code):
+    plain, by_server = probe(code, plain=True), probe(code)
+    expected, found = (one.communicate(timeout=60) for one in (plain, by_server))
+    assert by_server.returncode == plain.returncode
+    assert found[0] == expected[0]
+    assert found[1].splitlines()[-1:] == expected[1].splitlines()[-1:]
+
+
+SLEEPER = """
+child = subprocess.Popen(["sleep", "60"])
+print(os.getpid(), child.pid, os.getppid(), len(os.listdir("/proc/self/task")), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("killed", ["command", "server"])
+def test_a_child_ends_with_its_command_and_with_the_server(served, killed):
+    process = probe(SLEEPER)
+    child, grandchild, server, _ = map(int, process.stdout.readline().split())
+    assert server != process.pid and psutil.Process(server).num_threads() == 1
+    os.kill(process.pid if killed == "command" else server, signal.SIGKILL)
+    until(lambda: not alive(child), seconds=5)
+    if killed == "command":
+        until(lambda: not alive(grandchild), seconds=5)
+    else:
+        os.kill(grandchild, signal.SIGKILL)
+        assert process.wait(timeout=10) == 1
+        # The next one runs by itself, and says so.
+        out, error = probe("print('alone')").communicate(timeout=60)
+        assert out == "alone\n" and "the warm server has gone" in error
+    process.communicate()
+
+
+def test_the_server_tells_what_a_child_took_and_ends_with_the_run(served):
+    code = "end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    assert probe(code, environment={"DVC_STAGE": "distill@p1"}).wait(timeout=60) == 0
+    (report,) = served.reports()
+    assert report["stage"] == "distill@p1" and report["cpu"] >= 0.3 and report["peak_mb"] > 1
+    process = probe(SLEEPER)
+    child = int(process.stdout.readline().split()[0])
+    served.close()
+    assert process.wait(timeout=10) == 1 and not alive(child)
+    process.communicate()
+
+
+# Slots
+
+
+def test_every_stage_gets_its_turn_and_no_gpu_is_shared():
+    """Random graphs on random machines, run by a clock of whole seconds."""
+    for seed in range(60):
+        draw = random.Random(seed)
+        names = [f"s{i}" for i in range(draw.randrange(1, 15))]
+        upstream = {
+            name: {other for other in names[:i] if draw.random() < 0.2}
+            for i, name in enumerate(names)
+        }
+        needs = {name: draw.choice(list(Needs)) for name in names}
+        fits = {name: draw.random() < 0.7 for name in names}
+        gpus = tuple("abcd"[: draw.randrange(5)])
+        slots = Slots(draw.randrange(1, 5), gpus)
+        running: dict[str, tuple[str, ...]] = {}
+        finished: set[str] = set()
+        while len(finished) < len(names):
+            ready = [
+                name
+                for name in names
+                if upstream[name] <= finished and name not in running and name not in finished
+            ]
+            running |= schedule.admitted(ready, running, needs, slots, fits.get)
+            assert 0 < len(running) <= slots.jobs
+            taken = [gpu for held in running.values() for gpu in held]
+            assert len(taken) == len(set(taken)) and set(taken) <= set(gpus)
+            for name, held in running.items():
+                if needs[name] is Needs.MACHINE:
+                    assert len(running) == 1 and held == gpus
+                elif needs[name] is Needs.GPU and gpus:
+                    assert len(held) == (1 if fits[name] else len(gpus))
+                else:
+                    assert not held
+            ends = draw.choice(sorted(running))
+            del running[ends]
+            finished.add(ends)
+
+
+def test_a_stage_of_all_gpus_is_not_starved_by_those_of_one():
+    needs = dict.fromkeys("abc", Needs.GPU)
+    slots = Slots(8, ("0", "1"))
+    # `b` wants both: once it comes first, `c` waits behind it.
+    assert schedule.admitted(["b", "c"], {"a": ("0",)}, needs, slots, lambda n: n != "b") == {}
+    assert schedule.admitted(["b", "c"], {}, needs, slots, lambda n: n != "b") == {"b": ("0", "1")}
+
+
+def test_the_longest_chain_comes_first():
+    dependents = {"a": ["b"], "b": ["d"], "c": ["d"], "d": []}
+    chains = schedule.priorities(dependents, ["a", "b", "c", "d"], {"a": 1, "b": 5, "c": 3})
+    assert chains == {"a": 7, "b": 6, "c": 4, "d": 1}
+    # No run is shorter than its longest chain, nor than its work shared out.
+    assert schedule.remaining({"a": 1, "b": 5, "c": 3, "d": 1}, chains, jobs=4) == (7, 0)
+    assert schedule.remaining({"a": 1, "b": 5, "c": 3, "d": 1}, chains, jobs=1) == (10, 0)
+    assert schedule.remaining({"c": 3, "d": None}, chains, jobs=1) == (4, 1)
+
+
+@pytest.mark.parametrize("chosen, names", [(None, ["0", "1"]), ("1", ["1"]), ("", [])])
+def test_gpus_are_those_that_cuda_may_see(tmp_path, monkeypatch, chosen, names):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, GPU-aa, 81559'\necho '1, GPU-bb, 81559'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert list(repro.visible_gpus()) == names
+
+
+def test_a_stage_gets_one_gpu_where_the_plan_says_that_it_fits(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    kinds = {"distill", "states", "interpret", "reconstruct", "predict", "latency"}
+    planned = repro.planned_memory()
+    assert all(planned[kind] > 0 for kind in kinds)
+    monkeypatch.setattr(repro, "planned_memory", lambda: planned)
+    most = max(planned.values())
+    assert all(map(repro.fitting({"0": 2 * most, "1": 2 * most}), kinds))
+    fits = repro.fitting({"0": most, "1": 2 * most})
+    assert not all(map(fits, kinds)), "the smallest GPU counts, and not all of it"
+    assert repro.fitting({"0": 1.0})("predict@heima"), "there is but one"
+
+
+def test_the_server_knows_every_module_that_it_is_to_import():
+    for stage, modules in warm.LATER.items():
+        for name in (stage, *modules):
+            if name.partition(".")[0] in ("stages", "eval", "heima"):
+                assert (ROOT / name.replace(".", "/")).with_suffix(".py").exists(), name
+
+
+def test_a_log_shows_the_last_state_of_a_bar(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("start\n\n 10%\r 20%\r\x1b[2K 30%\r\nstep 4/8\n", encoding="utf-8")
+    assert progress.last_lines(log, 2) == [" 30%", "step 4/8"]
+    assert progress.last_lines(tmp_path / "none", 1) == []
