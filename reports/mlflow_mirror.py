@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
+import reports
 from heima.results.files import read_json, read_jsonl
 from heima.results.measures import NLL_GAIN
 
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "heima"
-TABLES = Path("reports/tables")
-NO_RESULTS = ("fingerprint", "tables", "track")
+NO_RESULTS = ("resolve", "tables", "track")
 """Stages that compute nothing new; the tables are artifacts of the parent."""
 
 SEEDED = ("distill", "states", "interpret", "reconstruct")
@@ -42,7 +42,7 @@ _LOCK_TIMEOUT = 60
 _BATCH = {"metrics": 1000, "params": 100}
 """What MLflow takes in one `log_batch`."""
 
-_CODE = ("heima", "eval", "stages", "params.yaml", "dvc.yaml")
+_CODE = ("heima", "eval", "reports/*.py", "stages", "params.yaml", "dvc.yaml")
 
 
 class TrackingError(RuntimeError):
@@ -240,7 +240,9 @@ def _own_params(entry: Mapping[str, Any], item: str) -> dict[str, str]:
 
 
 def _lock_params(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return entry.get("params", {}).get("params.yaml", {})
+    """Those that were given or have a default; what follows from them says nothing more."""
+    known = entry.get("params", {}).get("resolved.yaml", {})
+    return {key: value for key, value in known.items() if not key.startswith("derived.")}
 
 
 def _flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
@@ -462,7 +464,7 @@ class _Mirror:
             {key: value for key, value in params.items() if key not in run.data.params},
         )
         tags = {"key": summary["key"], "unfinished": ", ".join(summary["unfinished"])}
-        folder = self.root / TABLES
+        folder = self.root / reports.folder(summary["profile"]) / "tables"
         if folder.is_dir():
             files = sorted(path for path in folder.iterdir() if path.is_file())
             tags["tables"] = _md5({path.name: path.read_text(encoding="utf-8") for path in files})

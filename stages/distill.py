@@ -37,7 +37,7 @@ _TILE_SAMPLES = 64
 
 def main(name: str, seed: int) -> None:
     # Model
-    params = config.load()
+    params = config.load_resolved()
     launch.on_all_devices(params, "stages.distill", name, str(seed), shard=True)
     checkpoint = params.checkpoints[name]
     root = models.ROOT

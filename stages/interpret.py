@@ -33,7 +33,7 @@ from stages import launch
 
 def main(name: str, source: config.InterpreterInput, seed: int) -> None:
     # Model
-    params = config.load()
+    params = config.load_resolved()
     launch.on_all_devices(params, "stages.interpret", name, source, str(seed), shard=True)
     sections = params.interpreters[name].sections
     llm = models.load_llm(models.ROOT, params)

@@ -18,7 +18,7 @@ from heima.results.files import atomic, read_jsonl, write_jsonl
 
 
 def main() -> None:
-    params = config.load()
+    params = config.load_resolved()
     from eval.judge.reconstructions import judge
 
     read_image = None

@@ -2,7 +2,7 @@
 
     python -m stages.latency
 
-Reads params.yaml, models/ and data/benchmarks/ (or params source.benchmarks); writes
+Reads resolved.yaml, models/ and data/benchmarks/ (or params source.benchmarks); writes
 latency/samples.jsonl (every batch that was timed) and metrics/latency.json (the table's cells, the
 device and its peaks, and which batch sizes were left out). Times belong to the machine: a run on
 another one gives other numbers.
@@ -18,10 +18,16 @@ def main() -> None:
     lmms_start.quiet()
     from eval.benchmark_data import BenchmarkDataError
     from eval.latency import latency
+    from heima import config
     from heima.vlm import models
 
     try:
-        latency(Path("latency/samples.jsonl"), Path("metrics/latency.json"), models=models.ROOT)
+        latency(
+            Path("latency/samples.jsonl"),
+            Path("metrics/latency.json"),
+            models=models.ROOT,
+            params_file=str(config.RESOLVED),
+        )
     except BenchmarkDataError as error:
         sys.exit(f"latency: {error}")
 

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 -m stages.predict heima   # batches shared by 8 processes
     python -m stages.predict heima --fresh                # decode again what is known
 
-Reads params.yaml, models/ and data/benchmarks/ (or params source.benchmarks); writes
+Reads resolved.yaml, models/ and data/benchmarks/ (or params source.benchmarks); writes
 predictions/heima/ and metrics/predict/heima.json (seconds a sample). What scores the answers is
 `stages.score`, which never decodes again.
 
@@ -25,6 +25,7 @@ def main(variant: str, *, fresh: bool) -> None:
     lmms_start.quiet()
     from eval.benchmark_data import BenchmarkDataError
     from eval.prediction import predict
+    from heima import config
     from heima.vlm import models
 
     try:
@@ -33,6 +34,7 @@ def main(variant: str, *, fresh: bool) -> None:
             Path("predictions") / variant,
             Path("metrics/predict") / f"{variant}.json",
             models=models.ROOT,
+            params_file=str(config.RESOLVED),
             fresh=fresh,
         )
     except BenchmarkDataError as error:

@@ -22,7 +22,7 @@ from heima.results.files import atomic, write_json
 
 
 def main() -> None:
-    params = config.load()
+    params = config.load_resolved()
     with (
         atomic("data/source") as source,
         atomic("data/benchmarks") as benchmarks,

@@ -26,7 +26,7 @@ from heima.vlm import models
 
 
 def main(name: str, seed: int) -> None:
-    params = config.load()
+    params = config.load_resolved()
     named = params.reconstructions[name]
     section = named.section
     options = params.reconstruct

@@ -22,7 +22,7 @@ from heima.results.provenance import provenance
 
 
 def main() -> None:
-    params = config.load()
+    params = config.load_resolved()
     source = places.locate("data/source")
     with atomic("data/rewritten") as folder:
         folder.mkdir()

@@ -3,7 +3,7 @@
 DVC's matrix cannot look up what a name stands for (which checkpoint another one continues), so that
 `runs.yaml` holds every checkpoint and every reconstruction once for each training seed, with what
 its stage depends on. It follows from params.yaml alone, and lies in git because DVC reads it before
-any stage runs. `python -m stages.repro`, `stages.profile` and the stage `fingerprint` keep it.
+any stage runs. `python -m stages.repro`, `stages.profile` and the stage `resolve` keep it.
 """
 
 from __future__ import annotations

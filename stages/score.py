@@ -2,8 +2,8 @@
 
     python -m stages.score heima
 
-Reads params.yaml, predictions/heima/ and the benchmarks' data; writes scores/heima.jsonl (each
-sample), metrics/score/heima.json (the table's cells) and reports/summary/heima.json (what
+Reads resolved.yaml, predictions/heima/ and the benchmarks' data; writes scores/heima.jsonl (each
+sample), metrics/score/heima.json (the table's cells) and reports/toy/summary/heima.json (what
 `dvc metrics show` lists). The judge of params is asked through a gateway on a free loopback port. A
 judge that does not answer ends the stage before anything is scored; one that leaves requests
 unanswered ends it with their samples named and nothing written. What was answered stays in
@@ -21,9 +21,10 @@ def main(variant: str) -> None:
     from eval.benchmark_data import BenchmarkDataError
     from eval.gateway import Gateway, JudgeError
     from heima import config
+    from reports import folder
     from reports.summaries import summarise_scores
 
-    params = config.load()
+    params = config.load_resolved()
     metrics_file = Path("metrics/score") / f"{variant}.json"
     try:
         with Gateway(params.judge) as gateway:
@@ -38,6 +39,7 @@ def main(variant: str) -> None:
                 metrics_file,
                 predictions=Path("predictions") / variant,
                 gateway=gateway,
+                params_file=str(config.RESOLVED),
             )
     except JudgeError as error:
         known = ""
@@ -46,7 +48,7 @@ def main(variant: str) -> None:
         sys.exit(f"score@{variant}: {error}{known}")
     except BenchmarkDataError as error:
         sys.exit(f"score@{variant}: {error}")
-    summarise_scores(metrics_file, Path("reports/summary") / f"{variant}.json", params)
+    summarise_scores(metrics_file, folder(params.profile) / "summary" / f"{variant}.json", params)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Reads  reconstructions/{name}/{training seed}.jsonl: one row for each held-out t
        judgements/{name}/{training seed}.jsonl: the judge's grades of them
 Writes scores/similarity/{name}.parquet: every metric of every reconstruction
        metrics/similarity/{name}.json: means, and own minus control, with 95 % intervals
-       reports/summary/{name}.json: what `dvc metrics show` lists
+       reports/<profile>/summary/{name}.json: what `dvc metrics show` lists
 
 The name is an entry of `reconstructions` in params.yaml.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import reports
 from heima import config
 from heima.results.cells import write_metrics
 from heima.results.files import atomic, read_jsonl
@@ -23,7 +24,7 @@ from reports.summaries import summarise_similarity
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    params = config.load()
+    params = config.load_resolved()
     parser.add_argument("name", choices=tuple(params.reconstructions))
     name = parser.parse_args().name
 
@@ -60,7 +61,9 @@ def main() -> None:
             f"similarity@{name}", params, training_seeds=list(params.seeds), **computed_with
         ),
     )
-    summarise_similarity(metrics_file, Path(f"reports/summary/{name}.json"), params)
+    summarise_similarity(
+        metrics_file, reports.folder(params.profile) / "summary" / f"{name}.json", params
+    )
     for control in params.reconstruct.controls:
         shown = "  ".join(f"{name} {cell.value:.2f}" for name, cell in cells[control].items())
         print(f"{name} {control}: {shown}")

@@ -25,7 +25,7 @@ from stages import launch
 
 
 def main(seed: int) -> None:
-    params = config.load()
+    params = config.load_resolved()
     launch.on_all_devices(params, "stages.states", str(seed))
     checkpoint = params.states.checkpoint
     thinking = params.thinking(checkpoint)

@@ -2,7 +2,7 @@
 
 Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, metrics/latency.json,
        scores/{variant}.jsonl and reports/published/*.csv: what params.yaml names, no other file
-Writes reports/tables/{benchmarks,ablation,interpreters,latency}.{tex,md,csv}
+Writes reports/<profile>/tables/{benchmarks,ablation,interpreters,latency}.{tex,md,csv}
 
 `--show NAME` prints the written Markdown of a table and changes nothing.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import reports
 from heima import config
 from heima.results.files import atomic
 
-FOLDER = Path("reports/tables")
 NAMES = ("benchmarks", "ablation", "interpreters", "latency")
 
 
@@ -23,8 +23,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--show", choices=NAMES, help="print this table, write nothing")
     shown = parser.parse_args().show
+    params = config.load_resolved()
+    folder = reports.folder(params.profile) / "tables"
     if shown:
-        path = FOLDER / f"{shown}.md"
+        path = folder / f"{shown}.md"
         if not path.is_file():
             raise SystemExit(f"{path} does not exist yet: run `make repro`")
         print(path.read_text(encoding="utf-8"), end="")
@@ -33,10 +35,10 @@ def main() -> None:
     from reports import tables
 
     try:
-        built = tables.build(Path("."), config.load())
+        built = tables.build(Path("."), params)
     except tables.TableError as error:
         raise SystemExit(f"no table was written:\n{error}") from error
-    with atomic(FOLDER) as temporary:
+    with atomic(folder) as temporary:
         temporary.mkdir()
         for name in NAMES:
             for suffix, render in (

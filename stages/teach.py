@@ -93,7 +93,7 @@ def name_pretrained(name: str, params: config.Params) -> None:
 
 
 def main(name: str) -> None:
-    params = config.load()
+    params = config.load_resolved()
     part = params.teach.llm if name == "interpreter" else params.teach.vlm
     (train_toy if part.kind == "train" else name_pretrained)(name, params)
 

@@ -260,7 +260,7 @@ def lock(root: Path, params: config.Params) -> None:
         stages[name] = {
             "cmd": f"python -m stages.{name.replace('@', ' ')}",
             "deps": [{"path": f"fingerprints/{name.partition('@')[0]}.json", "md5": "c" * 32}],
-            "params": {"params.yaml": {"seed": params.seed, **used}},
+            "params": {"resolved.yaml": {"seed": params.seed, **used}},
             "outs": entries,
         }
 

@@ -68,10 +68,21 @@ def encode_turns(
     return [Sample(one, turn.image) for turn, one in zip(turns, encoded, strict=True)]
 
 
+def thinking_count(thinking: Thinking, length: int) -> int:
+    """How many thinking tokens stand for a section of `length` tokens (recipe, section 1).
+
+    >>> from heima.config import Thinking
+    >>> half, four = Thinking(ratio=0.5), Thinking(tokens=4)
+    >>> thinking_count(half, 9), thinking_count(half, 1), thinking_count(four, 9)
+    (4, 1, 4)
+    """
+    return thinking.tokens if thinking.ratio is None else max(1, int(thinking.ratio * length))
+
+
 def _adaptive(turn: Turn, thinking: Thinking, vocabulary: Vocabulary) -> ThinkingTokens:
     return repeated(
         {
-            section: thinking.count(vocabulary.length(turn.sections[section]))
+            section: thinking_count(thinking, vocabulary.length(turn.sections[section]))
             for section in COMPRESSIBLE
         }
     )

@@ -178,7 +178,7 @@ class Estimate:
     def stages(self) -> list[Stage]:
         params = self.params
         return [
-            Stage("fingerprint"),
+            Stage("resolve"),
             self._prepare(),
             Stage("rewrite", samples=self.workload.turns, disk=self.workload.turns * 1200),
             *(self._teach(name) for name in ("text-cot", "base", "interpreter")),

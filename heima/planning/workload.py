@@ -18,6 +18,7 @@ from heima.config import Benchmark, Params, Thinking, ToySource
 from heima.cot import parsing
 from heima.cot.rendering import RENDERINGS, Form, render
 from heima.cot.sections import SECTIONS
+from heima.data.encoding import thinking_count
 from heima.data.turns import Turn, load_turns
 from heima.families.registry import FAMILIES
 from heima.results.files import read_json
@@ -69,7 +70,7 @@ class Lengths:
     def body(self, section: str, form: Form, thinking: Thinking) -> float:
         """Tokens between a section's tags."""
         if form == "token":
-            return thinking.count(round(self.sections[section]))
+            return thinking_count(thinking, round(self.sections[section]))
         return self.sections[section]
 
 

@@ -1,8 +1,8 @@
 """Is a rerun the same result? By bytes first; else each number against the recorded seeds.
 
 A record is what git holds of a run: `dvc.lock` with the hashes of all outputs, `metrics/`,
-`reports/tables/*.csv` and `params.yaml`. A number of the rerun is inside if it is the recorded one,
-or lies in the 95 % prediction interval of the recorded training seeds' values x,
+`reports/*/tables/*.csv` and `params.yaml`. A number of the rerun is inside if it is the recorded
+one, or lies in the 95 % prediction interval of the recorded training seeds' values x,
 
     mean(x) +- t(.975, n - 1) sd(x) sqrt(1 + 1 / n),
 
@@ -23,6 +23,7 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +31,9 @@ import yaml
 
 NOT_COMPARED = {
     "metrics/latency.json": "measurements of a machine",
-    "reports/tables/latency.csv": "measurements of a machine",
+    "reports/*/tables/latency.csv": "measurements of a machine",
 }
-"""Files without a result, and why."""
+"""Files without a result, as patterns, and why."""
 
 _TIMES = frozenset({"seconds_per_sample"})
 """Cells that are measurements of a machine."""
@@ -110,7 +111,7 @@ def in_folder(root: Path) -> Run:
     """The run whose results lie below `root`."""
     files = ["dvc.lock", "params.yaml"]
     files += [path.relative_to(root).as_posix() for path in root.glob("metrics/**/*.json")]
-    files += [path.relative_to(root).as_posix() for path in root.glob("reports/tables/*.csv")]
+    files += [path.relative_to(root).as_posix() for path in root.glob("reports/*/tables/*.csv")]
     return _run(
         {name: (root / name).read_bytes() for name in files if (root / name).exists()}, str(root)
     )
@@ -137,7 +138,7 @@ def _is_record(name: str) -> bool:
     return (
         name in ("dvc.lock", "params.yaml")
         or (path.parts[0] == "metrics" and path.suffix == ".json")
-        or (path.parts[:2] == ("reports", "tables") and path.suffix == ".csv")
+        or (path.parts[:1] + path.parts[2:3] == ("reports", "tables") and path.suffix == ".csv")
     )
 
 
@@ -147,8 +148,9 @@ def _run(files: Mapping[str, bytes], where: str) -> Run:
             raise RecordError(f"{where} has no {name}, so no results")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     stages = yaml.load(files["dvc.lock"], loader).get("stages") or {}
+    params = yaml.load(files["params.yaml"], loader)
     return Run(
-        params=yaml.load(files["params.yaml"], loader),
+        params=params,
         outs={
             stage: {out["path"]: out["md5"] for out in entry.get("outs", []) if _is_result(out)}
             for stage, entry in stages.items()
@@ -156,14 +158,18 @@ def _run(files: Mapping[str, bytes], where: str) -> Run:
         metrics={
             name: json.loads(content)
             for name, content in files.items()
-            if name.startswith("metrics/") and name not in NOT_COMPARED
+            if name.startswith("metrics/") and _is_compared(name)
         },
         tables={
             name: content.decode("utf-8")
             for name, content in files.items()
-            if name.startswith("reports/") and name not in NOT_COMPARED
+            if name.startswith(f"reports/{params['profile']}/") and _is_compared(name)
         },
     )
+
+
+def _is_compared(name: str) -> bool:
+    return not any(fnmatch(name, pattern) for pattern in NOT_COMPARED)
 
 
 def _is_result(out: Mapping[str, Any]) -> bool:

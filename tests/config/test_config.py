@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from heima import config
 from heima.cot.rendering import constant_prefix
+from heima.data.encoding import thinking_count
 from heima.toy.world import KINDS
-from stages import profile
+from stages import profile, resolve
 from tests.conftest import ROOT
 from tests.fabricated_sources import paper_yaml
 
@@ -162,7 +163,7 @@ def test_the_prefix_of_a_model_is_what_its_answers_begin_with(raw_params):
 
 @given(st.integers(1, 4000), st.floats(0.001, 0.999))
 def test_a_ratio_rounds_down_to_at_least_one(length, ratio):
-    count = config.Thinking(ratio=ratio).count(length)
+    count = thinking_count(config.Thinking(ratio=ratio), length)
     assert 1 <= count <= length
     assert count == 1 or count <= ratio * length < count + 1
 
@@ -209,6 +210,7 @@ def test_a_source_folder_that_lacks_its_files_is_named(checkout):
     from stages import prepare
 
     (checkout / "params.yaml").write_text(paper_yaml("given", mmstar={"path": "given"}))
+    resolve.write(config.load())
     with pytest.raises(SystemExit, match=r"given lacks train\.jsonl and images\.zip"):
         prepare.main()
     assert not (checkout / "data" / "source").exists()

@@ -153,9 +153,11 @@ def test_killed_while_a_file_comes_it_goes_on_at_that_byte(served, made, files, 
 def test_killed_between_two_steps_it_ends_with_the_same_bytes(served, made, files, place, time_of):
     """Before a checksum is taken, before it is written down, before the file gets its name."""
     owner, _, name = place.rpartition(".")
-    target = {"heima.data.hub": llava_cot.hub, "heima.data.llava_cot": llava_cot, "pathlib.Path": Path}[
-        owner
-    ]
+    target = {
+        "heima.data.hub": llava_cot.hub,
+        "heima.data.llava_cot": llava_cot,
+        "pathlib.Path": Path,
+    }[owner]
     real, calls = getattr(target, name), iter(range(1, 99))
 
     def stop(*arguments, **named):

@@ -43,6 +43,10 @@ def workspace(edition, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(edition / "data")
     (tmp_path / "params.yaml").write_bytes((edition / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
+    from heima import config
+    from stages import resolve
+
+    resolve.write(config.load())
     return tmp_path
 
 

@@ -19,8 +19,10 @@ import pytest
 import torch
 import yaml
 
+from heima import config
 from heima.results.cells import read_metrics
 from heima.results.files import read_json, read_jsonl
+from stages import resolve
 from tests.conftest import ROOT
 from tests.eval.conftest import SIZES
 
@@ -32,6 +34,7 @@ def change_params(change):
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     change(raw)
     Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    resolve.write(config.load())
 
 
 def small_batches(size):

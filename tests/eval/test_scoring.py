@@ -21,6 +21,7 @@ from heima.cot.sections import thinking_token
 from heima.results.cells import read_metrics
 from heima.results.files import read_jsonl, write_json, write_jsonl
 from heima.results.scores import expected_cells
+from stages import resolve
 
 RULES = EmbeddedRules(backend="embedded-rules")
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,7 @@ def change_params(change):
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     change(raw)
     Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    resolve.write(config.load())
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from heima import config
 from heima.cot import parsing
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, numbered, repeated
-from heima.data.encoding import encode_turns
+from heima.data.encoding import encode_turns, thinking_count
 from heima.data.turns import write_turns
 from heima.interpreting import states
 from heima.results.cells import read_metrics
 from heima.results.files import read_jsonl
 from heima.vlm.generation import Decoder, Plan, Prompt
-from stages import distill, interpret, reconstruct
+from stages import distill, interpret, reconstruct, resolve
 from stages import states as states_stage
 
 VARIANTS = {"two": config.Thinking(tokens=2), "adaptive": config.Thinking(ratio=0.4)}
@@ -77,12 +77,13 @@ def test_sections_are_rebuilt_from_the_last_of_several_states(
 ):
     """Once the real states are extracted, others take their place of which only each section's last
     tells anything: a reader that missed it could not tell sections apart."""
+    resolve.write(config.load())
     distill.main("one-shot", 42)
     _, provenance = read_metrics("metrics/distill/one-shot/42.json")
     assert provenance["thinking"] == thinking.model_dump(exclude_none=True)
 
     states_stage.main(42)
-    counts = [thinking.count(toy_vocabulary.length(turn.reasoning)) for turn in turns]
+    counts = [thinking_count(thinking, toy_vocabulary.length(turn.reasoning)) for turn in turns]
     for path in Path("states/42").iterdir():
         found = states.load(path, "reasoning", turns)
         assert found.counts.tolist() == counts

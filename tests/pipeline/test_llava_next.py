@@ -51,10 +51,11 @@ def workspace(tmp_path, monkeypatch):
 
 def test_every_stage_takes_the_family(workspace):
     from eval import latency
-    from stages import distill, interpret, predict, prepare, reconstruct, rewrite, teach
+    from stages import distill, interpret, predict, prepare, reconstruct, resolve, rewrite, teach
     from stages import states as states_stage
 
     params = config.load()
+    resolve.write(params)
     prepare.main()
     rewrite.main()
     for name in ("text-cot", "interpreter"):

@@ -31,7 +31,7 @@ from tests.pipeline.conftest import ran
 
 def expected_stages(params: config.Params) -> set[str]:
     return {
-        "fingerprint",
+        "resolve",
         "prepare",
         "rewrite",
         *(f"teach@{name}" for name in config.PRETRAINED),
@@ -71,7 +71,7 @@ def test_a_second_repro_runs_nothing_and_is_quick(reproduction):
 
 
 def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small):
-    for stage in expected_stages(small) - {"fingerprint", "prepare", "rewrite", "tables", "track"}:
+    for stage in expected_stages(small) - {"resolve", "prepare", "rewrite", "tables", "track"}:
         name, _, part = stage.partition("@")
         folder = reproduction.root / "metrics"
         if name == "interpret":
@@ -329,14 +329,14 @@ def test_a_changed_judge_decodes_nothing(reproduction):
     raw["judge"] = {"backend": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "other"}
     edit(path, yaml.safe_dump(raw, sort_keys=False))
     try:
-        reproduction.checkout.repro("fingerprint")
+        reproduction.checkout.repro("resolve")
         pending = set(json.loads(reproduction.checkout.run("dvc", "status", "--json").stdout))
         variants = config.load(path).variants
         assert {f"score@{name}" for name in variants} <= pending
         assert not {f"predict@{name}" for name in variants} & pending
     finally:
         edit(path, before)
-        reproduction.checkout.restore("fingerprint")
+        reproduction.checkout.restore("resolve")
 
 
 def test_dvc_lists_the_cells(reproduction, small):
@@ -345,19 +345,19 @@ def test_dvc_lists_the_cells(reproduction, small):
         [cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line
     ]
     header, rows = lines[0], {line[0]: line for line in lines[2:]}
-    assert {f"reports/summary/{n}.json" for n in (*small.variants, *small.reconstructions)} == set(
-        rows
-    )
+    assert {
+        f"reports/toy/summary/{n}.json" for n in (*small.variants, *small.reconstructions)
+    } == set(rows)
     cells, _ = read_metrics(reproduction.root / "metrics" / "score" / "heima.json")
     for protocol in small.protocols:
         for benchmark in (*small.benchmarks, "mean"):
-            value = rows["reports/summary/heima.json"][header.index(f"{protocol}.{benchmark}")]
+            value = rows["reports/toy/summary/heima.json"][header.index(f"{protocol}.{benchmark}")]
             expected = cells[f"{protocol}/{benchmark}"]["accuracy"].value
             assert float(value) == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_tables_are_labelled(reproduction):
-    tables = reproduction.root / "reports" / "tables"
+    tables = reproduction.root / "reports" / "toy" / "tables"
     for name in ("benchmarks", "ablation", "interpreters", "latency"):
         for suffix in ("tex", "md", "csv"):
             assert (tables / f"{name}.{suffix}").stat().st_size > 0
@@ -387,11 +387,11 @@ def test_comments_and_docstrings_re_run_nothing(reproduction):
     for path, text in before.items():
         edit(path, text.replace('"""', '"""Edited. ', 1) + "\n# A comment.\n")
     try:
-        assert reproduction.checkout.repro() == ["fingerprint"]
+        assert reproduction.checkout.repro() == ["resolve"]
     finally:
         for path, text in before.items():
             edit(path, text)
-        reproduction.checkout.restore("fingerprint")
+        reproduction.checkout.restore("resolve")
 
 
 def test_code_re_runs_the_stages_that_import_it(reproduction):
@@ -399,7 +399,7 @@ def test_code_re_runs_the_stages_that_import_it(reproduction):
     before = path.read_text(encoding="utf-8")
     edit(path, before + "\nTHE_ANSWER = 42\n")
     try:
-        assert set(reproduction.checkout.repro()) <= {"fingerprint", "tables", "track"}
+        assert set(reproduction.checkout.repro()) <= {"resolve", "tables", "track"}
     finally:
         edit(path, before)
         reproduction.checkout.restore()
@@ -415,7 +415,7 @@ def test_a_learning_rate_re_runs_its_phase_and_what_follows(reproduction):
         stages = checkout.repro(
             "distill@recover-42", "distill@one-shot-42", "distill@answer-only-42"
         )
-        assert stages == ["fingerprint", *(f"distill@{n}-42" for n in ("p2", "p3", "recover"))]
+        assert stages == ["resolve", *(f"distill@{n}-42" for n in ("p2", "p3", "recover"))]
         pending = json.loads(checkout.run("dvc", "status", "--json").stdout)
         assert {"states@42", "predict@heima", "predict@heima-no-recover"} <= set(pending)
         assert not {"teach@text-cot", "distill@p1-42", "predict@answer-only"} & set(pending)
@@ -462,7 +462,7 @@ def test_a_seed_more_trains_that_seed_alone(reproduction):
     try:
         stopped = checkout.run("dvc", "repro", check=False)
         assert stopped.returncode != 0 and "`dvc repro` again" in stopped.stdout
-        assert ran(stopped.stdout) == ["fingerprint"]
+        assert ran(stopped.stdout) == ["resolve"]
         assert checkout.repro("distill@recover-44")[1:] == [
             f"distill@{name}-44" for name in ("p1", "p2", "p3", "recover")
         ]
@@ -486,7 +486,7 @@ def test_wrong_parameters_stop_the_pipeline_before_anything_runs(reproduction):
     try:
         result = reproduction.checkout.run("dvc", "repro", check=False)
         assert result.returncode != 0
-        assert ran(result.stdout) == ["fingerprint"]
+        assert ran(result.stdout) == ["resolve"]
         assert "rewrite.heldout = 7" in result.stdout
     finally:
         edit(path, before)

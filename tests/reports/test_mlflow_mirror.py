@@ -17,8 +17,8 @@ def mirrored(tmp_path_factory):
     root = tmp_path_factory.mktemp("reproduction")
     params = fabricated.write(root, questions=5)
     fabricated.lock(root, params)
-    (root / "reports" / "tables").mkdir()
-    (root / "reports" / "tables" / "benchmarks.md").write_text("# table", encoding="utf-8")
+    (root / "reports" / "toy" / "tables").mkdir(parents=True)
+    (root / "reports" / "toy" / "tables" / "benchmarks.md").write_text("# table", encoding="utf-8")
     return root, mlflow_mirror.mirror(root)
 
 
@@ -65,7 +65,7 @@ def change_learning_rate(root, checkpoint: str, rate: float) -> None:
     """What `dvc repro` leaves after a changed parameter: its stages have other entries."""
     lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
     for seed in (42, 43, 44):
-        used = lock["stages"][f"distill@{checkpoint}-{seed}"]["params"]["params.yaml"]
+        used = lock["stages"][f"distill@{checkpoint}-{seed}"]["params"]["resolved.yaml"]
         used[f"checkpoints.{checkpoint}"]["learning_rate"] = rate
     (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
 

@@ -438,21 +438,21 @@ def test_the_stage_writes_three_files_a_table_and_shows_one(copy, monkeypatch, c
         stage.main()
     monkeypatch.setattr("sys.argv", ["tables"])
     stage.main()
-    written = sorted(path.name for path in (copy / "reports/tables").iterdir())
+    written = sorted(path.name for path in (copy / "reports/toy/tables").iterdir())
     names = sorted(("benchmarks", "ablation", "interpreters", "latency"))
     assert written == [f"{name}.{suffix}" for name in names for suffix in ("csv", "md", "tex")]
     monkeypatch.setattr("sys.argv", ["tables", "--show", "benchmarks"])
     capsys.readouterr()
     stage.main()
-    assert capsys.readouterr().out == (copy / "reports/tables/benchmarks.md").read_text()
+    assert capsys.readouterr().out == (copy / "reports/toy/tables/benchmarks.md").read_text()
 
 
 def test_the_stage_leaves_the_tables_when_a_cell_is_missing(copy, monkeypatch):
     monkeypatch.chdir(copy)
     monkeypatch.setattr("sys.argv", ["tables"])
     stage.main()
-    before = (copy / "reports/tables/benchmarks.csv").read_bytes()
+    before = (copy / "reports/toy/tables/benchmarks.csv").read_bytes()
     (copy / "metrics/score/heima.json").unlink()
     with pytest.raises(SystemExit, match="no table was written:\nmetrics/score/heima"):
         stage.main()
-    assert (copy / "reports/tables/benchmarks.csv").read_bytes() == before
+    assert (copy / "reports/toy/tables/benchmarks.csv").read_bytes() == before

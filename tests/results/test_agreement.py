@@ -75,7 +75,9 @@ def run(seeds=(42, 43, 44), shift=0.0, **changes) -> agreement.Run:
             **{f"distill@p3-{seed}": {f"models/p3/{seed}": f"m{seed}"} for seed in seeds},
         },
         metrics=metrics(seeds, shift),
-        tables={"reports/tables/benchmarks.csv": "origin,panel,row,column,value\na,b,heima,x,1\n"},
+        tables={
+            "reports/toy/tables/benchmarks.csv": "origin,panel,row,column,value\na,b,heima,x,1\n"
+        },
     )
     return replace(whole, **changes)
 
@@ -183,14 +185,14 @@ def test_strings_lists_rows_and_stages_are_exact():
     other.metrics["metrics/rewrite.json"]["turns"]["train"] = 31
     del other.outs["distill@p3-43"]
     other = replace(
-        other, tables={"reports/tables/benchmarks.csv": "origin,panel,row,column\na,b,base,x\n"}
+        other, tables={"reports/toy/tables/benchmarks.csv": "origin,panel,row,column\na,b,base,x\n"}
     )
     assert set(outside(run(), other)) == {
         (CELL, "provenance.tasks"),
         ("metrics/rewrite.json", "turns.train"),
         ("dvc.lock", "distill@p3-43"),
-        ("reports/tables/benchmarks.csv", "a / b / heima / x"),
-        ("reports/tables/benchmarks.csv", "a / b / base / x"),
+        ("reports/toy/tables/benchmarks.csv", "a / b / heima / x"),
+        ("reports/toy/tables/benchmarks.csv", "a / b / base / x"),
     }
 
 
@@ -199,16 +201,16 @@ def test_a_column_of_another_seed_is_no_result():
 
     def table(seeds, row="heima"):
         lines = [f"a,by training seed,{row},seed {seed}\n" for seed in seeds]
-        return {"reports/tables/x.csv": "origin,panel,row,column\n" + "".join(lines)}
+        return {"reports/toy/tables/x.csv": "origin,panel,row,column\n" + "".join(lines)}
 
     record = replace(run(), tables=table((42, 43, 44)))
     params = {**record.params, "seeds": [44, 45, 46]}
     assert not outside(record, replace(record, params=params, tables=table((44, 45, 46))))
     assert outside(record, replace(record, params=params, tables=table((45, 46)))) == [
-        ("reports/tables/x.csv", "a / by training seed / heima / seed 44")
+        ("reports/toy/tables/x.csv", "a / by training seed / heima / seed 44")
     ]
     assert outside(record, replace(record, tables=table((42, 43)))) == [
-        ("reports/tables/x.csv", "a / by training seed / heima / seed 44")
+        ("reports/toy/tables/x.csv", "a / by training seed / heima / seed 44")
     ]
 
 

@@ -25,7 +25,7 @@ from heima.data import places
 from heima.data.images import ImageZip
 from heima.results.files import read_json
 from heima.toy.benchmarks import write_benchmarks
-from stages import prepare
+from stages import prepare, resolve
 from tests.conftest import ROOT
 from tests.eval.hub_server import TOKEN, Repository
 from tests.fabricated_sources import paper_params, paper_yaml, write_source
@@ -68,6 +68,7 @@ def hub(place, hub, monkeypatch, editions):
 
 def run_prepare(params: str) -> None:
     Path("params.yaml").write_text(params)
+    resolve.write(config.load())
     prepare.main()
 
 
@@ -165,6 +166,7 @@ def test_all_bad_rows_are_listed_and_nothing_is_written(place, editions):
     Path("params.yaml").write_text(
         paper_yaml(mmstar={"path": "given/mmstar"}, ai2d={"path": "given/ai2d"})
     )
+    resolve.write(config.load())
     done = subprocess.run(
         [sys.executable, "-m", "stages.prepare"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -367,6 +369,7 @@ def test_a_revision_that_moved_is_named_beside_the_hubs(place, hub):
         paper_yaml(mmstar={"id": "Lin-Chen/MMStar", "revision": GONE}), encoding="utf-8"
     )
     here = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(place / "home")}
+    resolve.write(config.load())
     done = subprocess.run(
         [sys.executable, "-m", "stages.prepare"],
         env={**os.environ, **here, "PYTHONPATH": str(ROOT)},

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from heima import config
-from stages import fingerprint, runs
+from stages import resolve, runs
 from tests.conftest import ROOT
 
 
@@ -36,7 +36,7 @@ def test_a_list_that_does_not_fit_is_written_anew_and_said(tmp_path, monkeypatch
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"runs\.yaml did not list the runs.*`dvc repro` again"):
-        fingerprint.main()
+        resolve.main()
     assert "p1-7" in yaml.safe_load(runs.FILE.read_text(encoding="utf-8"))["runs"]["distill"]
     assert not runs.write(config.load())
 

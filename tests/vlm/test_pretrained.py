@@ -17,7 +17,7 @@ from heima.results.files import read_json
 from heima.vlm import models
 from heima.vlm.kept_answers import weights_digest
 from heima.vlm.pointer import ModelError, locate
-from stages import teach
+from stages import resolve, teach
 from tests.conftest import ROOT
 from tests.eval.hub_server import TOKEN, Repository
 
@@ -50,6 +50,7 @@ def served(tmp_path, hub, saved, monkeypatch):
     raw["teach"]["llm"] = {"kind": "pretrained", "id": LLM}
     raw["precision"] = "fp32"
     Path("params.yaml").write_text(yaml.safe_dump(raw))
+    resolve.write(config.load())
     # As on the hub: Meta's own files beside transformers', and pages that nobody needs here.
     more = {"original/consolidated.00.pth": b"pickle", "original/tokenizer.model": b"t",
             "README.md": b"read me", "LICENSE": b"terms", "model.bin": b"pickle"}  # fmt: skip
@@ -69,6 +70,7 @@ def edit(part: str, name: str | None = None, **entry) -> None:
     else:
         raw["teach"][part][name] = entry
     Path("params.yaml").write_text(yaml.safe_dump(raw))
+    resolve.write(config.load())
 
 
 def failure_of_teach(name: str) -> str:

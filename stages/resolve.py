@@ -1,11 +1,13 @@
-"""Validate the parameters and `runs.yaml`, and fingerprint the code of every stage.
+"""Validate the parameters, write them out in full, and fingerprint the code of every stage.
 
-    python -m stages.fingerprint
+    python -m stages.resolve
 
-Writes `fingerprints/<stage>.json`: each module that `stages.<stage>` imports, directly or not, with
-a hash of its syntax tree. Comments, formatting and docstrings leave the hash as it is, so that only
-a real change of code that a stage uses re-runs it. YAML files beside a module (the tasks of an
-evaluation) count to the package they lie in.
+Writes `resolved.yaml`, from which all other stages read their parameters, and
+`fingerprints/<stage>.json`: each module that `stages.<stage>` imports, directly or not, with a hash
+of its syntax tree. Comments, formatting, docstrings and the words of errors leave the hash as it
+is, and modules of `DECIDES_NOTHING` are left out, so that only a real change of code that makes a
+stage's result re-runs it. YAML files beside a module (the tasks of an evaluation) count to the
+package they lie in.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import sys
 from pathlib import Path
 
 import grimp
+import yaml
 
 from heima import config
-from heima.results.files import write_json
+from heima.results.files import atomic, write_json
 from stages import runs
 
 PACKAGES = ("heima", "eval", "reports", "stages")
+_HEADER = "# Follows from params.yaml: the stage `resolve` writes it (see stages/resolve.py).\n"
 STAGES = (
     "prepare",
     "rewrite",
@@ -39,14 +43,23 @@ STAGES = (
     "track",
 )
 
+DECIDES_NOTHING = {
+    "heima.config": "what it makes of the parameters stands in resolved.yaml, which stages read",
+    "heima.data.licences": "words",
+    "heima.data.hub": "fetches a commit's files, whose checksums `prepare` and `teach` write down",
+}
+"""Modules, and packages with all that lies in them, that no fingerprint holds, and why."""
+
 
 def syntax_hash(source: str) -> str:
-    """SHA-256 of a module's syntax tree without docstrings.
+    """SHA-256 of a module's syntax tree without docstrings and the words of errors.
 
     >>> syntax_hash("x = 1  # why") == syntax_hash("'A module.'\\nx = 1")
     True
+    >>> syntax_hash("raise ValueError(f'no {x}')") == syntax_hash("raise ValueError('not ' + x)")
+    True
     """
-    tree = ast.parse(source)
+    tree = _Wordless().visit(ast.parse(source))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             # A lone string is a docstring, or documents the attribute above it.
@@ -62,6 +75,20 @@ def syntax_hash(source: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
+class _Wordless(ast.NodeTransformer):
+    """Takes from each `raise Error(…)` what stands in the brackets: what is raised, and when, stay.
+
+    An error of our own that carries more than words (a reason that is counted) keeps it: constant
+    arguments before the last one.
+    """
+
+    def visit_Raise(self, node: ast.Raise) -> ast.Raise:
+        if isinstance(node.exc, ast.Call):
+            kept = [one for one in node.exc.args[:-1] if isinstance(one, ast.Constant)]
+            node.exc = ast.Call(node.exc.func, kept, [])
+        return node
+
+
 def module_path(root: Path, module: str) -> Path:
     path = root.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -74,7 +101,10 @@ def _packages(module: str) -> set[str]:
 
 
 def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, str]:
-    """Module or YAML file -> hash, for everything that `stages.<stage>` imports below `root`."""
+    """Module or YAML file -> hash, for what decides and `stages.<stage>` imports below `root`.
+
+    `graph` must have lost `DECIDES_NOTHING` (`code_graph`).
+    """
     entry = f"stages.{stage}"
     modules = {entry, *graph.find_upstream_modules(entry)}
     # Importing a module runs its packages' __init__ too.
@@ -90,6 +120,22 @@ def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, s
     return dict(sorted(hashes.items()))
 
 
+def code_graph() -> grimp.ImportGraph:
+    """Who imports whom, without the modules that decide nothing."""
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    for module in DECIDES_NOTHING:
+        for one in {module, *graph.find_descendants(module)}:
+            graph.remove_module(one)
+    return graph
+
+
+def write(params: config.Params) -> None:
+    """Write `resolved.yaml`."""
+    text = yaml.safe_dump(config.resolved(params), sort_keys=False)
+    with atomic(config.RESOLVED) as temporary:
+        temporary.write_text(_HEADER + text, encoding="utf-8")
+
+
 def main() -> None:
     try:
         params = config.load()
@@ -100,7 +146,8 @@ def main() -> None:
             f"error: {runs.FILE} did not list the runs of params.yaml and is written anew; run "
             "`dvc repro` again (`python -m stages.repro` does it at once)"
         )
-    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    write(params)
+    graph = code_graph()
     for stage in STAGES:
         write_json(Path("fingerprints") / f"{stage}.json", fingerprint(Path.cwd(), stage, graph))
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import grimp
 import pytest
 
-from stages import fingerprint
+from stages import resolve
 from tests.conftest import ROOT
 
 CODE = '''
@@ -38,7 +37,7 @@ class Thing:
 )
 def test_prose_and_layout_do_not_count(edited):
     assert edited != CODE
-    assert fingerprint.syntax_hash(edited) == fingerprint.syntax_hash(CODE)
+    assert resolve.syntax_hash(edited) == resolve.syntax_hash(CODE)
 
 
 @pytest.mark.parametrize(
@@ -51,14 +50,12 @@ def test_prose_and_layout_do_not_count(edited):
     ],
 )
 def test_code_counts(edited):
-    assert fingerprint.syntax_hash(edited) != fingerprint.syntax_hash(CODE)
+    assert resolve.syntax_hash(edited) != resolve.syntax_hash(CODE)
 
 
 def test_each_stage_depends_on_what_it_imports_and_nothing_else():
-    graph = grimp.build_graph(*fingerprint.PACKAGES, cache_dir=None)
-    prints = {
-        stage: set(fingerprint.fingerprint(ROOT, stage, graph)) for stage in fingerprint.STAGES
-    }
+    graph = resolve.code_graph()
+    prints = {stage: set(resolve.fingerprint(ROOT, stage, graph)) for stage in resolve.STAGES}
     assert all(f"stages.{stage}" in modules for stage, modules in prints.items())
     assert (
         "heima.training.loop" in prints["distill"]
@@ -72,8 +69,8 @@ def test_each_stage_depends_on_what_it_imports_and_nothing_else():
 
 
 def test_imports_point_one_way():
-    """stages -> eval -> heima."""
-    graph = grimp.build_graph(*fingerprint.PACKAGES, cache_dir=None)
+    """stages -> reports -> eval -> heima, and one room of heima after the other."""
+    graph = resolve.code_graph()
     for module in graph.modules:
         allowed = {
             "heima": {"heima"},
@@ -88,7 +85,7 @@ def test_every_stage_of_the_pipeline_has_its_fingerprint():
     import yaml
 
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    assert set(pipeline) == {"fingerprint", *fingerprint.STAGES}
-    for name in fingerprint.STAGES:
+    assert set(pipeline) == {"resolve", *resolve.STAGES}
+    for name in resolve.STAGES:
         stage = pipeline[name].get("do", pipeline[name])
         assert f"fingerprints/{name}.json" in stage["deps"]

@@ -1,0 +1,41 @@
+"""What all parts of a parameter file share: names, and what a value may be."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+)
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+Section = Literal["summary", "caption", "reasoning"]
+Control = Literal["own", "shuffled", "mean", "zero", "question-only"]
+QuestionKind = Literal[
+    "look-option", "sum-option", "look-free", "sum-number", "look-yes-no", "sum-yes-no"
+]
+InterpreterInput = Literal["own", "question-only"]
+Benchmark = Literal["mmstar", "mmbench", "mmvet", "mathvista", "ai2d", "hallusionbench"]
+ProtocolName = Literal["lmms", "vlmevalkit"]
+Tiles = Literal["padded", "real"]
+
+PRETRAINED = ("text-cot", "base", "interpreter")
+"""The models that `teach` provides; checkpoints are adapters on `text-cot`."""
+
+REPOSITORY = r"^[\w.-]+/[\w.-]+$"
+COMMIT = r"^[0-9a-f]{40}$"
+WITHOUT_VLLM = ("toy-mllama", "llava-cot-11b")
+
+TOY_FAMILIES = ("toy-mllama", "toy-llava-next")
+"""The families whose models are trained here, from scratch; all others' are pretrained."""
+
+
+class ConfigError(ValueError):
+    """A parameter file that cannot be used; the message lists every wrong key."""
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,214 @@
+"""Parameters of what is measured: reconstructions, benchmarks, the judge and latency."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from heima.config.base import (
+    Benchmark,
+    Control,
+    Model,
+    Name,
+    ProtocolName,
+    Seed,
+)
+from heima.cot.rendering import RENDERINGS, is_constant
+
+
+class Decoding(Model):
+    """`temperature` 0 is greedy; the paper samples at 0.6 with top-k 50."""
+
+    temperature: Annotated[float, Field(ge=0)]
+    top_k: PositiveInt
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+
+
+class Reconstruct(Decoding):
+    controls: tuple[Control, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _own_among_distinct(self) -> Reconstruct:
+        if "own" not in self.controls or len(set(self.controls)) != len(self.controls):
+            raise ValueError("controls must name `own` and no control twice")
+        return self
+
+
+class Similarity(Model):
+    """How a reconstruction is compared with its section.
+
+    `bertscore` and `meteor` name the resource, and with it the column (`heima.results.measures`);
+    a path says where that resource lies if not where its library keeps it. `references` are the
+    sections alone (`clean`), or with an answer sentence and tags around them, which the
+    predictions lack (`official`, as the paper's script has them). `judged` are the controls whose
+    reconstructions the judge sees; none: no judge is asked. `judge_image` shows it the image, too.
+    `draws` resamples stand behind the intervals of scores and similarity.
+    """
+
+    references: Literal["clean", "official"]
+    bertscore: Literal["minilm-l6", "deberta-xlarge-mnli"]
+    bertscore_path: str | None = None
+    meteor: Literal["wordnet", "wordnet-no-punkt", "exact-stem"]
+    wordnet_path: str | None = None
+    judged: tuple[Control, ...]
+    judge_image: bool
+    draws: PositiveInt
+
+    @model_validator(mode="after")
+    def _own_among_judged(self) -> Similarity:
+        if self.judged and "own" not in self.judged:
+            raise ValueError("judged must name `own`, with which controls are compared, or nothing")
+        if len(set(self.judged)) != len(self.judged):
+            raise ValueError("judged must name no control twice")
+        return self
+
+
+class Protocol(Model):
+    """How answers are decoded under a protocol; its prompts and rules are code (`eval.tasks`).
+
+    `temperature` 0 is greedy and has one seed; the paper samples at 0.6 with top-k 50. Each of
+    `seeds` is a run over all benchmarks. `data` names other data than a benchmark's own.
+    """
+
+    temperature: Annotated[float, Field(ge=0)]
+    top_k: PositiveInt
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    data: dict[Benchmark, Name] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Protocol:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must name no seed twice")
+        if self.temperature == 0 and len(self.seeds) > 1:
+            raise ValueError(
+                f"seeds = {list(self.seeds)} must be one: at temperature 0 all give the same"
+            )
+        return self
+
+
+class Predict(Model):
+    """What is the same for every variant and protocol: the engine and its limits."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+
+
+class Variant(Model):
+    """A row of the benchmarks' table.
+
+    `forced_prefix` is a rendering whose sections are thinking tokens: that constant beginning of
+    every answer is put into the prompt and not decoded (recipe, section 6). Under a ratio no two
+    answers need begin alike.
+    """
+
+    model: Name
+    forced_prefix: str | None = None
+
+    @model_validator(mode="after")
+    def _constant_prefix(self) -> Variant:
+        constant = sorted(name for name in RENDERINGS if is_constant(name))
+        if self.forced_prefix is not None and self.forced_prefix not in constant:
+            raise ValueError(
+                f"forced_prefix = {self.forced_prefix!r} is not one of {constant}, the renderings "
+                "that begin every answer alike"
+            )
+        return self
+
+
+class LatencyCase(Model):
+    """A line of the latency table: a variant, cut to the tokens of the case `budget` if named."""
+
+    variant: Name
+    budget: Name | None = None
+
+
+class Peaks(Model):
+    """What a device can do at most, as its maker states it: 1e12 FLOP/s and 1e9 bytes/s."""
+
+    device: str = Field(min_length=1)
+    tflops: PositiveFloat
+    gb_per_s: PositiveFloat
+
+
+class Latency(Model):
+    """What the latency stage measures, `rounds` times with the cases interleaved.
+
+    `peaks` are stated, or `measured`: a matrix product and a copy on the same device.
+    """
+
+    benchmark: Benchmark
+    protocol: ProtocolName
+    cases: dict[Name, LatencyCase] = Field(min_length=1)
+    batch_sizes: tuple[PositiveInt, ...] = Field(min_length=1)
+    rounds: PositiveInt
+    peaks: Literal["measured"] | Peaks
+
+    @model_validator(mode="after")
+    def _budgets_resolve(self) -> Latency:
+        whole = sorted(name for name, case in self.cases.items() if case.budget is None)
+        for name, case in self.cases.items():
+            if case.budget is not None and case.budget not in whole:
+                raise ValueError(
+                    f"cases.{name}.budget = {case.budget!r} is not one of {whole}, the cases "
+                    "without a budget of their own"
+                )
+        if len(set(self.batch_sizes)) != len(self.batch_sizes):
+            raise ValueError("batch_sizes must name no size twice")
+        return self
+
+
+class EmbeddedRules(Model):
+    """A judge without a language model, for the toy world; named in every result."""
+
+    backend: Literal["embedded-rules"]
+
+
+class Price(Model):
+    """US dollars for a million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
+class OpenAIJudge(Model):
+    """Any OpenAI-compatible server; the key is read from `api_key_env` when a stage runs.
+
+    - `price`: what the server bills, for the estimate and the limit; none: it bills nothing.
+    - `budget_usd`: what may be spent in all, over all stages and runs that share `cache`.
+    - `mode`: `batch` asks through OpenAI's Batch API, at half the price and within a day; only
+      the similarity of reconstructions can wait that long, benchmarks ask directly.
+    - `workers`: requests at once; `timeout_seconds` and `max_retries` are those of one request.
+    - `poll_seconds`: how often the state of a batch is asked for.
+    - `max_missing`: the share of reconstructions that may stay without a grade; they are listed.
+    - `cache`: every reply, once paid. It must lie where neither DVC nor `make clean` deletes it.
+    """
+
+    backend: Literal["openai"]
+    base_url: str = Field(pattern=r"^https?://")
+    model: str = Field(min_length=1)
+    api_key_env: str = "OPENAI_API_KEY"
+    price: Price | None = None
+    budget_usd: PositiveFloat | None = None
+    mode: Literal["direct", "batch"] = "direct"
+    workers: Annotated[int, Field(ge=1, le=256)] = 32
+    timeout_seconds: PositiveFloat = 60
+    max_retries: Annotated[int, Field(ge=0, le=20)] = 5
+    poll_seconds: PositiveFloat = 30
+    max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    cache: str = Field(default=".cache/judge.sqlite", min_length=1)
+
+    @model_validator(mode="after")
+    def _limit_needs_a_price(self) -> OpenAIJudge:
+        if self.budget_usd is not None and self.price is None:
+            raise ValueError(
+                f"budget_usd = {self.budget_usd} needs a price: without one nothing counts as spent"
+            )
+        return self

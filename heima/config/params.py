@@ -1,0 +1,345 @@
+"""All parameters together, and what they must be to each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from heima.config.base import (
+    PRETRAINED,
+    TOY_FAMILIES,
+    WITHOUT_VLLM,
+    Benchmark,
+    Model,
+    Name,
+    ProtocolName,
+    Seed,
+)
+from heima.config.data import (
+    FolderSource,
+    HubSource,
+    Rewrite,
+    ToySource,
+)
+from heima.config.evaluation import (
+    Decoding,
+    EmbeddedRules,
+    Latency,
+    OpenAIJudge,
+    Predict,
+    Protocol,
+    Reconstruct,
+    Similarity,
+    Variant,
+)
+from heima.config.training import (
+    ONE_TOKEN,
+    Checkpoint,
+    Distill,
+    Hardware,
+    Interpret,
+    Interpreter,
+    NamedReconstruction,
+    States,
+    Teach,
+    Thinking,
+    Training,
+)
+from heima.cot.rendering import RENDERINGS, constant_prefix
+from heima.cot.sections import COMPRESSIBLE, numbered
+
+
+class Params(Model):
+    """Everything a reproduction is made from.
+
+    `seed` is that of the data, of the models that `teach` makes (one each) and of resampling.
+    `seeds` are the training seeds: each checkpoint and interpreter is trained once with each.
+    """
+
+    profile: Name
+    family: Literal["toy-mllama", "toy-llava-next", "llava-cot-11b", "llava-next-vicuna-7b"]
+    seed: Seed
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    precision: Literal["fp32", "bf16"]
+    source: Annotated[ToySource | FolderSource | HubSource, Field(discriminator="kind")]
+    rewrite: Rewrite
+    teach: Teach
+    hardware: Hardware = Hardware()
+    training: Training
+    distill: Distill
+    checkpoints: dict[Name, Checkpoint] = Field(min_length=1)
+    states: States
+    interpret: Interpret
+    interpreters: dict[Name, Interpreter] = Field(min_length=1)
+    reconstruct: Reconstruct
+    reconstructions: dict[Name, NamedReconstruction] = Field(min_length=1)
+    similarity: Similarity
+    benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
+    protocols: dict[ProtocolName, Protocol] = Field(min_length=1)
+    predict: Predict
+    judge: Annotated[EmbeddedRules | OpenAIJudge, Field(discriminator="backend")]
+    variants: dict[Name, Variant] = Field(min_length=1)
+    latency: Latency
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Params:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} must name no seed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Params:
+        known = {"text-cot", *self.checkpoints}
+        for name, checkpoint in self.checkpoints.items():
+            if name in PRETRAINED:
+                raise ValueError(f"checkpoints.{name}: {PRETRAINED} are names of pretrained models")
+            if checkpoint.init not in known - {name}:
+                raise ValueError(
+                    f"checkpoints.{name}.init = {checkpoint.init!r} is not one of "
+                    f"{sorted(known - {name})}"
+                )
+            self._check_matched(name, checkpoint)
+            self._check_thinking(name)
+        compressed = sorted(
+            name
+            for name, checkpoint in self.checkpoints.items()
+            if set(RENDERINGS[checkpoint.data].values()) == {"token"}
+        )
+        if self.states.checkpoint not in compressed:
+            raise ValueError(
+                f"states.checkpoint = {self.states.checkpoint!r} is not one of {compressed}, the "
+                "checkpoints that compress every section"
+            )
+        if "heima" not in self.variants:
+            raise ValueError("variants must name `heima`: ablations are compared with it")
+        if self.training.tiles == "real" and "llava-next" in self.family:
+            raise ValueError(
+                f"training.tiles = 'real' must be 'padded' for the family {self.family}, whose "
+                "images are never padded"
+            )
+        self._check_source()
+        self._check_teach()
+        self._check_reconstructions()
+        self._check_benchmarks()
+        for name, variant in self.variants.items():
+            allowed = known | {"base"}
+            if variant.model not in allowed:
+                raise ValueError(
+                    f"variants.{name}.model = {variant.model!r} is not one of {sorted(allowed)}"
+                )
+            try:
+                self.prefix(variant.model, variant.forced_prefix)
+            except ValueError as error:
+                raise ValueError(f"variants.{name}.forced_prefix: {error}") from error
+        return self
+
+    def _check_source(self) -> None:
+        named = {
+            self.data_name(protocol, benchmark)
+            for protocol in self.protocols
+            for benchmark in self.benchmarks
+        }
+        if self.source.kind == "toy":
+            given: set[str] = set(self.source.benchmark_sizes)
+            key = "source.benchmark_sizes"
+        else:
+            given, key = set(self.source.benchmarks), "source.benchmarks"
+        lacking = sorted(named - given)
+        if lacking:
+            raise ValueError(f"{key} lacks {', '.join(lacking)}")
+
+    def _check_teach(self) -> None:
+        kind = "train" if self.family in TOY_FAMILIES else "pretrained"
+        for name, part in (("vlm", self.teach.vlm), ("llm", self.teach.llm)):
+            if part.kind != kind:
+                raise ValueError(
+                    f"teach.{name}.kind = {part.kind!r} must be {kind!r} for the family "
+                    f"{self.family}: the models of {' and '.join(TOY_FAMILIES)} are trained from "
+                    "scratch, all others are pretrained"
+                )
+            if kind == "train" and self.source.kind != "toy":
+                raise ValueError(
+                    f"teach.{name}.kind = 'train' needs source.kind = 'toy': only the toy world's "
+                    "models are trained from scratch"
+                )
+
+    def _check_benchmarks(self) -> None:
+        if len(set(self.benchmarks)) != len(self.benchmarks):
+            raise ValueError("benchmarks must name no benchmark twice")
+        if self.predict.engine == "vllm" and self.family in WITHOUT_VLLM:
+            raise ValueError(
+                f"predict.engine = 'vllm' does not serve the family {self.family} (vLLM dropped "
+                "mllama); it must be 'transformers'"
+            )
+        if self.latency.benchmark not in self.benchmarks:
+            raise ValueError(
+                f"latency.benchmark = {self.latency.benchmark!r} is not one of "
+                f"{list(self.benchmarks)}"
+            )
+        if self.latency.protocol not in self.protocols:
+            raise ValueError(
+                f"latency.protocol = {self.latency.protocol!r} is not one of "
+                f"{sorted(self.protocols)}"
+            )
+        for name, case in self.latency.cases.items():
+            if case.variant not in self.variants:
+                raise ValueError(
+                    f"latency.cases.{name}.variant = {case.variant!r} is not one of "
+                    f"{sorted(self.variants)}"
+                )
+
+    def _check_reconstructions(self) -> None:
+        for name, one in self.reconstructions.items():
+            able = sorted(
+                key for key, known in self.interpreters.items() if one.section in known.sections
+            )
+            if one.interpreter not in able:
+                raise ValueError(
+                    f"reconstructions.{name}.interpreter = {one.interpreter!r} is not one of "
+                    f"{able}, the interpreters that read the {one.section}"
+                )
+        for section in self.sections:
+            entry = self.reconstructions.get(section)
+            if entry is None or entry.section != section:
+                raise ValueError(
+                    f"reconstructions must name {section!r}, of the section {section}: other "
+                    "reconstructions of the section are compared with it"
+                )
+        unknown = sorted(set(self.similarity.judged) - set(self.reconstruct.controls))
+        if unknown:
+            raise ValueError(
+                f"similarity.judged: {', '.join(unknown)} must be among reconstruct.controls = "
+                f"{list(self.reconstruct.controls)}"
+            )
+
+    def _check_matched(self, name: str, checkpoint: Checkpoint) -> None:
+        if not checkpoint.matched:
+            return
+        for other in checkpoint.matched:
+            if other not in self.checkpoints:
+                raise ValueError(
+                    f"checkpoints.{name}.matched: {other!r} is not one of "
+                    f"{sorted(self.checkpoints)}"
+                )
+        length = "steps" if checkpoint.steps is not None else "epochs"
+        parts = [getattr(self.checkpoints[other], length) for other in checkpoint.matched]
+        if None in parts:
+            raise ValueError(f"checkpoints.{name}.matched: all must be given in {length}")
+        own, total = getattr(checkpoint, length), sum(parts)
+        if own != total:
+            raise ValueError(
+                f"checkpoints.{name}.{length} = {own} must be {total}, the {length} of "
+                f"{' + '.join(checkpoint.matched)} together"
+            )
+
+    def _check_thinking(self, name: str) -> None:
+        own = self.checkpoints[name]
+        for earlier in self._chain(name)[:-1]:
+            other = self.checkpoints[earlier]
+            if own.thinks and other.thinks and own.thinking != other.thinking:
+                raise ValueError(
+                    f"checkpoints.{name}.thinking = {_shown(own.thinking)} must be "
+                    f"{_shown(other.thinking)}, that of {earlier} earlier in its chain"
+                )
+
+    def _chain(self, name: str) -> list[str]:
+        """The checkpoints from the text-cot model to `name`; raises on a circle."""
+        chain = [name]
+        while (init := self.checkpoints[chain[0]].init) != "text-cot":
+            if init in chain:
+                raise ValueError(f"checkpoints: {' <- '.join([init, *chain])} is a circle")
+            if init not in self.checkpoints:
+                raise ValueError(
+                    f"checkpoints.{chain[0]}.init = {init!r} is not one of "
+                    f"{sorted(self.checkpoints)} or text-cot"
+                )
+            chain.insert(0, init)
+        return chain
+
+    def training_seeds(self, model: str) -> tuple[int, ...]:
+        """The seeds that a model was trained with: those of `teach` have the one of the data."""
+        return self.seeds if model in self.checkpoints else (self.seed,)
+
+    def trained(self, model: str, seed: int) -> str:
+        """Where below `models/` a model lies: a checkpoint has a folder for each training seed."""
+        return f"{model}/{seed}" if model in self.checkpoints else model
+
+    def thinking(self, model: str) -> Thinking:
+        """How many thinking tokens a model writes for a section, if it writes any."""
+        return self.checkpoints[model].thinking if model in self.checkpoints else ONE_TOKEN
+
+    def prefix(self, model: str, rendering: str | None) -> str:
+        """What every answer of a model in `rendering` begins with, to be forced upon it; none: "".
+
+        Raises `ValueError` where its answers do not all begin alike.
+        """
+        if rendering is None:
+            return ""
+        thinking = self.thinking(model)
+        if thinking.tokens is None:
+            raise ValueError(
+                f"answers of {model} do not all begin alike: its thinking is {_shown(thinking)}"
+            )
+        return constant_prefix(rendering, numbered(thinking.tokens))
+
+    def data_name(self, protocol: str, benchmark: str) -> str:
+        """The name of the data that a protocol reads for a benchmark."""
+        return self.protocols[protocol].data.get(benchmark, benchmark)
+
+    def decoding(self, protocol: str) -> Decoding:
+        """How answers are decoded under a protocol."""
+        rules = self.protocols[protocol]
+        return Decoding(
+            temperature=rules.temperature,
+            top_k=rules.top_k,
+            max_new_tokens=self.predict.max_new_tokens,
+            batch_size=self.predict.batch_size,
+        )
+
+    def derived(self) -> dict[str, Any]:
+        """What the rules of this package make of the parameters, as plain data.
+
+        A stage that uses a rule depends on what it gives here, and so on no code of this package.
+        """
+        models = {*PRETRAINED, *self.checkpoints}
+        return {
+            "models": {
+                model: {"thinking": self.thinking(model).model_dump(exclude_none=True)}
+                for model in sorted(models)
+            },
+            "interpreters": {
+                name: self.interpret.of(one).model_dump(mode="json")
+                for name, one in self.interpreters.items()
+            },
+            "variants": {
+                name: {"prefix": self.prefix(one.model, one.forced_prefix)}
+                for name, one in self.variants.items()
+            },
+            "protocols": {
+                name: {
+                    "decoding": self.decoding(name).model_dump(mode="json"),
+                    "data": {one: self.data_name(name, one) for one in self.benchmarks},
+                }
+                for name in self.protocols
+            },
+            "sections": list(self.sections),
+        }
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The sections that get a thinking token and an interpreter, in the order of the answer."""
+        return COMPRESSIBLE
+
+
+def _shown(thinking: Thinking) -> str:
+    """As in a parameter file.
+
+    >>> _shown(Thinking(ratio=0.3))
+    '{ratio: 0.3}'
+    """
+    [(key, value)] = thinking.model_dump(exclude_none=True).items()
+    return f"{{{key}: {value}}}"

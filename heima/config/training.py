@@ -1,0 +1,251 @@
+"""Parameters of training: models to start from, schedules, checkpoints and interpreters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from heima.config.base import (
+    Model,
+    Name,
+    Section,
+    Tiles,
+)
+from heima.config.data import (
+    Place,
+)
+from heima.cot.rendering import RENDERINGS
+from heima.cot.sections import MAX_NUMBERED
+
+
+class Schedule(Model):
+    """One training round: AdamW, warm-up then cosine to zero, clipped gradients."""
+
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: PositiveFloat
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Schedule:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class ToyVlm(Schedule):
+    """A tiny Mllama trained from scratch: `text-cot` on full text, `base` on bare answers.
+
+    `base` gets no step count of its own: it trains for the FLOPs that `text-cot` used.
+    """
+
+    kind: Literal["train"]
+    hidden_size: PositiveInt
+    vision_steps: PositiveInt
+    muon_learning_rate: PositiveFloat
+
+
+class PretrainedModel(Place):
+    """A model of the hub by `id` and `revision`, or a folder, `path`, with a saved one.
+
+    Without a `revision`, `teach` takes the newest commit and writes down which it was.
+    """
+
+
+class PretrainedVlm(Model):
+    kind: Literal["pretrained"]
+    text_cot: PretrainedModel = Field(alias="text-cot")
+    base: PretrainedModel
+
+
+class ToyLlm(Schedule):
+    """A tiny Llama trained from scratch on questions and section texts: the interpreters' start."""
+
+    kind: Literal["train"]
+    hidden_size: PositiveInt
+    muon_learning_rate: PositiveFloat
+
+
+class PretrainedLlm(PretrainedModel):
+    kind: Literal["pretrained"]
+
+
+class Teach(Model):
+    vlm: Annotated[ToyVlm | PretrainedVlm, Field(discriminator="kind")]
+    llm: Annotated[ToyLlm | PretrainedLlm, Field(discriminator="kind")]
+
+    @model_validator(mode="after")
+    def _same_width(self) -> Teach:
+        if (
+            isinstance(self.vlm, ToyVlm)
+            and isinstance(self.llm, ToyLlm)
+            and self.vlm.hidden_size != self.llm.hidden_size
+        ):
+            raise ValueError(
+                f"llm.hidden_size = {self.llm.hidden_size} must equal vlm.hidden_size = "
+                f"{self.vlm.hidden_size}: a thinking state replaces an embedding without projection"
+            )
+        return self
+
+
+class Training(Model):
+    """How every training run computes; what it learns is its schedule's.
+
+    Each saving can be turned off, for comparison; all but `tiles` are exact. What decides about
+    batches or about what the model sees (`group_by_length`, `images_once`, `tiles`) makes another
+    result; the rest changes no more than rounding, so that DVC does not watch it.
+
+    - `micro_batch_size`: samples that a process computes at once; none: its whole share of a batch.
+      Gradients of a batch add up over micro-batches and processes, whatever their number.
+    - `gradient_checkpointing`: compute activations again in the backward pass (non-reentrant).
+    - `group_by_length`: batches of samples of like length, for less padding.
+    - `images_once`: the turns of an image stand in one batch, which encodes it once.
+    - `labelled_only`: only positions with a label go through the lm_head, `logits_chunk` at once.
+    - `tiles`: `padded` fills every image up to the model's number of tiles, as it was pretrained;
+      `real` computes only the tiles that an image has, which changes what the model sees.
+    - `workers`: processes that read images ahead; none: the training process itself.
+    - `snapshot_steps`: updates between two snapshots of a run, from which a killed run goes on.
+    """
+
+    micro_batch_size: PositiveInt | None = None
+    gradient_checkpointing: bool = False
+    group_by_length: bool = True
+    images_once: bool = True
+    labelled_only: bool = True
+    logits_chunk: PositiveInt = 1024
+    tiles: Tiles = "padded"
+    workers: Annotated[int, Field(ge=0)] = 0
+    snapshot_steps: PositiveInt = 100
+
+
+class Hardware(Model):
+    """On how many processes stages that can use several run; no result depends on it but rounding.
+
+    - `processes`: one a GPU; none: as many as there are GPUs, and one without a GPU.
+    - `accelerate`: the configuration that training is launched with (`accelerate launch`), such as
+      `profiles/accelerate/fsdp2.yaml`; none: each process holds the whole model.
+    """
+
+    processes: PositiveInt | None = None
+    accelerate: str | None = Field(default=None, min_length=1)
+
+
+class Lora(Model):
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Distill(Model):
+    """What every checkpoint of the curriculum shares (recipe, section 2)."""
+
+    lora: Lora
+    max_length: PositiveInt
+
+
+class Thinking(Model):
+    """How many thinking tokens stand for a section (recipe, section 1).
+
+    `tokens`: so many, numbered; one has no number. `ratio`: that share of the section's own tokens,
+    at least one. A ratio repeats the section's one token: numbers would run out of reserved ids.
+    """
+
+    tokens: Annotated[int, Field(ge=1, le=MAX_NUMBERED)] | None = None
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Thinking:
+        if (self.tokens is None) == (self.ratio is None):
+            raise ValueError("give exactly one of tokens and ratio")
+        return self
+
+
+ONE_TOKEN = Thinking(tokens=1)
+"""The paper's method; everything else is an ablation."""
+
+
+class Checkpoint(Schedule):
+    """One adapter: rendered `data`, the model it starts from, its own fresh schedule.
+
+    `thinking` is the same in all checkpoints of a chain that have thinking tokens. `matched` names
+    checkpoints whose updates together must equal this one's, so that an ablation says in the
+    parameters what it is compared with.
+    """
+
+    data: str
+    init: Name
+    thinking: Thinking = ONE_TOKEN
+    matched: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_data(self) -> Checkpoint:
+        if self.data not in RENDERINGS:
+            raise ValueError(f"data = {self.data!r} is not one of {sorted(RENDERINGS)}")
+        # The default may be written out: parameters that were dumped are valid.
+        if self.thinking != ONE_TOKEN and not self.thinks:
+            raise ValueError(f"thinking: the rendering {self.data} has no thinking tokens")
+        return self
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its answers have thinking tokens."""
+        return "token" in RENDERINGS[self.data].values()
+
+
+class States(Model):
+    """Which thinking states the interpreters read: `predicting` at p-1, `at` at p."""
+
+    checkpoint: Name
+    position: Literal["predicting", "at"]
+    batch_size: PositiveInt
+
+
+class Interpret(Schedule):
+    """Interpreter training, the same for every interpreter and every input (recipe, section 3).
+
+    `steps` counts for one section: an interpreter of three sections trains three times as long, as
+    an epoch over its three times as many samples would. An interpreter may have `steps` of its own.
+    """
+
+    lora: Lora
+    wordings: Literal["plain", "varied"]
+
+    def of(self, interpreter: Interpreter) -> Interpret:
+        """The schedule of one interpreter, for all of its sections together."""
+        steps = interpreter.steps or self.steps
+        if steps is None:
+            return self
+        steps *= len(interpreter.sections)
+        return self.model_copy(update={"steps": steps, "epochs": None})
+
+
+class Interpreter(Model):
+    """One LoRA on the LLM, and the sections whose states it learns to read.
+
+    `steps`: its updates for each section, in place of those of `interpret`.
+    """
+
+    sections: tuple[Section, ...] = Field(min_length=1)
+    steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Interpreter:
+        if len(set(self.sections)) != len(self.sections):
+            raise ValueError("sections must name no section twice")
+        return self
+
+
+class NamedReconstruction(Model):
+    """A row of the interpreters' table: one section, rebuilt by one interpreter."""
+
+    interpreter: Name
+    section: Section
