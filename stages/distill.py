@@ -12,7 +12,6 @@ the same adapter.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from heima.training import snapshots
 from heima.training.backbone import body, tile_shift
 from heima.training.loop import AnswerLoss, heldout_losses, train, trained_weights, write_curve
 from heima.vlm import models
-from stages import launch
+from stages import arguments, launch
 
 _TILE_SAMPLES = 64
 """Held-out samples over which the effect of `tiles: real` is measured."""
@@ -119,4 +118,7 @@ def _snapshots(name: str, seed: int, params: config.Params) -> Path:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    name, seed = arguments.read(
+        __doc__, checkpoint=lambda params: params.checkpoints, seed=lambda params: params.seeds
+    )
+    main(name, int(seed))

@@ -12,9 +12,9 @@ loads the VLM. Several GPUs and interruptions are as for `stages.distill`.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 from heima import config
 from heima.cot.sections import thinking_token
@@ -28,7 +28,7 @@ from heima.results.statistics import DRAWS, seeded_cell
 from heima.training import snapshots
 from heima.training.loop import AnswerLoss, heldout_losses, train, trained_weights, write_curve
 from heima.vlm import models
-from stages import launch
+from stages import arguments, launch
 
 
 def main(name: str, source: config.InterpreterInput, seed: int) -> None:
@@ -116,5 +116,10 @@ def _snapshots(name: str, source: str, seed: int, params: config.Params) -> Path
 
 
 if __name__ == "__main__":
-    name, source, seed = sys.argv[1:]
+    name, source, seed = arguments.read(
+        __doc__,
+        interpreter=lambda params: params.interpreters,
+        input=lambda params: get_args(config.InterpreterInput),
+        seed=lambda params: params.seeds,
+    )
     main(name, source, int(seed))

@@ -15,6 +15,7 @@ from heima import config
 from heima.data import places
 from heima.data.images import ImageZip
 from heima.results.files import atomic, read_jsonl, write_jsonl
+from stages import arguments
 
 
 def main() -> None:
@@ -38,4 +39,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    arguments.read(__doc__)
     main()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from eval import lmms_start
+from stages import arguments
 
 
 def main() -> None:
@@ -33,4 +34,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    arguments.read(__doc__)
     main()

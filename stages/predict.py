@@ -14,11 +14,11 @@ more seed, of training or of decoding, decodes that seed. The code counts by
 fingerprints/predict.json, as in `dvc repro`.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from eval import lmms_start
+from stages import arguments
 
 
 def main(variant: str, *, fresh: bool) -> None:
@@ -42,8 +42,9 @@ def main(variant: str, *, fresh: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments.parser_of(__doc__)
     parser.add_argument("variant")
     parser.add_argument("--fresh", action="store_true", help="forget the answers that are kept")
-    arguments = parser.parse_args()
-    main(arguments.variant, fresh=arguments.fresh)
+    given = parser.parse_args()
+    (variant,) = arguments.checked(parser, given, variant=lambda params: params.variants)
+    main(variant, fresh=given.fresh)

@@ -19,6 +19,7 @@ from typing import Any
 
 from heima import config
 from heima.results.files import atomic, write_json
+from stages import arguments
 
 
 def main() -> None:
@@ -83,4 +84,5 @@ def given_source(params: config.Params) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    arguments.read(__doc__)
     main()

@@ -11,7 +11,6 @@ text's negative log-likelihood.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from heima.data.turns import load_turns
 from heima.interpreting import controls, interpreter, states
 from heima.results.files import write_jsonl
 from heima.vlm import models
+from stages import arguments
 
 
 def main(name: str, seed: int) -> None:
@@ -83,4 +83,9 @@ def main(name: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    name, seed = arguments.read(
+        __doc__,
+        reconstruction=lambda params: params.reconstructions,
+        seed=lambda params: params.seeds,
+    )
+    main(name, int(seed))

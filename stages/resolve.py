@@ -22,7 +22,7 @@ import yaml
 
 from heima import config
 from heima.results.files import atomic, write_json
-from stages import runs
+from stages import arguments, runs
 
 PACKAGES = ("heima", "eval", "reports", "stages")
 _HEADER = "# Follows from params.yaml: the stage `resolve` writes it (see stages/resolve.py).\n"
@@ -46,6 +46,7 @@ STAGES = (
 DECIDES_NOTHING = {
     "heima.config": "what it makes of the parameters stands in resolved.yaml, which stages read",
     "heima.data.licences": "words",
+    "stages.arguments": "checks names, and makes nothing",
     "heima.data.hub": "fetches a commit's files, whose checksums `prepare` and `teach` write down",
 }
 """Modules, and packages with all that lies in them, that no fingerprint holds, and why."""
@@ -153,4 +154,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    arguments.parser_of(__doc__).parse_args()
     main()

@@ -19,6 +19,7 @@ from heima.data.rewriting import rewrite
 from heima.data.turns import first_turn
 from heima.results.files import atomic, read_jsonl, write_json
 from heima.results.provenance import provenance
+from stages import arguments
 
 
 def main() -> None:
@@ -47,4 +48,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    arguments.read(__doc__)
     main()

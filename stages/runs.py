@@ -15,6 +15,7 @@ import yaml
 
 from heima import config
 from heima.results.files import atomic
+from stages import arguments
 
 FILE = Path("runs.yaml")
 _HEADER = "# Follows from params.yaml: `python -m stages.runs` writes it (see there).\n"
@@ -64,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    arguments.parser_of(__doc__).parse_args()
     main()

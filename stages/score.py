@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from eval import lmms_start
+from stages import arguments
 
 
 def main(variant: str) -> None:
@@ -52,4 +53,5 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    (variant,) = arguments.read(__doc__, variant=lambda params: params.variants)
+    main(variant)

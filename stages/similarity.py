@@ -11,7 +11,6 @@ The name is an entry of `reconstructions` in params.yaml.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import reports
@@ -20,13 +19,11 @@ from heima.results.cells import write_metrics
 from heima.results.files import atomic, read_jsonl
 from heima.results.provenance import provenance
 from reports.summaries import summarise_similarity
+from stages import arguments
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(name: str) -> None:
     params = config.load_resolved()
-    parser.add_argument("name", choices=tuple(params.reconstructions))
-    name = parser.parse_args().name
 
     import pandas as pd
     import torch
@@ -70,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    (chosen,) = arguments.read(__doc__, reconstruction=lambda params: params.reconstructions)
+    main(chosen)

@@ -10,7 +10,6 @@ On several GPUs it starts itself once on each, and each takes a part of the turn
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from heima import config
@@ -21,7 +20,7 @@ from heima.data.turns import load_turns
 from heima.interpreting import states
 from heima.results.files import atomic
 from heima.vlm import models
-from stages import launch
+from stages import arguments, launch
 
 
 def main(seed: int) -> None:
@@ -66,4 +65,5 @@ def main(seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    (seed,) = arguments.read(__doc__, seed=lambda params: params.seeds)
+    main(int(seed))

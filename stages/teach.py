@@ -26,6 +26,7 @@ from heima.results.files import atomic, write_json
 from heima.results.provenance import provenance
 from heima.vlm import models, pretrained
 from heima.vlm.pointer import ModelError
+from stages import arguments
 
 
 def train_toy(name: str, params: config.Params) -> None:
@@ -99,4 +100,5 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    (part,) = arguments.read(__doc__, model=lambda params: config.PRETRAINED)
+    main(part)

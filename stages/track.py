@@ -14,6 +14,7 @@ from pathlib import Path
 import reports
 from heima.results.files import write_json
 from reports import mlflow_mirror
+from stages import arguments
 
 
 def main() -> None:
@@ -28,4 +29,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    arguments.read(__doc__)
     main()

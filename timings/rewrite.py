@@ -52,6 +52,7 @@ import psutil
 import yaml
 from PIL import Image
 
+from heima import config
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, SECTIONS, tagged, thinking_token
 from heima.data.images import ImageZip
@@ -316,7 +317,8 @@ def stage_folder(folder: Path, source: Path, **settings: str) -> Path:
         **settings,
     )
     (folder / "data" / "source").mkdir(parents=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    resolved = config.resolved(config.parse(yaml.safe_dump(params)))
+    (folder / config.RESOLVED).write_text(yaml.safe_dump(resolved), encoding="utf-8")
     pointer = folder / "data" / "source" / "source.json"
     pointer.write_text(json.dumps({"folder": str(source)}), encoding="utf-8")
     return folder

@@ -25,6 +25,7 @@ def control_states(
     - `shuffled`: another sample's states of the same question kind, so that what a kind alone
       tells is kept; no sample keeps its own.
     - `mean`: the training split's `mean_states`.
+    - `noise`: Gaussian vectors, by expectation as long as the mean of this split's states.
     - `zero`, `question-only`: zeros; a question-only prompt has no place for a state.
 
     Every sample keeps the number of its states, which tells something itself where it follows the
@@ -36,6 +37,8 @@ def control_states(
     if control == "shuffled":
         each = states.by_turn()
         given = [each[other] for other in shuffle_within(kinds, seed=seed)]
+    elif control == "noise":
+        return SectionStates(_noise(states.values, seed=seed), states.counts)
     elif control == "mean":
         given = [train_mean] * len(states)
     else:
@@ -54,6 +57,13 @@ def mean_states(states: SectionStates) -> torch.Tensor:
     numbers = states.counts.unique()
     places = int(numbers[0]) if len(numbers) == 1 else 1
     return states.values.unflatten(0, (-1, places)).mean(dim=0, dtype=torch.float32)
+
+
+def _noise(values: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """(n, hidden_size): independent N(0, m / sqrt(hidden_size)), m the mean norm of `values`."""
+    scale = values.float().norm(dim=-1).mean() / values.shape[-1] ** 0.5
+    drawn = np.random.default_rng(seed).standard_normal(values.shape, dtype=np.float32)
+    return (torch.from_numpy(drawn) * scale).to(values.dtype)
 
 
 def shuffle_within(kinds: Sequence[str], *, seed: int) -> np.ndarray:

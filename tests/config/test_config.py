@@ -74,7 +74,7 @@ def edit(raw: dict, key: str, value) -> str:
          r"caption\.interpreter = 'summary' is not one of \['caption', 'shared'\], the interp"),
         ("reconstructions.summary", ..., r"reconstructions must name 'summary'"),
         ("similarity.judged", ["zero"], r"judged must name `own`"),
-        ("similarity.judged", ["own", "noise"], r"similarity\.judged.*'shuffled'"),
+        ("similarity.judged", ["own", "random"], r"similarity\.judged.*'shuffled'"),
         ("reconstruct.controls", ["own", "zero"], r"judged: mean, .* among .*\['own', 'zero'"),
         ("similarity.references", "raw", r"references = 'raw': .*'clean' or 'official'"),
         ("judge", {"backend": "openai", "base_url": "http://x", "model": "m", "budget_usd": 5},

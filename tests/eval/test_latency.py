@@ -311,6 +311,8 @@ def test_answers_of_one_token_have_no_later_ones():
 
 def test_the_stage(workspace, toy_vlm, toy_processor):
     """On 13 questions and untrained weights: what it writes, and a budget from a median."""
+    from heima import config
+    from stages import resolve
     from stages.latency import main
 
     for folder in (toy_vlm.save_pretrained, toy_processor.save_pretrained):
@@ -321,6 +323,7 @@ def test_the_stage(workspace, toy_vlm, toy_processor):
         variant["model"] = "text-cot"
     changed["latency"] |= {"batch_sizes": [1, 4, 32], "rounds": 1}
     Path("params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+    resolve.write(config.load())
     main()
     cells, origin = read_metrics("metrics/latency.json")
     rows = read_jsonl("latency/samples.jsonl")

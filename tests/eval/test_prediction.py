@@ -428,7 +428,7 @@ def test_unknown_protocol(models):
     from eval.chat_models import Heima
 
     change_params(lambda raw: raw["protocols"].pop("vlmevalkit"))
-    with pytest.raises(KeyError, match=r"protocol 'paper' is not one of \['lmms'\]"):
+    with pytest.raises(KeyError, match=r"protocol 'vlmevalkit' is not one of \['lmms'\]"):
         Heima(name="text-cot", models=str(models), protocol="vlmevalkit")
 
 

@@ -103,6 +103,11 @@ def change_params(change):
     resolve.write(config.load())
 
 
+def without_lmms(raw):
+    raw["latency"].update(protocol="vlmevalkit")
+    del raw["protocols"]["lmms"]
+
+
 @pytest.fixture
 def lmms_only(workspace):
     """A workspace with one protocol."""
@@ -165,8 +170,7 @@ def test_six_tasks_of_lmms_eval(lmms_only, open_gateway):
 
 def test_six_tasks_of_the_paper_over_two_seeds(workspace, open_gateway):
     """One seed gets half right, the other nothing; a question's two answers stay together."""
-    change_params(lambda raw: raw["protocols"].pop("lmms"))
-    change_params(lambda raw: raw["latency"].update(protocol="vlmevalkit"))
+    change_params(without_lmms)
 
     def form_of(protocol, seed, benchmark, doc_id, doc):
         if seed == 43:
@@ -257,8 +261,7 @@ def test_unusable_replies_of_the_papers_judge_name_their_samples(
     from eval import rules
     from eval.gateway import JudgeError
 
-    change_params(lambda raw: raw["protocols"].pop("lmms"))
-    change_params(lambda raw: raw["latency"].update(protocol="vlmevalkit"))
+    change_params(without_lmms)
     change_params(lambda raw: raw["protocols"]["vlmevalkit"].update(seeds=[42]))
     monkeypatch.setitem(rules._RULES, "choice", lambda asked: "hard to say")
     write_predictions(Path("predictions/heima"), lambda p, s, benchmark, *_: (

@@ -349,7 +349,7 @@ def first(rows: Rows, control: str) -> dict[str, Any]:
         (lambda rows: rows.remove(first(rows, "mean")), "own and mean .*same turns; 1 .*turn-"),
         (lambda rows: rows.remove(first(rows, "own")), "must have the same turns; 1 .*turn-"),
         (lambda rows: rows.append(rows[0]), "turn-[0-9]+ has control .* twice"),
-        (lambda rows: rows[0].update(control="noise"), "control 'noise', which .*own, shuffled"),
+        (lambda rows: rows[0].update(control="filler"), "control 'filler', which .*own, shuffled"),
         (lambda rows: first(rows, "zero").update(reference="else"), "another reference under zero"),
         (lambda rows: first(rows, "zero").update(n_tokens=1), "another n_tokens under zero"),
         (lambda rows: rows.clear(), "no turn was reconstructed from its own state"),

@@ -187,3 +187,21 @@ def test_controls(turns, shuffled, train, mean):
         found = controls.control_states(control, own, **given)
         assert found.values[:, 0].tolist() == values, control
         assert torch.equal(found.counts, own.counts)
+
+
+def test_noise_is_as_long_as_the_states_and_knows_nothing_of_them():
+    values = torch.randn(400, 256, generator=torch.Generator().manual_seed(1)) * 3 + 2
+    own = states.SectionStates(values, torch.full((200,), 2))
+    given = {"kinds": ["a"] * 200, "train_mean": values[:1], "seed": 5}
+    moved = states.SectionStates(values.roll(7, 0), own.counts)
+    noise, again, other = (
+        controls.control_states("noise", one, **given | {"seed": seed})
+        for one, seed in [(own, 5), (moved, 5), (own, 6)]
+    )
+    norms = noise.values.norm(dim=1)
+    assert norms.mean().item() == pytest.approx(values.norm(dim=1).mean().item(), rel=0.01)
+    assert norms.std() < 0.1 * norms.mean()
+    assert torch.allclose(noise.values, again.values), "only the states' mean length counts"
+    assert not torch.allclose(noise.values, other.values)
+    assert torch.cosine_similarity(noise.values, values).mean().abs() < 0.02
+    assert torch.equal(noise.counts, own.counts)

@@ -206,7 +206,7 @@ def test_a_killed_judge_stage_pays_again_only_for_what_was_under_way(reproductio
             (row["question"], row["reference"], row["text"])
             for name in _by_seed(config.load(path), raw["reconstructions"])
             for row in read_jsonl(checkout.root / "reconstructions" / f"{name}.jsonl")
-            if row["text"].strip()
+            if row["text"].strip() and row["control"] in raw["similarity"]["judged"]
         }
         stage = checkout.start("dvc", "repro", "judge")
         while len(answered(log)) < len(wanted) // 2:

@@ -13,6 +13,7 @@ from heima.results import statistics
 from heima.results.cells import read_metrics
 from heima.results.files import read_json, read_jsonl, write_json, write_jsonl
 from reports import tables
+from stages import resolve
 from stages import tables as stage
 from tests import fabricated
 
@@ -315,14 +316,14 @@ def test_missing_and_left_over_cells_are_all_named(copy, params):
     path = copy / "metrics/similarity/caption.json"
     content = read_json(path)
     del content["cells"]["zero"]["nll"]
-    content["cells"]["noise"] = {"bleu4": content["cells"]["own"]["bleu4"]}
+    content["cells"]["filler"] = {"bleu4": content["cells"]["own"]["bleu4"]}
     write_json(path, content)
     (copy / "reports/published/interpreters.csv").unlink()
     found = problems(copy, params)
     assert "metrics/score/heima.json is missing: run `dvc repro score@heima`" in found
     assert "metrics/score/filler.json is left over" in found
     assert "metrics/similarity/caption.json lacks the cell zero/nll" in found
-    assert "metrics/similarity/caption.json has the left-over cell noise/bleu4" in found
+    assert "metrics/similarity/caption.json has the left-over cell filler/bleu4" in found
     assert "reports/published/interpreters.csv is missing" in found
 
 
@@ -433,6 +434,7 @@ def test_markdown_shows_intervals_and_failures(built):
 
 def test_the_stage_writes_three_files_a_table_and_shows_one(copy, monkeypatch, capsys):
     monkeypatch.chdir(copy)
+    resolve.write(config.load())
     monkeypatch.setattr("sys.argv", ["tables", "--show", "benchmarks"])
     with pytest.raises(SystemExit, match="does not exist yet: run `make repro`"):
         stage.main()
@@ -449,6 +451,7 @@ def test_the_stage_writes_three_files_a_table_and_shows_one(copy, monkeypatch, c
 
 def test_the_stage_leaves_the_tables_when_a_cell_is_missing(copy, monkeypatch):
     monkeypatch.chdir(copy)
+    resolve.write(config.load())
     monkeypatch.setattr("sys.argv", ["tables"])
     stage.main()
     before = (copy / "reports/toy/tables/benchmarks.csv").read_bytes()

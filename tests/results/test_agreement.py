@@ -68,7 +68,7 @@ def metrics(seeds=(42, 43, 44), shift=0.0) -> dict[str, dict]:
 
 def run(seeds=(42, 43, 44), shift=0.0, **changes) -> agreement.Run:
     whole = agreement.Run(
-        params={"seed": 42, "seeds": list(seeds), "family": "toy-mllama"},
+        params={"seed": 42, "seeds": list(seeds), "family": "toy-mllama", "profile": "toy"},
         outs={
             "rewrite": {"data/rewritten": "d0"},
             "tables": {},

@@ -141,7 +141,8 @@ def trained(adapted):
 LOGITS = """
 import sys, torch
 from pathlib import Path
-from heima import config, models
+from heima import config
+from heima.vlm import models
 params = config.load(sys.argv[2]).model_copy(update={"family": "toy-llava-next"})
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
