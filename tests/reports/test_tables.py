@@ -13,6 +13,7 @@ from heima.results import statistics
 from heima.results.cells import read_metrics
 from heima.results.files import read_json, read_jsonl, write_json, write_jsonl
 from reports import tables
+from reports.tables import ablation
 from stages import resolve
 from stages import tables as stage
 from tests import fabricated
@@ -208,7 +209,7 @@ def test_a_verdict_needs_every_training_seed():
     def verdict(low: float, high: float, **seeds: float) -> str:
         values = {int(name[1:]): value for name, value in seeds.items()}
         mean = sum(values.values()) / len(values)
-        return tables._verdict(tables.Entry(mean, "f", low, high, seeds=values)).text
+        return ablation._verdict(tables.Entry(mean, "f", low, high, seeds=values)).text
 
     assert verdict(1, 5, s1=2.0) == "one seed: no verdict"
     assert verdict(1, 5, s1=2.0, s2=3.0, s3=4.0) == "higher (p 0.035)"

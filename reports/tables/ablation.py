@@ -1,0 +1,157 @@
+"""The table of the ablation: what each variant on the text-CoT model gains or loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from heima.config import Checkpoint, Params
+from heima.results import statistics
+from heima.results.cells import Cell
+from heima.results.scores import ACCURACY, MEAN
+from reports.tables import captions
+from reports.tables.model import Block, Entry, Label, Panel
+from reports.tables.panels import by_training_seed, score_panel
+from reports.tables.reading import REFERENCE, Samples, Scores, ablated
+
+
+def ablation_block(
+    params: Params, protocol: str, scores: Scores, samples: Mapping[str, Samples]
+) -> Block:
+    variants = ablated(params)
+    others = tuple(variant for variant in variants if variant != REFERENCE)
+    training = {}
+    for variant in variants:
+        chain = _lineage(params, params.variants[variant].model)
+        # The text-CoT model is where distillation starts: no checkpoint, no update.
+        for column, text in (
+            ("checkpoints", " + ".join(name for name, _ in chain) or "none"),
+            ("updates", _updates([checkpoint for _, checkpoint in chain])),
+            ("learning rates", ", ".join(f"{c.learning_rate:g}" for _, c in chain) or "none"),
+        ):
+            training[variant, column] = Label(text, "params.yaml")
+    paired = {variant: _paired(params, protocol, samples, variant) for variant in others}
+    columns = (*params.benchmarks, MEAN)
+    return Block(
+        origin=f"{params.profile} profile, protocol {protocol}",
+        title=f"Ablation, protocol {protocol} ({captions.about(params)})",
+        caption=captions.ablation(params, protocol),
+        panels=(
+            Panel(
+                "Training",
+                "variant",
+                variants,
+                dict.fromkeys(("checkpoints", "updates", "learning rates"), 0),
+                training,
+            ),
+            score_panel("Accuracy (%)", ACCURACY, protocol, params, variants, scores),
+            Panel(
+                f"Mean score minus {REFERENCE} (points, each question counts once)",
+                "variant",
+                others,
+                dict.fromkeys(columns, 1),
+                {(v, column): paired[v][column] for v in others for column in columns},
+            ),
+            *by_training_seed(
+                f"Mean score minus {REFERENCE} by training seed, mean of the benchmarks",
+                "variant",
+                params,
+                {v: paired[v][MEAN] for v in others},
+            ),
+            Panel(
+                f"Do the training seeds agree on a difference to {REFERENCE}?",
+                "variant",
+                others,
+                dict.fromkeys(columns, 0),
+                {(v, column): _verdict(paired[v][column]) for v in others for column in columns},
+            ),
+            score_panel(
+                "Decoded tokens per answer", "decoded_tokens", protocol, params, variants, scores
+            ),
+        ),
+    )
+
+
+def _lineage(params: Params, model: str) -> list[tuple[str, Checkpoint]]:
+    """The checkpoints that lead from the text-CoT model to `model`, first trained first."""
+    chain = []
+    while model in params.checkpoints:
+        chain.insert(0, (model, params.checkpoints[model]))
+        model = params.checkpoints[model].init
+    return chain
+
+
+def _updates(chain: Sequence[Checkpoint]) -> str:
+    """The updates of checkpoints in a row: steps with their sum, or epochs.
+
+    >>> _updates([])
+    '0'
+    """
+    if all(checkpoint.steps is not None for checkpoint in chain):
+        steps = [checkpoint.steps or 0 for checkpoint in chain]
+        parts = f" ({' + '.join(map(str, steps))})" if len(steps) > 1 else ""
+        return f"{sum(steps)}{parts}"
+    return " + ".join(
+        f"{checkpoint.epochs:g} epochs" if checkpoint.steps is None else f"{checkpoint.steps}"
+        for checkpoint in chain
+    )
+
+
+_LEVEL = 0.05
+
+
+def _verdict(difference: Entry) -> Label:
+    """Whether a difference is a conclusion, in words; of one training seed there is none."""
+    cell = Cell(difference.value, difference.low, difference.high, n=1, seeds=difference.seeds)
+    if cell.p is None:
+        return Label("one seed: no verdict", difference.source)
+    if not statistics.agreed(cell) or cell.p >= _LEVEL:
+        return Label("undecided", difference.source)
+    p = "p < .001" if cell.p < 0.001 else f"p {cell.p:.3f}"
+    return Label(f"{'higher' if cell.value > 0 else 'lower'} ({p})", difference.source)
+
+
+def _paired(
+    params: Params,
+    protocol: str,
+    samples: Mapping[str, Samples],
+    variant: str,
+) -> dict[str, Entry]:
+    """Benchmark -> mean score of the variant minus that of the reference, in points; and `mean`."""
+    source = f"scores/{variant}.jsonl - scores/{REFERENCE}.jsonl"
+    differences = []
+    for place, benchmark in enumerate(params.benchmarks):
+        keys = [
+            key
+            for key in next(iter(samples[REFERENCE].values()))
+            if key[:2] == (protocol, benchmark)
+        ]
+        rows = {
+            name: {seed: [found[key] for key in keys] for seed, found in samples[name].items()}
+            for name in (variant, REFERENCE)
+        }
+        resampled = statistics.resample(
+            {
+                name: {seed: [row["score"] for row in found] for seed, found in by_seed.items()}
+                for name, by_seed in rows.items()
+            },
+            draws=params.similarity.draws,
+            seed=(params.seed, place),
+            clusters=[row["image"] for row in next(iter(rows[REFERENCE].values()))],
+            scale=100,
+        )
+        failed = {
+            name: np.array([[row["failed"] for row in found] for found in by_seed.values()])
+            for name, by_seed in rows.items()
+        }
+        differences.append(
+            statistics.minus(
+                resampled[variant],
+                resampled[REFERENCE],
+                n_failed=int((failed[variant] | failed[REFERENCE]).sum()),
+            )
+        )
+    named = dict(zip(params.benchmarks, differences, strict=True))
+    named[MEAN] = statistics.mean_of(differences)
+    return {name: Entry.of(one.cell(seed=params.seed), source) for name, one in named.items()}

@@ -1,0 +1,169 @@
+"""The wording of the captions: what a table's numbers are, and what they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from heima.config import Params
+from heima.results.measures import judge_name
+from reports.tables.reading import REFERENCE
+
+
+def about(params: Params) -> str:
+    """What every caption of ours says first."""
+    seeds = "training seed" if len(params.seeds) == 1 else "training seeds"
+    return (
+        f"{params.profile} profile, family {params.family}, seed {params.seed}, "
+        f"{seeds} {', '.join(map(str, params.seeds))}"
+    )
+
+
+_INTERVAL = "95 % percentile bootstrap intervals in brackets"
+
+
+def _spread(params: Params) -> str:
+    """What the intervals of a caption are over, and what of chance they leave out."""
+    if len(params.seeds) == 1:
+        return (
+            f"{_INTERVAL}, over questions alone: of one training seed nothing is concluded about a "
+            "method"
+        )
+    return (
+        f"means over {len(params.seeds)} training seeds, after ± the standard deviation between "
+        f"them; {_INTERVAL}, training seeds and questions resampled. All seeds share the data and "
+        "one text-CoT model, base and LLM, whose own spread is not in there (a value without ± has "
+        "one model)"
+    )
+
+
+_DECODED = (
+    "Decoded tokens are all generated tokens of an answer: thinking tokens, tags and the end of "
+    "turn included"
+)
+
+_RULES = {
+    "lmms": "protocol lmms, lmms-eval's own prompts and rules",
+    "vlmevalkit": "protocol vlmevalkit, VLMEvalKit's prompts and rules",
+}
+
+
+def _decoding(params: Params, protocol: str) -> str:
+    """How the answers of a protocol were decoded, for a caption."""
+    rules = params.protocols[protocol]
+    if rules.temperature == 0:
+        return "greedy decoding"
+    seeds = ", ".join(map(str, rules.seeds))
+    return (
+        f"sampled decoding (temperature {rules.temperature:g}, top-k {rules.top_k}, decoding seeds "
+        f"{seeds}; n counts every answer, answers to one question are resampled together)"
+    )
+
+
+def benchmarks(params: Params, protocol: str) -> str:
+    return (
+        f"Accuracy in percent ({_RULES[protocol]}; judged by {judge_name(params.judge)}), and "
+        f"decoded tokens per answer; {_decoding(params, protocol)}; {_spread(params)}; "
+        f"questions on one image resampled together. {_DECODED}; a forced prefix stands in "
+        "the prompt and is not decoded. A failed answer has no conclusion; it stays in n, "
+        "scored on its whole text and with its real length. Chance is what guessing scores."
+    )
+
+
+def ablation(params: Params, protocol: str) -> str:
+    return (
+        "All variants start from the same text-CoT model; updates and learning rates are "
+        f"those of the checkpoints on the way, in their order. Differences to {REFERENCE} are "
+        "paired on the same questions and training seed, in points of their mean score; "
+        f"{_spread(params)}; questions on one image resampled together. {_VERDICTS} "
+        f"Under {_RULES[protocol]}; {_decoding(params, protocol)}. "
+        f"{_DECODED}. Judged by {judge_name(params.judge)}."
+    )
+
+
+_VERDICTS = (
+    "A difference is called higher or lower where all training seeds give it that sign and neither "
+    "its interval nor the t interval over seeds has another; else it is undecided. Beside a "
+    "verdict stands p (t test on the training seeds' differences,"
+    " not corrected for the number of comparisons)."
+)
+
+
+def interpreters(params: Params, made: Mapping[str, Any]) -> str:
+    """`made` is the provenance of the first reconstruction's metrics."""
+    official = params.similarity.references == "official"
+    return (
+        "Held-out sections rebuilt from their own thinking "
+        f"state ({params.states.position}, checkpoint {params.states.checkpoint}) and from "
+        "controls, by an interpreter for each section and by others. Text metrics in percent, "
+        "means over samples, an empty reconstruction counts 0; corpus_bleu is of all samples "
+        f"together; {_spread(params)}; turns on one image resampled together. nll_per_token is "
+        "the section's negative log-likelihood in nats a token; nll_gain is NLL(control) - "
+        "NLL(own) in nats a text. Differences are paired on the same turns. References are the "
+        + (
+            "sections in an answer sentence with tags, which predictions lack (exact: without)."
+            if official
+            else "sections alone."
+        )
+        + f" {_resources(params, made)} A metric named after a resource "
+        "(meteor_exact_stem: no WordNet; bertscore_minilm_l6: MiniLM-L6) is not the paper's "
+        "metric."
+    )
+
+
+def _resources(params: Params, made: Mapping[str, Any]) -> str:
+    """What the metrics were computed with, from the provenance of the first reconstruction."""
+    bert, meteor = made["bertscore"], made["meteor"]
+    parts = [
+        f"corpus_bleu: {made['corpus_bleu']['signature']}",
+        f"{meteor['column']}: NLTK {made['libraries']['nltk']}, {meteor['sentences']}",
+        f"{bert['column']}: {bert['model']}, layer {bert['layers']}, {bert['tokenizer']}",
+    ]
+    if params.similarity.judged:
+        judge = made["judge"]
+        parts.append(
+            f"{judge['column']}: grades from 1 to 5 by {judge_name(params.judge)}, prompt "
+            f"{', '.join(judge['prompt'])}, 1 for an empty reconstruction, "
+            f"{len(judge['missing'])} missing"
+        )
+    return "; ".join(parts) + "."
+
+
+def latency(params: Params, provenance: Mapping[str, Any]) -> str:
+    peaks = provenance["peaks"]
+    left_out = "; ".join(
+        f"batch {size}: {reason}" for size, reason in provenance["skipped"].items()
+    )
+    cut = "; ".join(
+        f"{name} stops after {provenance['limits'][name]} tokens, the median of {case.budget}"
+        for name, case in params.latency.cases.items()
+        if case.budget is not None
+    )
+    return (
+        "Models of the first training seed. "
+        f"On {provenance['device']} (threads: {provenance['threads']}, {provenance['dtype']}, "
+        f"torch {provenance['torch']}): medians over batches in milliseconds, cases in turn on "
+        "the same batches of "
+        f"{params.latency.benchmark} ({params.latency.protocol}), greedy; 95 % bootstrap "
+        "intervals of the median. ttft: to the first token, preprocessing and vision included; "
+        "tpot: each further token; e2e: the whole batch; p90: 90th percentile. Utilisation is "
+        f"against {peaks['tflops']:.3g} TFLOP/s and {peaks['gb_per_s']:.4g} GB/s "
+        f"({peaks['source']} for {peaks['device']}); bandwidth while decoding: weights and "
+        "cache read once a step."
+        + (f" {cut}." if cut else "")
+        + (f" Left out: {left_out}." if left_out else "")
+    )
+
+
+PUBLISHED_BENCHMARKS = (
+    "Other models, data, prompts and judges than ours; its generated tokens leave out "
+    "parts of the released format that ours count. No intervals or n were published."
+)
+PUBLISHED_ABLATION = (
+    "It states no updates for the run without progressive distillation, and has no "
+    "answer-only control."
+)
+PUBLISHED_INTERPRETERS = (
+    "METEOR with WordNet, BERTScore F1 with deberta-xlarge-mnli; references with template "
+    "sentence and tags; no control and no likelihood was published."
+)

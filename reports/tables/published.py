@@ -1,0 +1,93 @@
+"""The paper's own values, in blocks of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from heima.config import Params
+from heima.results.scores import MEAN
+from reports.tables import captions
+from reports.tables.model import Block, Entry, Label, Panel
+
+PUBLISHED = "paper ({}, VLMEvalKit protocol, not comparable)"
+PUBLISHED_NAMES = {
+    "mmstar": "MMStar",
+    "mmbench": "MMBench",
+    "mmvet": "MMVet",
+    "mathvista": "MathVista",
+    "ai2d": "AI2D",
+    "hallusionbench": "HallusionBench",
+}
+
+
+def published_benchmarks(rows: Sequence[Mapping[str, str]]) -> Block:
+    return Block(
+        origin=PUBLISHED.format("llava-cot-11b"),
+        title=f"Benchmarks, {PUBLISHED.format('llava-cot-11b')}",
+        caption=captions.PUBLISHED_BENCHMARKS,
+        panels=_published_panels(rows, ("base", "text-cot", *_PUBLISHED_ABLATION)),
+    )
+
+
+_PUBLISHED_ABLATION = ("heima", "heima-no-recover", "heima-no-progressive")
+
+
+def published_ablation(rows: Sequence[Mapping[str, str]]) -> Block:
+    return Block(
+        origin=PUBLISHED.format("llava-cot-11b"),
+        title=f"Ablation, {PUBLISHED.format('llava-cot-11b')}",
+        caption=captions.PUBLISHED_ABLATION,
+        panels=_published_panels(rows, (*_PUBLISHED_ABLATION, "text-cot")),
+    )
+
+
+def _published_panels(
+    rows: Sequence[Mapping[str, str]], variants: tuple[str, ...]
+) -> tuple[Panel, ...]:
+    source = "reports/published/benchmarks.csv"
+    found = {
+        (row["model"], row["benchmark"]): row for row in rows if row["family"] == "llava-cot-11b"
+    }
+    panels = []
+    for title, column, digits in (
+        ("Accuracy (%)", "accuracy", 1),
+        ("Generated tokens, as the paper counts them", "generated_tokens", 1),
+    ):
+        entries: dict[tuple[str, str], Entry | Label] = {}
+        for variant in variants:
+            values = []
+            for name, label in PUBLISHED_NAMES.items():
+                values.append(float(found[variant, label][column]))
+                entries[variant, name] = Entry(values[-1], source)
+            entries[variant, MEAN] = Entry(float(np.mean(values)), source)
+        panels.append(
+            Panel(
+                title,
+                "variant",
+                variants,
+                dict.fromkeys((*PUBLISHED_NAMES, MEAN), digits),
+                entries,
+            )
+        )
+    return tuple(panels)
+
+
+def published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) -> Block:
+    source = "reports/published/interpreters.csv"
+    metrics = tuple(dict.fromkeys(row["metric"] for row in rows))
+    panels = []
+    for count, title in (("3", "An interpreter for each section"), ("1", "One shared interpreter")):
+        entries: dict[tuple[str, str], Entry | Label] = {
+            (row["stage"], row["metric"]): Entry(float(row["value"]), source)
+            for row in rows
+            if row["interpreters"] == count
+        }
+        panels.append(Panel(title, "section", params.sections, dict.fromkeys(metrics, 1), entries))
+    return Block(
+        origin=PUBLISHED.format("llava-cot-11b"),
+        title=f"Interpreters, {PUBLISHED.format('llava-cot-11b')}",
+        caption=captions.PUBLISHED_INTERPRETERS,
+        panels=tuple(panels),
+    )

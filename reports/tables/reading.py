@@ -1,0 +1,217 @@
+"""Result files and published values as the tables read them: what is expected, and nothing else.
+
+What is missing, left over or inconsistent is added to a list of problems, a line each.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heima.config import Params
+from heima.results.cells import Cell, read_metrics
+from heima.results.files import read_jsonl
+from heima.results.measures import NLL, NLL_GAIN, difference, metrics_of
+from heima.results.scores import CHANCE, expected_cells, score_group
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+REFERENCE = "heima"
+"""The variant that an ablation is compared with."""
+
+Scores = Mapping[str, tuple[dict[str, dict[str, Cell]], str]]
+"""Name -> (group -> metric -> cell, source file)."""
+
+Samples = dict[int, dict[tuple[str, str, int, int], dict[str, Any]]]
+"""Training seed -> (protocol, benchmark, seed, unit) -> a row of `scores/<variant>.jsonl`."""
+
+
+def read_scores(root: Path, params: Params, problems: list[str]) -> Scores:
+    """Variant -> (cells by benchmark, source file)."""
+    expected = dict.fromkeys(params.variants, expected_cells(params))
+    scores = _read_folder(root, "score", expected, params, problems)
+    for protocol, benchmark in itertools.product(params.protocols, params.benchmarks):
+        group = score_group(protocol, benchmark)
+        values = {
+            cells[group][CHANCE].value
+            for cells, _ in scores.values()
+            if CHANCE in cells.get(group, {})
+        }
+        if len(values) > 1:
+            problems.append(
+                f"metrics/score: chance on {benchmark} ({protocol}) differs between variants "
+                f"({sorted(values)}): they were scored on different editions, run `dvc repro`"
+            )
+    return scores
+
+
+def read_similarities(root: Path, params: Params, problems: list[str]) -> Scores:
+    """Reconstruction -> (cells by control and by difference, source file)."""
+    expected: dict[str, tuple[str, ...]] = {}
+    for control in params.reconstruct.controls:
+        metrics = metrics_of(control, params)
+        expected[control] = (*metrics, *NLL)
+        if control != "own":
+            expected[difference(control)] = (*metrics, NLL_GAIN)
+    names = dict.fromkeys(params.reconstructions, expected)
+    return _read_folder(root, "similarity", names, params, problems)
+
+
+def read_reconstructed(root: Path, params: Params, problems: list[str]) -> dict[str, pd.DataFrame]:
+    """Reconstruction -> the samples from its own states, from `scores/similarity/<name>.parquet`.
+
+    Reconstructions of one section must have the same training seeds and turns: they are compared
+    turn by turn.
+    """
+    import pandas as pd
+
+    found = {}
+    for name in params.reconstructions:
+        source = f"scores/similarity/{name}.parquet"
+        if not (root / source).is_file():
+            problems.append(f"{source} is missing: run `dvc repro similarity@{name}`")
+            continue
+        table = pd.read_parquet(root / source)
+        found[name] = table[table["control"] == "own"].set_index(["training_seed", "id"])
+    for name, table in found.items():
+        section = params.reconstructions[name].section
+        if section in found and not table.index.equals(found[section].index):
+            problems.append(
+                f"scores/similarity/{name}.parquet and scores/similarity/{section}.parquet must "
+                "have the same turns in the same order: run `dvc repro similarity`"
+            )
+    return found
+
+
+def _read_folder(
+    root: Path,
+    folder: str,
+    expected: Mapping[str, Mapping[str, Collection[str]]],
+    params: Params,
+    problems: list[str],
+) -> Scores:
+    """Read `metrics/<folder>/<name>.json` for each name; report what differs from `expected`."""
+    found = {}
+    for name, groups in expected.items():
+        source = f"metrics/{folder}/{name}.json"
+        if not (root / source).is_file():
+            problems.append(f"{source} is missing: run `dvc repro {folder}@{name}`")
+            continue
+        cells, provenance = read_metrics(root / source)
+        wanted = {(group, metric) for group, metrics in groups.items() for metric in metrics}
+        present = {(group, metric) for group, metrics in cells.items() for metric in metrics}
+        for group, metric in sorted(wanted - present):
+            problems.append(f"{source} lacks the cell {group}/{metric}")
+        for group, metric in sorted(present - wanted):
+            problems.append(f"{source} has the left-over cell {group}/{metric}")
+        if provenance["profile"] != params.profile:
+            problems.append(
+                f"{source} is of the profile {provenance['profile']}, params.yaml is "
+                f"{params.profile}: run `dvc repro`"
+            )
+        found[name] = (cells, source)
+    if (root / "metrics" / folder).is_dir():
+        for path in sorted((root / "metrics" / folder).iterdir()):
+            if path.suffix == ".json" and path.stem not in expected:
+                problems.append(
+                    f"metrics/{folder}/{path.name} is left over, params.yaml names no "
+                    f"{path.stem}: remove the file"
+                )
+    return found
+
+
+def ablated(params: Params) -> tuple[str, ...]:
+    """The variants on the text-CoT model, `heima` first: what an ablation can compare."""
+    others = [name for name, variant in params.variants.items() if variant.model != "base"]
+    return tuple(sorted(others, key=lambda name: name != REFERENCE))
+
+
+def read_samples(root: Path, params: Params, problems: list[str]) -> dict[str, Samples]:
+    """Variant -> what was scored, from `scores/<variant>.jsonl`."""
+    samples: dict[str, Samples] = {}
+    if REFERENCE not in params.variants:
+        problems.append(f"params.yaml variants must name {REFERENCE}: ablations compare with it")
+    for variant in ablated(params):
+        source = f"scores/{variant}.jsonl"
+        if not (root / source).is_file():
+            problems.append(f"{source} is missing: run `dvc repro score@{variant}`")
+            continue
+        samples[variant] = {}
+        for row in read_jsonl(root / source):
+            # MMBench's rotations share a unit and with it a score.
+            key = row["protocol"], row["benchmark"], row["seed"], row["unit"]
+            rows = samples[variant].setdefault(row["training_seed"], {})
+            first = rows.setdefault(key, row)
+            first["failed"] |= row["failed"]
+        trained = params.training_seeds(params.variants[variant].model)
+        counted = {(seed, *key[:2]) for seed, rows in samples[variant].items() for key in rows}
+        wanted = set(itertools.product(trained, params.protocols, params.benchmarks))
+        for seed, protocol, benchmark in sorted(counted ^ wanted):
+            state = "left-over" if (seed, protocol, benchmark) in counted else "no"
+            problems.append(
+                f"{source} has {state} samples of {benchmark} ({protocol}), training seed {seed}"
+            )
+    reference = next(iter(samples.get(REFERENCE, {}).values()), {})
+    for variant, by_seed in samples.items():
+        for seed, rows in by_seed.items():
+            if reference and (unpaired := sorted(rows.keys() ^ reference.keys())):
+                shown = ", ".join("/".join(map(str, key)) for key in unpaired[:3])
+                problems.append(
+                    f"scores/{variant}.jsonl (training seed {seed}) and scores/{REFERENCE}.jsonl "
+                    f"must have the same samples; {len(unpaired)} are in one of them only: {shown}"
+                )
+    return samples
+
+
+LATENCY = "metrics/latency.json"
+_PHASES = ("preprocess_ms", "vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2e_ms", "e2e_p90_ms")
+LATENCY_DIGITS = {**dict.fromkeys(_PHASES, 1), "samples_per_s": 1, "decoded_tokens": 1}
+UTILISATION = {"gflop_per_sample": 2, "flop_utilisation": 3, "bandwidth_utilisation": 3}
+_MAY_LACK = ("tpot_ms", "bandwidth_utilisation")
+"""What answers of one token do not have."""
+
+
+def read_latency(
+    root: Path, params: Params, problems: list[str]
+) -> tuple[dict[str, dict[str, Cell]], dict[str, Any]]:
+    """The cells of every case at every batch size that the device could hold, and provenance."""
+    if not (root / LATENCY).is_file():
+        problems.append(f"{LATENCY} is missing: run `dvc repro latency`")
+        return {}, {}
+    cells, provenance = read_metrics(root / LATENCY)
+    if provenance["profile"] != params.profile:
+        problems.append(
+            f"{LATENCY} is of the profile {provenance['profile']}, params.yaml is "
+            f"{params.profile}: run `dvc repro`"
+        )
+    sizes = [size for size in params.latency.batch_sizes if str(size) not in provenance["skipped"]]
+    wanted = {latency_group(case, size) for case in params.latency.cases for size in sizes}
+    present = {group for group in cells if VERSUS not in group}
+    for group in sorted(wanted ^ present):
+        state = "the left-over" if group in present else "no"
+        problems.append(f"{LATENCY} has {state} cells of {group}: run `dvc repro latency`")
+    for group in sorted(wanted & present):
+        for metric in (*LATENCY_DIGITS, *UTILISATION):
+            if metric not in cells[group] and metric not in _MAY_LACK:
+                problems.append(f"{LATENCY} lacks the cell {group}/{metric}")
+    return cells, provenance
+
+
+VERSUS = "-vs-"
+
+
+def latency_group(case: str, size: int) -> str:
+    return f"{case}/batch-{size}"
+
+
+def read_published(path: Path, problems: list[str]) -> list[dict[str, str]]:
+    if not path.is_file():
+        problems.append(f"reports/published/{path.name} is missing: restore it from git")
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
