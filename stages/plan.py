@@ -23,8 +23,10 @@ from tabulate import tabulate
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from heima import config
-from heima.planning import architectures, estimate, preflight, workload
-from heima.planning.estimate import GPUS, Estimate, Gpu, Levers, Machine, Stage
+from heima.planning import architectures, preflight, workload
+from heima.planning.estimate import Estimate
+from heima.planning.machine import GPUS, Gpu, Levers, Machine
+from heima.planning.parts import Stage, total
 from heima.toy.families import TOYS
 from heima.vlm import models
 from heima.vlm.pointer import POINTER, locate
@@ -162,7 +164,7 @@ def main() -> None:
     how = levers(params)
     planned = Estimate(params, architectures.of(params), work, machine_, how)
     lacking = [*preflight.missing(params, planned), *resources(params.similarity)]
-    whole = estimate.total(planned.stages)
+    whole = total(planned.stages)
     if arguments.json:
         print(
             json.dumps(

@@ -14,13 +14,14 @@ from pathlib import Path
 import reports
 from heima.results.files import write_json
 from reports import mlflow_mirror
+from reports.finished import TrackingError
 from stages import arguments
 
 
 def main() -> None:
     try:
         summary = mlflow_mirror.mirror(Path("."))
-    except mlflow_mirror.TrackingError as error:
+    except TrackingError as error:
         raise SystemExit(f"track: {error}") from error
     write_json(reports.folder(summary["profile"]) / "tracking.json", summary)
     print(f"{summary['runs']} runs of {summary['profile']} {summary['key']} are in MLflow")

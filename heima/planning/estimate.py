@@ -1,31 +1,26 @@
 """What each stage of the pipeline will take: FLOPs, GPU-hours, memory, disk, judge calls, dollars.
 
-Everything follows from the parameters, a `Workload` and a `Machine`, by the formulas of `cost` and
-`memory`. Time is FLOPs over the share `mfu` of the device's peak; decoding, which reads all weights
-for each token, takes the longer of that and its bytes over the share `mbu` of the bandwidth.
-FLOPs are those that are carried out: padded tiles and recomputed activations included.
+Everything follows from the parameters, a `Workload` and a `Machine`, by the formulas of
+`flop_counts` and `memory`. Time is FLOPs over the share `mfu` of the device's peak; decoding, which
+reads all weights for each token, takes the longer of that and its bytes over the share `mbu` of the
+bandwidth. FLOPs are those that are carried out: padded tiles and recomputed activations included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
-from heima.config import ONE_TOKEN, Checkpoint, OpenAIJudge, Params, Schedule, Thinking
-from heima.families.registry import FAMILIES
+from heima.config import ONE_TOKEN, Checkpoint, OpenAIJudge
 from heima.planning import flop_counts, memory
-from heima.planning.architectures import Architecture
-from heima.planning.flop_counts import Flops, Picture
-from heima.planning.workload import IMAGE, Workload, benchmark_rows
+from heima.planning.parts import Parts, Stage
+from heima.planning.workload import benchmark_rows
 
 PADDING = 2.0
 """A batch decodes until its longest answer has ended: so many times the mean answer."""
 QUESTION = 100
 """Tokens of a benchmark's prompt, the options included."""
-READING = 20
-"""Tokens of an interpreter's prompt besides the question."""
 BASE_ANSWER = 120
 """Tokens of an answer of the model that was not tuned on sections (paper: 65 to 240)."""
 FROM_SCRATCH = 3
@@ -55,124 +50,8 @@ BATCH_PRICE = 0.5
 """What a request through OpenAI's Batch API costs of its price."""
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A device: 1e12 FLOP/s of dense bf16 products, 1e9 bytes/s of memory, 1e9 bytes of it."""
-
-    tflops: float
-    gb_per_s: float
-    memory_gb: float
-
-
-GPUS: Mapping[str, Gpu] = {
-    "a100": Gpu(312, 2039, 80),
-    "h100": Gpu(989, 3350, 80),
-    "h200": Gpu(989, 4800, 141),
-    "b200": Gpu(2250, 8000, 180),
-    "l40s": Gpu(362, 864, 48),
-    "rtx4090": Gpu(165, 1008, 24),
-}
-"""As their makers state them, SXM where there are several; without sparsity."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """`gpus` devices, and the shares of their peaks that are reached."""
-
-    name: str
-    gpu: Gpu
-    gpus: int
-    mfu: float
-    mbu: float
-    hour_price: float | None = None
-
-    def compute_hours(self, flops: float) -> float:
-        return flops / (self.gpu.tflops * 1e12 * self.mfu) / 3600
-
-    def read_hours(self, size: float) -> float:
-        return size / (self.gpu.gb_per_s * 1e9 * self.mbu) / 3600
-
-
-@dataclass(frozen=True)
-class Levers:
-    """How a training run computes; the names are those of the section `training` of params.
-
-    - `micro_batch_size`: samples that a device computes at once; None: its share of a batch.
-    - `gradient_checkpointing`: compute activations again in the backward pass.
-    - `images_once`: the turns of an image stand in one batch, which encodes it once.
-    - `labelled_only`: only positions with a label go through the lm_head, `logits_chunk` at once.
-    - `tiles`: `padded` up to the model's number, or only those that an image has (`real`).
-    - `sharded`: the frozen weights are spread over the devices.
-    """
-
-    micro_batch_size: int | None = 6
-    gradient_checkpointing: bool = True
-    images_once: bool = True
-    labelled_only: bool = True
-    logits_chunk: int = 1024
-    tiles: str = "padded"
-    sharded: bool = True
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one stage takes.
-
-    `tokens` are the positions that go through a language model. `gpu_hours` are of one device;
-    `gpus` of them share the work. `memory` is the peak of a device by part, in bytes; `disk` is
-    what the stage writes, in bytes.
-    """
-
-    name: str
-    samples: float = 0
-    tokens: float = 0
-    flops: float = 0
-    gpu_hours: float = 0
-    gpus: int = 0
-    memory: Mapping[str, float] = field(default_factory=dict)
-    disk: float = 0
-    judge_calls: int = 0
-    usd: float = 0
-    note: str = ""
-
-    @property
-    def hours(self) -> float:
-        return self.gpu_hours / self.gpus if self.gpus else 0.0
-
-
-def total(stages: Sequence[Stage]) -> Stage:
-    """All stages together; the memory is that of the one that needs most of it."""
-    most = max(stages, key=lambda stage: sum(stage.memory.values()))
-    return Stage(
-        "total",
-        flops=sum(stage.flops for stage in stages),
-        gpu_hours=sum(stage.gpu_hours for stage in stages),
-        memory=most.memory,
-        disk=sum(stage.disk for stage in stages),
-        judge_calls=sum(stage.judge_calls for stage in stages),
-        usd=sum(stage.usd for stage in stages),
-    )
-
-
-class Estimate:
+class Estimate(Parts):
     """The stages of the parameters' pipeline on a machine, in the order of dvc.yaml."""
-
-    def __init__(
-        self,
-        params: Params,
-        architecture: Architecture,
-        workload: Workload,
-        machine: Machine,
-        levers: Levers,
-    ) -> None:
-        self.params = params
-        self.levers = levers
-        self.workload = workload
-        self.machine = machine
-        self._vlm, self._llm = architecture.vlm, architecture.llm
-        self._size = 2 if params.precision == "bf16" else 4
-        self._rank = params.distill.lora.rank
-        self._toy = params.source.kind == "toy"
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -205,58 +84,6 @@ class Estimate:
             mark = "-" if "@" in stage.name else "@"
             for seed in self.params.seeds:
                 yield replace(stage, name=f"{stage.name}{mark}{seed}")
-
-    # Images
-
-    @cached_property
-    def image(self) -> Picture:
-        """The image that stands for all, as prediction and the states see it."""
-        return flop_counts.picture(self._vlm, *self._shape)
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        if self._toy:
-            from heima.toy.world import IMAGE_SIDE
-
-            return IMAGE_SIDE, IMAGE_SIDE
-        return IMAGE
-
-    @cached_property
-    def _trained_image(self) -> Picture:
-        padded = self.levers.tiles == "padded"
-        return flop_counts.picture(self._vlm, *self._shape, padded=padded)
-
-    # One sample
-
-    def _pass(
-        self, text: float, *, logits: float, image: Picture, rank: int = 0, shared: float = 1
-    ) -> Flops:
-        """The VLM on one turn of `text` tokens; `shared` turns have one image encoded for them."""
-        config = self._vlm.text_config
-        seen = image.tokens if self._crosses else 0
-        tokens = self._positions(text, image)
-        reached = rank > 0 and (not self._crosses or self.levers.gradient_checkpointing)
-        return flop_counts.vision(self._vlm, image.tiles, rank=rank) * (
-            1 / shared
-        ) + flop_counts.language(
-            config,
-            tokens,
-            pairs=tokens**2,
-            logits=logits,
-            seen=seen,
-            rank=rank,
-            reached=reached,
-        )
-
-    @property
-    def _crosses(self) -> bool:
-        """Whether images are looked at by cross-attention, not as tokens of the text."""
-        return hasattr(self._vlm.text_config, "cross_attention_layers")
-
-    def _positions(self, text: float, image: Picture) -> float:
-        return text if self._crosses else text + image.tokens
-
-    # Stages
 
     def _prepare(self) -> Stage:
         source = self.params.source
@@ -510,115 +337,3 @@ class Estimate:
         return Stage(
             "latency", samples, tokens, flops, hours, 1, held, note="all models in memory at once"
         )
-
-    # Parts
-
-    def _turn(self, rendering: str, thinking: Thinking) -> float:
-        """Text tokens of a turn in a rendering."""
-        lengths = self.workload.lengths
-        return lengths.prompt + lengths.answer(rendering, thinking)
-
-    def _reading(self, source: str, section: float) -> float:
-        """Tokens of an interpreter's sample, its end included."""
-        return self.workload.lengths.prompt + READING + (source == "own") + section + 1
-
-    @property
-    def _mean_section(self) -> float:
-        sections = self.params.sections
-        return sum(self.workload.lengths.sections[one] for one in sections) / len(sections)
-
-    def _samples(self, schedule: Schedule, turns: int) -> float:
-        if schedule.steps is not None:
-            return schedule.steps * schedule.batch_size
-        return schedule.epochs * turns
-
-    def _rows(self, batch_size: int) -> float:
-        """Samples that a device computes at once."""
-        share = max(1, batch_size // self.machine.gpus)
-        micro = self.levers.micro_batch_size
-        return min(share, micro) if micro else share
-
-    @property
-    def _shards(self) -> int:
-        return self.machine.gpus if self.levers.sharded else 1
-
-    @cached_property
-    def _vlm_weights(self) -> memory.Weights:
-        targets = FAMILIES[self.params.family].vlm_lora
-        return memory.weights(self._vlm, targets, self.params.distill.lora)
-
-    @cached_property
-    def _llm_weights(self) -> memory.Weights:
-        targets = FAMILIES[self.params.family].llm_lora
-        return memory.weights(self._llm, targets, self.params.interpret.lora)
-
-    def _inference(self, rows: int, text: float) -> dict[str, float]:
-        return memory.inference(
-            self._vlm,
-            self._vlm_weights,
-            size=self._size,
-            rows=rows,
-            tokens=self._positions(text, self.image),
-            image=self.image,
-        )
-
-    def _computed(self, name: str, *, flops: float, gpus: int, **rest: Any) -> Stage:
-        return Stage(
-            name, flops=flops, gpu_hours=self.machine.compute_hours(flops), gpus=gpus, **rest
-        )
-
-    def _answered(
-        self, name: str, samples: float, batch_size: int, prompt: float, longest: float
-    ) -> Stage:
-        """Questions about an image each, of `prompt` text tokens, answered by the VLM."""
-        return self._decoded(
-            name,
-            samples=samples,
-            batch_size=batch_size,
-            prompt=self._positions(prompt, self.image),
-            longest=longest,
-            once=self._pass(prompt, logits=1, image=self.image),
-            image=self.image,
-        )
-
-    def _decoded(
-        self,
-        name: str,
-        *,
-        samples: float,
-        batch_size: int,
-        prompt: float,
-        longest: float,
-        once: Flops,
-        image: Picture | None = None,
-    ) -> Stage:
-        """Prompts read at the cost `once` each, and answers decoded token by token.
-
-        Without an image, the interpreter LLM decodes.
-        """
-        config, held = (
-            (self._llm, self._llm_weights) if image is None else (self._vlm, self._vlm_weights)
-        )
-        text = getattr(config, "text_config", config)
-        seen = image.tokens if image is not None and self._crosses else 0
-        steps = max(0.0, longest - 1)
-        each = flop_counts.decoding(text, steps, prompt=prompt, seen=seen).forward
-        # A step reads the weights once for its batch, and every row's keys and values.
-        read = held.language / batch_size + memory.cached(config, prompt + steps / 2, image)
-        hours = self.machine.compute_hours(samples * once.forward) + max(
-            self.machine.compute_hours(samples * each),
-            self.machine.read_hours(samples * steps * read * self._size),
-        )
-        return Stage(
-            name,
-            samples=samples,
-            tokens=samples * (prompt + longest),
-            flops=samples * (once.forward + each),
-            gpu_hours=hours,
-        )
-
-    def _price(self, prompt: float, reply: float, share: float) -> float:
-        judge = self.params.judge
-        if not isinstance(judge, OpenAIJudge) or judge.price is None:
-            return 0.0
-        return share * (prompt * judge.price.input + reply * judge.price.output) / 1e6

@@ -14,8 +14,10 @@ from huggingface_hub import constants
 from heima import config
 from heima.config import PretrainedModel
 from heima.planning import architectures, preflight, workload
-from heima.planning.estimate import GPUS, Estimate, Machine, total
-from reports import mlflow_mirror
+from heima.planning.estimate import Estimate
+from heima.planning.machine import GPUS, Machine
+from heima.planning.parts import total
+from reports.finished import stage_names
 from stages import plan, runs
 from tests.conftest import ROOT
 
@@ -51,7 +53,7 @@ def names_of_dvc(params) -> list[str]:
     """The stages of dvc.yaml, those of `foreach` and `matrix` one by one, in its order."""
     values = params.model_dump(mode="json", by_alias=True) | {"runs": runs.runs(params)}
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    return mlflow_mirror.stage_names(pipeline, values)
+    return stage_names(pipeline, values)
 
 
 def test_every_stage_of_the_pipeline_is_planned(estimate, paper):

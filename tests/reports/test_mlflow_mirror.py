@@ -6,6 +6,7 @@ import yaml
 from heima import config
 from heima.results.cells import read_metrics
 from reports import mlflow_mirror
+from reports.finished import TrackingError, finished_stages, stage_names
 from tests import fabricated
 
 ROOT = fabricated.ROOT
@@ -198,7 +199,7 @@ def test_changed_and_missing_outputs_are_not_finished(fresh):
     (root / "metrics/score/heima.json").write_text("{}", encoding="utf-8")
     (root / "models/p1/43/loss.jsonl").unlink()
     (root / "models/p1/43").rmdir()
-    finished, unfinished = mlflow_mirror.finished_stages(root)
+    finished, unfinished = finished_stages(root)
     assert unfinished == ["distill@p1-43", "score@heima"]
     assert not {"distill@p1-43", "score@heima"} & {stage.name for stage in finished}
 
@@ -210,7 +211,7 @@ def test_stale_entries_are_ignored(fresh):
     for name in ("distill@removed-42", "distill@recover"):
         lock["stages"][name] = lock["stages"]["distill@p1-42"]
     (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
-    finished, _ = mlflow_mirror.finished_stages(root)
+    finished, _ = finished_stages(root)
     assert not {"distill@removed-42", "distill@recover"} & {stage.name for stage in finished}
 
 
@@ -218,13 +219,13 @@ def test_a_damaged_database_is_named_and_nothing_else_is_touched(fresh):
     root = fresh
     (root / "mlflow.db").write_bytes(b"no database at all" * 100)
     before = {path: path.read_bytes() for path in root.rglob("*.json*")}
-    with pytest.raises(mlflow_mirror.TrackingError, match=r"delete .*mlflow\.db and run"):
+    with pytest.raises(TrackingError, match=r"delete .*mlflow\.db and run"):
         mlflow_mirror.mirror(root)
     assert {path: path.read_bytes() for path in root.rglob("*.json*")} == before
 
 
 def test_without_results_the_message_says_what_to_run(tmp_path):
-    with pytest.raises(mlflow_mirror.TrackingError, match=r"dvc\.lock does not exist.*make repro"):
+    with pytest.raises(TrackingError, match=r"dvc\.lock does not exist.*make repro"):
         mlflow_mirror.mirror(tmp_path)
 
 
@@ -232,7 +233,7 @@ def test_names_of_the_real_pipeline():
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     plain = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     listed = yaml.safe_load((ROOT / "runs.yaml").read_text(encoding="utf-8"))
-    names = mlflow_mirror.stage_names(pipeline, plain | listed)
+    names = stage_names(pipeline, plain | listed)
     params = config.load(ROOT / "params.yaml")
     assert len(names) == len(set(names))
     assert {f"distill@{n}-{seed}" for n in params.checkpoints for seed in params.seeds} <= set(
