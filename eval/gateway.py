@@ -40,7 +40,8 @@ from typing import Any, Protocol
 from eval import prompts, rules
 from eval.judge import JudgeError
 from eval.judge.cache import Body, Reply, ReplyCache
-from eval.judge.client import Endpoint, Fault, Judge, Rejected, Unusable
+from eval.judge.client import Judge
+from eval.judge.endpoint import Endpoint, Fault, Rejected, Unusable
 from heima.config import EmbeddedRules, OpenAIJudge
 
 VERSION = "benchmarks-1"

@@ -4,7 +4,7 @@
     python -m timings.latency --size mid     # random weights, 0.3 B parameters, for a CPU
     python -m timings.latency --size 11b     # the paper's architecture, for a GPU
 
-Runs `eval.latency`, as the stage `latency` does: the same batches through every case in turn.
+Runs `eval.timing`, as the stage `latency` does: the same batches through every case in turn.
 
 - `toy`: the trained models in ./models where they are, with the cases, questions and lengths that
   params.yaml asks for; else an untrained toy model;
@@ -44,7 +44,7 @@ from heima.toy.world import IMAGE_SIDE
 if TYPE_CHECKING:
     from transformers import MllamaConfig, PreTrainedModel
 
-    from eval.latency import Setup
+    from eval.timing import Setup
     from heima.config import Peaks
     from heima.results.cells import Cell
 
@@ -149,7 +149,7 @@ def untrained(
     name: str, dtype: torch.dtype, lengths: Mapping[str, int], *, questions: int
 ) -> Setup:
     """Every case with the same random model, and answers of exactly the given lengths."""
-    from eval.latency import Case, Question, Setup
+    from eval.timing import Case, Question, Setup
     from heima.cot.rendering import constant_prefix
     from heima.data.tokens import Vocabulary
     from heima.families.registry import FAMILIES
@@ -247,7 +247,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     lmms_start.quiet()
-    from eval import latency
+    from eval import latency, timing
     from heima import config
     from heima.config import Peaks
     from heima.vlm import models
@@ -270,19 +270,19 @@ def main() -> None:
             QUICK_LENGTHS if options.quick else LENGTHS,
             questions=max(batch_sizes),
         )
-    measured = latency.measure(
+    measured = timing.measure(
         setup,
         batch_sizes=batch_sizes,
         rounds=options.rounds or (1 if options.quick else ROUNDS),
         # Without training all batches of a size cost the same.
-        most_batches=latency.BATCHES if trained else 1,
+        most_batches=timing.BATCHES if trained else 1,
     )
     model = setup.cases["text-cot"].model
-    environment = latency.environment(model)
+    environment = timing.environment(model)
     peaks = (
         Peaks(device=environment["device"], tflops=options.peaks[0], gb_per_s=options.peaks[1])
         if options.peaks
-        else latency.measured_peaks(model.device, model.dtype)
+        else timing.measured_peaks(model.device, model.dtype)
     )
     cells = latency.cells(measured, peaks, seed=SEED)
     source = "stated" if options.peaks else "measured"

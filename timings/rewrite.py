@@ -55,8 +55,8 @@ from PIL import Image
 from heima import config
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, SECTIONS, tagged, thinking_token
+from heima.data.arrangements import PHASES
 from heima.data.images import ImageZip
-from heima.data.rewriting import PHASES
 from heima.data.turns import load_turns
 
 ROOT = Path(__file__).parents[1]

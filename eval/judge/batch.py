@@ -12,15 +12,15 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import openai
 from openai.types import Batch
 from pydantic import BaseModel, ValidationError
 
 from eval.judge import JudgeError
-from eval.judge.cache import Body
-from eval.judge.client import Check, Fault, Judge, Unusable, progress_bar, read_completion
+from eval.judge.cache import Body, Reply, ReplyCache
+from eval.judge.endpoint import Check, Endpoint, Fault, Unusable, progress_bar, read_completion
 from heima.results.files import atomic
 
 _ROUNDS = 3
@@ -47,10 +47,27 @@ class _Line(BaseModel):
     error: dict[str, Any] | None = None
 
 
+class Asking(Protocol):
+    """What batches need of the judge that hands them in (`eval.judge.client.Judge`)."""
+
+    endpoint: Endpoint
+    cache: ReplyCache
+
+    def key(self, version: str, body: Body) -> str: ...
+
+    def say(self, text: str) -> None: ...
+
+    def announce(self, requests: Mapping[str, Body], todo: Sequence[str]) -> None: ...
+
+    def try_canary(self, one: str, body: Body, check: Check) -> None: ...
+
+    def paid(self, reply: Reply, body: Body) -> float: ...
+
+
 class Batches:
     """The batches of one judge."""
 
-    def __init__(self, judge: Judge, client: openai.OpenAI) -> None:
+    def __init__(self, judge: Asking, client: openai.OpenAI) -> None:
         self._judge = judge
         self._cache = judge.cache
         self._client = client

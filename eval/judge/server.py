@@ -19,7 +19,8 @@ from eval import prompts, rules
 from eval.gateway import Gateway, bypass_proxies
 from eval.judge import similarity
 from eval.judge.cache import ReplyCache
-from eval.judge.client import Endpoint, Judge
+from eval.judge.client import Judge
+from eval.judge.endpoint import Endpoint
 from heima.config import EmbeddedRules, OpenAIJudge
 
 _EMBEDDED = OpenAIJudge(

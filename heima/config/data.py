@@ -109,7 +109,7 @@ class Rewrite(Model):
     """How records become turns (paper, section 4; recipe: filters and split).
 
     `compat: official` keeps the turns that the official arrangement keeps, `corrected` those whose
-    sections can be told apart by position (see `heima.data.rewriting`). `verify_images` says how
+    sections can be told apart by position (see `heima.data.arrangements`). `verify_images` says how
     far an image is looked at: decoded as a whole, its header, or only whether the zip has it.
     """
 

@@ -21,7 +21,7 @@ from heima import config
 from heima.cot import parsing
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, SECTIONS, TAGS, thinking_token
-from heima.data import rewriting
+from heima.data import arrangements, rewriting
 from heima.data.turns import load_turns
 from timings import rewrite as baseline
 
@@ -331,7 +331,7 @@ def test_replacing_by_position_alters_nothing_outside_of_a_section(answer):
         return
     kept = render(parsing.parse(answer), "text-cot") == answer.strip()
     for count, (phase, text) in enumerate(
-        zip(rewriting.PHASES, rewriting.by_position(answer, spans), strict=True), 1
+        zip(arrangements.PHASES, arrangements.by_position(answer, spans), strict=True), 1
     ):
         expected, end = "", 0
         for section in COMPRESSIBLE[:count]:
@@ -346,8 +346,8 @@ def test_replacing_by_position_alters_nothing_outside_of_a_section(answer):
 @settings(max_examples=300, deadline=None)
 @given(plain, answers())
 def test_the_shortcut_judges_as_the_official_arrangement_in_full(question, answer):
-    judged = rewriting.judge(question.strip() or "?", answer, spacing="canonical")
-    full = rewriting.official(answer)
+    judged = arrangements.judge(question.strip() or "?", answer, spacing="canonical")
+    full = arrangements.official(answer)
     assert judged.official.sections == full.sections
     assert (judged.official.fault and judged.official.fault.reason) == (
         full.fault and full.fault.reason

@@ -19,7 +19,7 @@ import requests
 from eval import prompts, rules
 from eval.gateway import Gateway, JudgeError
 from eval.judge.cache import ReplyCache
-from eval.judge.client import estimated_tokens
+from eval.judge.endpoint import estimated_tokens
 from eval.judge.reconstructions import judge as grade
 from eval.prompts import Question
 from heima.config import EmbeddedRules, OpenAIJudge

@@ -18,7 +18,7 @@ import pytest
 
 from eval.judge import JudgeError, similarity
 from eval.judge.cache import Reply, ReplyCache, key
-from eval.judge.client import estimated_tokens
+from eval.judge.endpoint import estimated_tokens
 from eval.judge.reconstructions import judge as grade
 from eval.judge.server import open_judge
 from heima import config

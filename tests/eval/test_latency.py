@@ -14,7 +14,17 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from eval import latency
-from eval.latency import Case, Measured, Question, Setup, Timing, Work
+from eval.timing import (
+    BATCHES,
+    Case,
+    Measured,
+    Question,
+    Setup,
+    Timing,
+    Work,
+    measure,
+    median_decoded,
+)
 from heima.config import Decoding, Peaks
 from heima.cot.rendering import constant_prefix
 from heima.results.cells import read_metrics
@@ -61,7 +71,7 @@ def setup(model, toy_processor, toy_vocabulary, questions):
 
 @pytest.fixture(scope="module")
 def measured(setup):
-    return latency.measure(setup, batch_sizes=[1, 3, 8], rounds=2)
+    return measure(setup, batch_sizes=[1, 3, 8], rounds=2)
 
 
 def predicted(setup, *, limit, prefix=""):
@@ -109,7 +119,7 @@ def test_the_tokens_are_those_of_prediction(setup, measured):
 
 
 def test_a_median_answer(setup):
-    found = [latency.median_decoded(setup, "text-cot", batch_size=size) for size in (1, 3, 8)]
+    found = [median_decoded(setup, "text-cot", batch_size=size) for size in (1, 3, 8)]
     assert found == [statistics.median_high(predicted(setup, limit=24))] * 3
 
 
@@ -124,7 +134,7 @@ def test_cases_take_turns(setup, monkeypatch):
         return run(**options)
 
     monkeypatch.setattr(model, "generate", recording)
-    found = latency.measure(setup, batch_sizes=[4], rounds=2).timings
+    found = measure(setup, batch_sizes=[4], rounds=2).timings
     names = list(setup.cases)
     assert called[:3] == [(name, 4) for name in names], "warm-up comes first"
     order = [*names, *names[1:], names[0], *names[2:], *names[:2], *names]
@@ -139,9 +149,7 @@ def test_exact_answers_do_not_stop(setup, measured):
     first = next(t for t in measured.timings if t.case == "text-cot" and t.batch_size == 8)
     assert min(first.decoded) < 12
     exact = replace(setup.cases["text-cot"], max_new_tokens=12, exact=True)
-    [timing] = latency.measure(
-        replace(setup, cases={"text-cot": exact}), batch_sizes=[8], rounds=1
-    ).timings
+    [timing] = measure(replace(setup, cases={"text-cot": exact}), batch_sizes=[8], rounds=1).timings
     assert timing.decoded == [12] * 8
 
 
@@ -155,7 +163,7 @@ def test_what_does_not_fit_is_named(setup, monkeypatch):
         return run(**options)
 
     monkeypatch.setattr(model, "generate", limited)
-    found = latency.measure(setup, batch_sizes=[1, 2, 4, 9], rounds=1)
+    found = measure(setup, batch_sizes=[1, 2, 4, 9], rounds=1)
     assert found.skipped == {
         2: "out of memory: CUDA out of memory. Tried to allocate 2 GiB.",
         9: "there are only 8 questions",
@@ -170,7 +178,7 @@ def test_other_faults_are_not_hidden(setup, monkeypatch):
 
     monkeypatch.setattr(setup.cases["cut"].model, "generate", failing)
     with pytest.raises(RuntimeError, match="a kernel failed"):
-        latency.measure(setup, batch_sizes=[1], rounds=1)
+        measure(setup, batch_sizes=[1], rounds=1)
 
 
 # Work
@@ -199,7 +207,7 @@ def test_flops_by_hand_and_linear_in_the_batch(setup):
         questions=[replace(one, text="what is at a1") for one in setup.questions],
         cases={"text-cot": replace(setup.cases["text-cot"], max_new_tokens=5, exact=True)},
     )
-    work = latency.measure(same, batch_sizes=[1, 3], rounds=1).work
+    work = measure(same, batch_sizes=[1, 3], rounds=1).work
     one, three = work["text-cot", 1], work["text-cot", 3]
     model = setup.cases["text-cot"].model
     assert one.vision_flops == vision_flops(model, images=1)
@@ -215,7 +223,7 @@ def test_bytes_of_decoding_by_hand(setup):
     """Four steps: all weights but the embeddings, and a cache that grows by a token a step."""
     case = replace(setup.cases["text-cot"], max_new_tokens=5, exact=True)
     one = replace(setup, questions=setup.questions[:1], cases={"text-cot": case})
-    work = latency.measure(one, batch_sizes=[1], rounds=1).work["text-cot", 1]
+    work = measure(one, batch_sizes=[1], rounds=1).work["text-cot", 1]
     model, config = case.model, case.model.config
     language = sum(w.numel() for w in model.model.language_model.parameters())
     embeddings = model.model.language_model.embed_tokens.weight.numel()
@@ -333,7 +341,7 @@ def test_the_stage(workspace, toy_vlm, toy_processor):
         f"{case}-vs-text-cot/batch-{size}" for case in cases[1:] for size in (1, 4)
     }
     for case in cases:
-        for size, batches in ((1, latency.BATCHES), (4, 3)):
+        for size, batches in ((1, BATCHES), (4, 3)):
             assert cells[f"{case}/batch-{size}"]["e2e_ms"].n == batches
             assert cells[f"{case}/batch-{size}"]["flop_utilisation"].value > 0
     assert origin["skipped"] == {"32": "there are only 13 questions"}
