@@ -1,28 +1,20 @@
-"""Our models for lmms-eval: one decodes, one returns what was decoded before."""
+"""What our models for lmms-eval share, and the one that returns what was decoded before."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from datasets import Image as ImageFeature
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from PIL import Image, ImageFile
 
-from eval.benchmark_check import PIL_FAULTS
 from eval.tasks import TASKS
 from heima import config
 from heima.results.files import read_jsonl
-from heima.vlm.generation import Prompt, generate
-from heima.vlm.models import load_vlm, vocabulary
 
 
-class _ChatModel(lmms):
+class ChatModel(lmms):
     """A model that answers one user message; the six tasks ask for nothing else."""
 
     is_simple = False
@@ -38,122 +30,7 @@ class _ChatModel(lmms):
         raise NotImplementedError(f"{type(self).__name__} answers single questions")
 
 
-class Heima(_ChatModel):
-    """`--model heima --model_args name=recover/42 --batch_size 64`: a model of the pipeline.
-
-    `name` is a folder below `models`: a checkpoint and a training seed. Decoding follows `predict`
-    and a `protocol` of the parameter file, with the protocol's first seed, and with the batch size
-    of the command line where there is one. `forced_prefix` is that of `variants`. All requests of
-    all tasks are batched together, and a task's own generation limits do not count.
-
-    On lmms-eval's command line a task scores the whole text; `eval.tasks` lets it score the
-    conclusion. Raises `KeyError` for a protocol that the parameter file does not have.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        models: str = "models",
-        params: str = "params.yaml",
-        protocol: str = "lmms",
-        forced_prefix: str | None = None,
-        batch_size: int | str | None = None,
-    ) -> None:
-        super().__init__()
-        self._params = config.load(params)
-        if protocol not in self._params.protocols:
-            raise KeyError(f"protocol {protocol!r} is not one of {sorted(self._params.protocols)}")
-        self._seed = self._params.protocols[protocol].seeds[0]
-        self._decoding = self._params.decoding(protocol)
-        if batch_size is not None:
-            self._decoding = self._decoding.model_copy(update={"batch_size": int(batch_size)})
-        self._prefix = self._params.prefix(name.partition("/")[0], forced_prefix)
-        self._model, self._processor = load_vlm(Path(models), name, self._params)
-        self.device = self._model.device
-
-    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Raises `ValueError` naming every sample that is not one whole image and one text."""
-        answers = generate(
-            self._model,
-            self._processor,
-            vocabulary(self._processor.tokenizer, self._params),
-            prompts_of([(one.args[4], one) for one in requests], self.task_dict),
-            decoding=self._decoding,
-            seed=self._seed,
-            prefix=self._prefix,
-        )
-        return [
-            _result(one.text, one.counts.prompt, one.counts.decoded, one.counts.thinking)
-            for one in answers
-        ]
-
-
-def prompts_of(
-    requests: Sequence[tuple[str, Instance]], datasets: Mapping[str, Mapping[str, Dataset]]
-) -> list[Prompt]:
-    """What lmms-eval's requests ask, in their order; `datasets` is task -> split -> rows.
-
-    Each request stands behind the name that errors call its benchmark. Every image is decoded once,
-    for its key and to know that it is whole, and again for its batch: the images of six real
-    benchmarks do not fit into memory.
-
-    Raises `ValueError` naming every sample that is not one whole image and one text.
-    """
-    # Once: a data set copies its features for everybody who asks.
-    pictures = {
-        (task, split): [
-            column for column, kind in rows.features.items() if isinstance(kind, ImageFeature)
-        ]
-        for task, splits in datasets.items()
-        for split, rows in splits.items()
-    }
-    prompts, faults = [], []
-    for name, request in requests:
-        *_, task, split = request.args
-        try:
-            question, image = _content(request, datasets, pictures[task, split])
-        # A ValueError, as Pillow's own, is also what `_content` raises of other samples.
-        except PIL_FAULTS as error:
-            # Pillow puts the address of the stream into its message.
-            reason = re.sub(r"<_io\.\w+ object at \w+>", "its bytes", str(error))
-            faults.append(f"  {name}, sample {request.doc_id}: {type(error).__name__}: {reason}")
-            continue
-        content = hashlib.sha256(image.tobytes())
-        content.update(f"{image.mode}{image.size}".encode())
-        prompts.append(Prompt(question, content.hexdigest(), _loader(request, datasets)))
-    if faults:
-        raise ValueError("\n".join([f"{len(faults)} samples cannot be asked:", *faults]))
-    return prompts
-
-
-def _loader(
-    request: Instance, datasets: Mapping[str, Mapping[str, Dataset]]
-) -> Callable[[], Image.Image]:
-    return lambda: _content(request, datasets)[1]
-
-
-def _content(
-    request: Instance,
-    datasets: Mapping[str, Mapping[str, Dataset]],
-    needed: Sequence[str] = (),
-) -> tuple[str, Image.Image]:
-    """The question and the image of a request, whose row must have something in `needed`."""
-    _, doc_to_messages, _, doc_id, task, split = request.args
-    dataset = datasets[task][split]
-    # lmms-eval lets Pillow fill up what is missing of an image, as soon as it is imported.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    row = dataset[doc_id]
-    for column in needed:
-        if row[column] is None:
-            raise ValueError(f"its {column} is empty")
-    messages = doc_to_messages(row)
-    parts = [part for message in messages for part in message["content"]]
-    if len(messages) != 1 or [part["type"] for part in parts] != ["image", "text"]:
-        raise ValueError(f"expected an image and a text, got {[part['type'] for part in parts]}")
-    return parts[1]["text"], parts[0]["url"]
-
-
-class HeimaReplay(_ChatModel):
+class HeimaReplay(ChatModel):
     """`--model heima-replay --model_args predictions=predictions/heima/lmms/42`: saved answers.
 
     `predictions` is the folder of one run. lmms-eval scores its answers as if they had just been
@@ -188,10 +65,10 @@ class HeimaReplay(_ChatModel):
             raise KeyError(f"{self._folder} has no prediction of {task}, sample {doc_id}")
         row = self._rows[task, doc_id]
         counts = row["counts"]
-        return _result(row["text"], counts["prompt"], counts["decoded"], counts["thinking"])
+        return result_of(row["text"], counts["prompt"], counts["decoded"], counts["thinking"])
 
 
-def _result(text: str, prompt: int, decoded: int, thinking: int) -> GenerationResult:
+def result_of(text: str, prompt: int, decoded: int, thinking: int) -> GenerationResult:
     return GenerationResult(
         text, TokenCounts(input_tokens=prompt, output_tokens=decoded, reasoning_tokens=thinking)
     )

@@ -12,6 +12,6 @@ def manifests() -> list[ModelManifest]:
     python -m lmms_eval --model heima --model_args name=recover --tasks mmstar
     """
     return [
-        ModelManifest("heima", chat_class_path="eval.chat_models.Heima"),
+        ModelManifest("heima", chat_class_path="eval.decoding.Heima"),
         ModelManifest("heima-replay", chat_class_path="eval.chat_models.HeimaReplay"),
     ]

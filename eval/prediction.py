@@ -23,7 +23,7 @@ from datasets import Dataset
 from lmms_eval.api.instance import Instance
 
 from eval import benchmark_data, tasks
-from eval.chat_models import prompts_of
+from eval.decoding import prompts_of
 from heima import config
 from heima.config import Params
 from heima.cot import parsing

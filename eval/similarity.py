@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from eval import lexical
 from eval.bertscore import bertscore
 from heima.config import Params
-from heima.interpreting.interpreter import official_references
+from heima.interpreting.wordings import official_references
 from heima.results import statistics
 from heima.results.cells import Cell, Cells
 from heima.results.measures import (

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import yaml
 
 from heima import config
+from heima.data.turns import SCHEMA, Turn, TurnFile
 from heima.results import statistics
 from heima.results.cells import Cell, write_metrics
 from heima.results.files import write_json, write_jsonl
@@ -293,3 +297,9 @@ def lock(root: Path, params: config.Params) -> None:
         add(f"score@{variant}", [f"metrics/score/{variant}.json"], judge=plain["judge"])
     text = yaml.safe_dump({"schema": "2.0", "stages": stages})
     (root / "dvc.lock").write_text(text, encoding="utf-8")
+
+
+def write_turns(path: str | Path, turns: Sequence[Turn]) -> None:
+    """The parquet file that `heima.data.turns.load_turns` reads."""
+    with TurnFile(path) as file:
+        file.write(pa.Table.from_pylist([asdict(turn) for turn in turns], SCHEMA))

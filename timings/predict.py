@@ -45,7 +45,7 @@ from lmms_eval.api.instance import Instance  # noqa: E402
 from transformers import PreTrainedModel, ProcessorMixin  # noqa: E402
 
 from eval import benchmark_data, tasks  # noqa: E402
-from eval.chat_models import prompts_of  # noqa: E402
+from eval.decoding import prompts_of  # noqa: E402
 from heima import config  # noqa: E402
 from heima.config import Params  # noqa: E402
 from heima.vlm.generation import Prompt, generate  # noqa: E402

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,11 +71,6 @@ class TurnFile:
         while len(self._rest) >= _ROWS:
             self._writer.write_table(self._rest.slice(0, _ROWS).combine_chunks())
             self._rest = self._rest.slice(_ROWS)
-
-
-def write_turns(path: str | Path, turns: Sequence[Turn]) -> None:
-    with TurnFile(path) as file:
-        file.write(pa.Table.from_pylist([asdict(turn) for turn in turns], SCHEMA))
 
 
 def load_turns(path: str | Path) -> list[Turn]:

@@ -19,46 +19,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from heima.config import Decoding, InterpreterInput, Training
-from heima.cot.sections import tagged, thinking_token
+from heima.cot.sections import thinking_token
 from heima.data.encoding import pad, pad_text
 from heima.data.tokens import Encoded, Vocabulary
 from heima.data.turns import Turn
 from heima.interpreting.states import SectionStates
+from heima.interpreting.wordings import PLAIN_WORDING, VARIED, Wordings
 from heima.training.loop import AnswerLoss
 from heima.vlm.models import pretrained
 from heima.vlm.sampling import sampling
-
-Wordings = Literal["plain", "varied"]
-
-PLAIN_WORDING = "{question}\nwhat is the {section} {source}?"
-
-# Our own wordings; the official code draws one of ten per section and sample, too.
-_VARIED = (
-    "{question}\nWhat is the {section} {source}?",
-    "A model was asked: {question}\nExplain its {section} {source}.",
-    "Here is a question about an image: {question}\nRestore the {section} {source}.",
-    "{question}\nThe answer to this went through a {section}. Write out the {section} {source}.",
-    "Question: {question}\nPut into words the {section} {source}.",
-    "Reconstruct the {section} {source} for this question: {question}",
-    "{question}\nSpell out the {section} {source}, as text.",
-    "Read the {section} {source}. It belongs to this question: {question}",
-    "Someone answered this: {question}\nTell me the {section} {source}.",
-    "{question}\nPlease decode the {section} {source}.",
-)
-
-# The sentence that opens an answer in the paper's data, with its tags; our own wordings again.
-_ANSWERS = (
-    "The {section} is: {block}",
-    "This is the {section}: {block}",
-    "The hidden state stands for this {section}: {block}",
-    "Here is the {section} in words: {block}",
-    "Written out, the {section} reads: {block}",
-    "The {section} of the answer was: {block}",
-    "It means the following {section}: {block}",
-    "The {section} that belongs to the question: {block}",
-    "Decoded, the {section} is this: {block}",
-    "In text, the {section} is as follows: {block}",
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +62,7 @@ def encode_readings(
 
     With `source="question-only"` the prompt has no thinking token, so nothing is replaced.
     """
-    templates = [PLAIN_WORDING] if wordings == "plain" else _VARIED
+    templates = [PLAIN_WORDING] if wordings == "plain" else VARIED
     drawn = np.random.default_rng(seed).integers(len(templates), size=len(turns))
     read = states.by_turn()
     chats = []
@@ -106,19 +75,6 @@ def encode_readings(
     return [
         Reading(encoded, seen)
         for encoded, seen in zip(vocabulary.encode_all(chats), read, strict=True)
-    ]
-
-
-def official_references(section: str, texts: Sequence[str], *, seed: int) -> list[str]:
-    """References as the official metrics script has them: an answer sentence, and tags.
-
-    One of ten sentences is drawn for each text. Predictions have neither sentence nor tags, so
-    that such references lower every metric (recipe, section 4).
-    """
-    drawn = np.random.default_rng(seed).integers(len(_ANSWERS), size=len(texts))
-    return [
-        _ANSWERS[answer].format(section=section, block=tagged(section, text))
-        for answer, text in zip(drawn, texts, strict=True)
     ]
 
 

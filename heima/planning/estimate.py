@@ -30,8 +30,6 @@ SOURCE_BYTES = 160e9
 """LLaVA-CoT-100k's images and annotations, about."""
 BENCHMARK_BYTES = 3e9
 """The six benchmarks together, about."""
-TOY_RECORD_BYTES = 2000
-"""A drawn image and its turns, about."""
 ROW_BYTES = 2500
 """A prediction, a reconstruction or a judgement with its texts, about."""
 

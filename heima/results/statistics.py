@@ -91,28 +91,6 @@ def drawn_cell(value: float, drawn: ArrayLike, *, n: int, n_failed: int = 0) -> 
     return Cell(float(value), float(low), float(high), n=n, n_failed=n_failed)
 
 
-def bootstrap_interval(
-    values: ArrayLike,
-    *,
-    draws: int,
-    seed: int,
-    clusters: Sequence[Hashable] | None = None,
-    weights: ArrayLike | None = None,
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values`, shape (n,).
-
-    The parameters and errors are those of `bootstrap_intervals`.
-
-    >>> bootstrap_interval([1.0, 1.0, 1.0], draws=100, seed=0)
-    (1.0, 1.0)
-    """
-    column = np.asarray(values, dtype=np.float64).reshape(-1, 1)
-    low, high = bootstrap_intervals(
-        column, draws=draws, seed=seed, clusters=clusters, weights=weights
-    )[0]
-    return float(low), float(high)
-
-
 def cells(
     columns: Mapping[Name, ArrayLike],
     *,

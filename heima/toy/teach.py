@@ -24,7 +24,8 @@ from heima.data.images import ImageZip
 from heima.data.tokens import IGNORED, Vocabulary
 from heima.data.turns import Turn
 from heima.families.registry import FAMILIES
-from heima.interpreting.interpreter import PLAIN_WORDING, Reading, ReadingCollator, StateReader
+from heima.interpreting.interpreter import Reading, ReadingCollator, StateReader
+from heima.interpreting.wordings import PLAIN_WORDING
 from heima.toy.families import TOYS
 from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW

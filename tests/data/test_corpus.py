@@ -12,7 +12,8 @@ from PIL import Image
 
 from heima.data import turns
 from heima.data.images import ImageFault, ImageZip
-from heima.data.turns import TurnFile, first_turn, load_turns, write_turns
+from heima.data.turns import TurnFile, first_turn, load_turns
+from tests.fabricated import write_turns
 
 
 def test_a_source_without_zip_says_what_is_missing(tmp_path):

@@ -97,7 +97,7 @@ def models(workspace, params, toy_vlm, toy_processor):
 def test_registered_through_the_entry_point():
     from lmms_eval.models import get_model, get_model_manifest
 
-    assert get_model_manifest("heima").chat_class_path == "eval.chat_models.Heima"
+    assert get_model_manifest("heima").chat_class_path == "eval.decoding.Heima"
     for name in ("heima", "heima-replay"):
         assert get_model(name).is_simple is False
 
@@ -425,7 +425,7 @@ def test_lmms_eval_runs_the_plug_in(models, params, tmp_path, open_gateway, prot
 
 
 def test_unknown_protocol(models):
-    from eval.chat_models import Heima
+    from eval.decoding import Heima
 
     change_params(lambda raw: raw["protocols"].pop("vlmevalkit"))
     with pytest.raises(KeyError, match=r"protocol 'vlmevalkit' is not one of \['lmms'\]"):

@@ -19,7 +19,7 @@ from sacrebleu.metrics.bleu import BLEU
 from eval import bertscore, similarity
 from eval.resources import MissingResource
 from heima.config import Params
-from heima.interpreting import interpreter
+from heima.interpreting import wordings
 from heima.results import machine
 from heima.results.measures import BLEU_STATISTICS, judge_column, text_metrics
 
@@ -238,7 +238,7 @@ def test_official_references_lower_what_equals_the_section_but_neither_exact_nor
 def test_official_references_are_the_interpreters_own(params, rows, evaluate):
     """Turn and control: the same reference for every control of a turn."""
     own = [row for row in rows if row["control"] == "own"]
-    tagged = interpreter.official_references(
+    tagged = wordings.official_references(
         "reasoning", [row["reference"] for row in own], seed=params.seed
     )
     by_turn = dict(zip([row["id"] for row in own], tagged, strict=True))
@@ -260,7 +260,7 @@ def test_corpus_bleu_is_sacrebleus_and_its_difference_that_of_both(
     own = [row for row in rows if row["control"] == "own"]
     truth = [row["reference"] for row in own]
     if references == "official":
-        truth = interpreter.official_references("reasoning", truth, seed=params.seed)
+        truth = wordings.official_references("reasoning", truth, seed=params.seed)
     expected = {}
     for control in params.reconstruct.controls:
         texts = {row["id"]: row["text"] for row in rows if row["control"] == control}

@@ -12,7 +12,7 @@ from heima.config import Decoding, Schedule, Training
 from heima.cot.sections import COMPRESSIBLE, thinking_token
 from heima.data.encoding import pad
 from heima.families.registry import FAMILIES
-from heima.interpreting import interpreter
+from heima.interpreting import interpreter, wordings
 from heima.interpreting.states import SectionStates
 from heima.training.loop import AnswerLoss, train
 from heima.vlm import models
@@ -102,8 +102,8 @@ def test_a_shared_reader_reads_each_section_as_its_own_reader_does(
 
 def test_official_references_wrap_a_section_in_a_sentence_and_tags():
     texts = [f"the total of {number} is {{odd}}" for number in range(40)]
-    references = interpreter.official_references("caption", texts, seed=3)
-    assert references == interpreter.official_references("caption", texts, seed=3)
+    references = wordings.official_references("caption", texts, seed=3)
+    assert references == wordings.official_references("caption", texts, seed=3)
     openings = set()
     for text, reference in zip(texts, references, strict=True):
         opening, found, rest = reference.partition(f"<CAPTION> {text} </CAPTION>")

@@ -17,13 +17,13 @@ from heima.cot import parsing
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, numbered, repeated
 from heima.data.encoding import encode_turns, thinking_count
-from heima.data.turns import write_turns
 from heima.interpreting import states
 from heima.results.cells import read_metrics
 from heima.results.files import read_jsonl
 from heima.vlm.generation import Decoder, Plan, Prompt
 from stages import distill, interpret, reconstruct, resolve
 from stages import states as states_stage
+from tests.fabricated import write_turns
 
 VARIANTS = {"two": config.Thinking(tokens=2), "adaptive": config.Thinking(ratio=0.4)}
 CONTROLS = ["own", "shuffled", "mean", "zero"]

@@ -65,7 +65,7 @@ def test_a_cpu_that_cannot_is_left_alone_and_named_once(monkeypatch, capsys):
 
 _FACTS = """
 import stages, heima.vlm.kernels, json
-from heima import machine
+from heima.results import machine
 print(json.dumps(machine.facts()))
 """
 

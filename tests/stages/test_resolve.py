@@ -64,8 +64,8 @@ def test_each_stage_depends_on_what_it_imports_and_nothing_else():
     )
     assert "heima.toy.world" in prints["prepare"] and "heima.toy.world" not in prints["distill"]
     assert not any(module.startswith("eval") for module in prints["distill"])
-    assert {"heima.vlm.generation", "eval.chat_models"} <= prints["predict"]
-    assert "eval.chat_models" in prints["score"] and "heima.toy.world" not in prints["score"]
+    assert {"heima.vlm.generation", "eval.decoding"} <= prints["predict"]
+    assert "eval.chat_models" in prints["score"] and "heima.vlm.models" not in prints["score"]
     assert all({"stages", "heima"} <= modules for modules in prints.values())
 
 

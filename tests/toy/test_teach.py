@@ -10,7 +10,7 @@ from heima.cot.sections import COMPRESSIBLE, thinking_token
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.families.registry import FAMILIES
-from heima.interpreting.interpreter import PLAIN_WORDING
+from heima.interpreting.wordings import PLAIN_WORDING
 from heima.toy import teach
 from heima.toy.families import TOYS
 from heima.vlm import models

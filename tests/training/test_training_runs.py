@@ -14,8 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from heima.data.turns import write_turns
 from tests.conftest import ROOT
+from tests.fabricated import write_turns
 
 STEPS, SNAPSHOT = 10, 3
 """The curve has a row for two updates, so a snapshot falls within one."""
