@@ -6,8 +6,8 @@ Writes `resolved.yaml`, from which all other stages read their parameters, and
 `fingerprints/<stage>.json`: each module that `stages.<stage>` imports, directly or not, with a hash
 of its syntax tree. Comments, formatting, docstrings and the words of errors leave the hash as it
 is, and modules of `DECIDES_NOTHING` are left out, so that only a real change of code that makes a
-stage's result re-runs it. YAML files beside a module (the tasks of an evaluation) count to the
-package they lie in.
+stage's result re-runs it. YAML files (the tasks of an evaluation) count to the package
+that they lie in, and what they name to the stages of `NAMED_IN_YAML`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ STAGES = (
     "tables",
     "track",
 )
+
+NAMED_IN_YAML = {
+    "predict": ("eval.vlmevalkit.asking",),
+    "latency": ("eval.vlmevalkit.asking",),
+    "score": ("eval.vlmevalkit.lmms",),
+}
+"""What the tasks of a stage name in YAML files, where no import shows it. A rule of scoring is not
+among those of `predict`: it decodes no answer again."""
 
 DECIDES_NOTHING = {
     "heima.config": "what it makes of the parameters stands in resolved.yaml, which stages read",
@@ -101,13 +109,19 @@ def _packages(module: str) -> set[str]:
     return {".".join(parts[:depth]) for depth in range(1, len(parts))}
 
 
+def _owner(root: Path, file: Path) -> str:
+    """The package that a file lies in, below folders that are none."""
+    folder = next(one for one in file.parents if (one / "__init__.py").exists())
+    return ".".join(folder.relative_to(root).parts)
+
+
 def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, str]:
     """Module or YAML file -> hash, for what decides and `stages.<stage>` imports below `root`.
 
     `graph` must have lost `DECIDES_NOTHING` (`code_graph`).
     """
-    entry = f"stages.{stage}"
-    modules = {entry, *graph.find_upstream_modules(entry)}
+    entries = (f"stages.{stage}", *NAMED_IN_YAML.get(stage, ()))
+    modules = {one for entry in entries for one in (entry, *graph.find_upstream_modules(entry))}
     # Importing a module runs its packages' __init__ too.
     modules |= {parent for module in modules for parent in _packages(module)}
     hashes = {
@@ -116,8 +130,9 @@ def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, s
     }
     for package in sorted({module.partition(".")[0] for module in modules}):
         for file in sorted((root / package).rglob("*.yaml")):
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-            hashes[file.relative_to(root).as_posix()] = content
+            if _owner(root, file) in modules:
+                content = hashlib.sha256(file.read_bytes()).hexdigest()
+                hashes[file.relative_to(root).as_posix()] = content
     return dict(sorted(hashes.items()))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grimp
 import pytest
 
+from heima import config
 from stages import resolve
 from tests.conftest import ROOT
 
@@ -109,3 +110,75 @@ def test_every_stage_of_the_pipeline_has_its_fingerprint():
     for name in resolve.STAGES:
         stage = pipeline[name].get("do", pipeline[name])
         assert f"fingerprints/{name}.json" in stage["deps"]
+
+
+MODELS = {"teach", "distill", "states", "interpret", "reconstruct"}
+CHANGES = {
+    # words
+    "an error's": ("heima/training/loop.py", "the loss is not finite", "a loss is odd", set()),
+    "a docstring's": ("heima/cot/parsing.py", '"""Sections', '"""All sections', set()),
+    "a licence's": ("heima/data/licences.py", "terms restrict", "terms limit", set()),
+    "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", {"tables"}),
+    # what only says, checks, plans or fetches
+    "a new control's name": ("heima/config/base.py", '"noise"', '"noise", "other"', set()),
+    "a plan's": ("heima/planning/estimate.py", "160e9", "170e9", set()),
+    "a command line's": ("stages/arguments.py", "parser.exit(2", "parser.exit(3", set()),
+    "a download's": ("heima/data/hub.py", "_TIMEOUT = 60", "_TIMEOUT = 90", set()),
+    # what decides
+    "a control": ("heima/interpreting/controls.py", "** 0.5", "** 0.4", {"reconstruct"}),
+    "a filter": ("heima/data/arrangements.py", None, "X = 1", {"rewrite"}),
+    "the toy's optimiser": ("heima/toy/optim.py", None, "X = 1", {"teach"}),
+    "the order of batches": ("heima/training/batch_order.py", None, "X = 1", MODELS),
+    "a collator": ("heima/families/mllama.py", None, "X = 1", MODELS | {"predict", "latency"}),
+    "decoding": ("heima/vlm/generation.py", None, "X = 1", {"teach", "predict", "latency"}),
+    "a metric": ("eval/lexical.py", None, "X = 1", {"similarity"}),
+    "a rule of scoring": ("eval/vlmevalkit/scoring.py", None, "X = 1", {"score"}),
+    "a timing": ("eval/timing.py", None, "X = 1", {"latency"}),
+    "the judge's client": ("eval/judge/client.py", None, "X = 1", {"judge", "score"}),
+    "the mirror": ("reports/mlflow_mirror.py", None, "X = 1", {"track"}),
+}
+"""Change -> a module, the words replaced in it (none: a line is added), and what runs again."""
+
+
+@pytest.fixture(scope="module")
+def prints():
+    graph = resolve.code_graph()
+    return {stage: resolve.fingerprint(ROOT, stage, graph) for stage in resolve.STAGES}
+
+
+@pytest.mark.parametrize(("file", "old", "new", "expected"), CHANGES.values(), ids=CHANGES)
+def test_a_change_re_runs_what_it_is_about(prints, file, old, new, expected):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert old is None or old in text
+    edited = f"{text}\n{new}\n" if old is None else text.replace(old, new)
+    module = file.removesuffix(".py").replace("/", ".")
+    stale = {
+        stage
+        for stage, hashes in prints.items()
+        if module in hashes and hashes[module] != resolve.syntax_hash(edited)
+    }
+    print(f"{file}: {', '.join(sorted(stale)) or 'nothing'}")
+    assert stale == expected
+
+
+def test_what_tasks_name_in_yaml_is_in_the_fingerprint_of_scoring(prints):
+    """lmms-eval imports it, which no import graph shows."""
+    for script in (ROOT / "eval" / "tasks").rglob("task.py"):
+        assert "from eval.vlmevalkit.lmms import" in script.read_text(encoding="utf-8")
+    assert {"eval.vlmevalkit.lmms", "eval.vlmevalkit.scoring"} <= set(prints["score"])
+    assert "eval.vlmevalkit.asking" in prints["predict"]
+
+
+def test_rules_of_the_parameters_are_written_out(params):
+    """What a stage may ask of `Params` beyond what was given stands in resolved.yaml."""
+    written = config.resolved(params)["derived"]
+    named = {"thinking": "models", "prefix": "variants", "decoding": "protocols"}
+    named |= {"data_name": "protocols", "sections": "sections"}
+    paths = {"trained", "training_seeds", "derived"}  # they follow from names and `seeds`
+    rules = {
+        name
+        for name, value in vars(config.Params).items()
+        if not name.startswith("_") and (callable(value) or isinstance(value, property))
+    } - {"model_config", "model_post_init"}
+    assert rules == named.keys() | paths
+    assert set(named.values()) | {"interpreters"} == written.keys()

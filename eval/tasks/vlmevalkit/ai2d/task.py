@@ -1,8 +1,8 @@
 """What heima_vlmevalkit_ai2d.yaml names."""
 
-from eval.vlmevalkit.lmms import PaperTask
+from eval.vlmevalkit.lmms import VlmEvalKitTask
 
-_task = PaperTask("ai2d")
+_task = VlmEvalKitTask("ai2d")
 docs = _task.docs
 visual = _task.visual
 text = _task.text

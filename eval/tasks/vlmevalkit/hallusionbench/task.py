@@ -1,8 +1,8 @@
 """What heima_vlmevalkit_hallusionbench.yaml names."""
 
-from eval.vlmevalkit.lmms import PaperTask
+from eval.vlmevalkit.lmms import VlmEvalKitTask
 
-_task = PaperTask("hallusionbench")
+_task = VlmEvalKitTask("hallusionbench")
 docs = _task.docs
 visual = _task.visual
 text = _task.text

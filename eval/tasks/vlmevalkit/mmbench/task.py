@@ -1,8 +1,8 @@
 """What heima_vlmevalkit_mmbench.yaml names."""
 
-from eval.vlmevalkit.lmms import PaperTask
+from eval.vlmevalkit.lmms import VlmEvalKitTask
 
-_task = PaperTask("mmbench")
+_task = VlmEvalKitTask("mmbench")
 docs = _task.docs
 visual = _task.visual
 text = _task.text

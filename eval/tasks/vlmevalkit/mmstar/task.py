@@ -1,8 +1,8 @@
 """What heima_vlmevalkit_mmstar.yaml names."""
 
-from eval.vlmevalkit.lmms import PaperTask
+from eval.vlmevalkit.lmms import VlmEvalKitTask
 
-_task = PaperTask("mmstar")
+_task = VlmEvalKitTask("mmstar")
 docs = _task.docs
 visual = _task.visual
 text = _task.text
