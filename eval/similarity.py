@@ -1,7 +1,7 @@
 """How similar reconstructions are to their sections: a value for every sample, cells with controls.
 
-The metrics are those of the paper's interpreter table (recipe, section 4): BLEU-4, METEOR and
-ROUGE-L (`eval.lexical`), BERTScore (`eval.bertscore`), and a judge's grade from 1 to 5
+The metrics are those of the paper's interpreter table (docs/recipe.md, section 4): BLEU-4, METEOR
+and ROUGE-L (`eval.lexical`), BERTScore (`eval.bertscore`), and a judge's grade from 1 to 5
 (`eval.judge`), here beside what the paper lacks: every control, likelihoods, paired intervals, and
 BLEU over the whole corpus. An empty reconstruction counts 0 in every text metric (1 for the judge,
 its lowest grade), stays in n, and is a failure of the cell.

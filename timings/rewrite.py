@@ -5,7 +5,8 @@ odd spacing as often as the recipe counts it, lost and repeated tags, texts that
 in questions, Unicode, missing images) and times `python -m stages.rewrite` on them as a process of
 its own, imports and checksum included, against
 
-- the baseline, the official arrangement's way (recipe, section 1), in plain Python: read all
+- the baseline, the official arrangement's way (docs/recipe.md, section 1), in plain Python: read
+all
   records, make a sample of each turn whose image's file exists, write them as one indented JSON
   list; read that, look for the sections with a regular expression, replace them by `str.replace`,
   write a list for each of the three phases; read and write each list for filter A, again for

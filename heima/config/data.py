@@ -106,7 +106,7 @@ class HubSource(GivenSource):
 
 
 class Rewrite(Model):
-    """How records become turns (paper, section 4; recipe: filters and split).
+    """How records become turns (paper, section 4; docs/recipe.md, section 1).
 
     `compat: official` keeps the turns that the official arrangement keeps, `corrected` those whose
     sections can be told apart by position (see `heima.data.arrangements`). `verify_images` says how

@@ -105,8 +105,8 @@ class Variant(Model):
     """A row of the benchmarks' table.
 
     `forced_prefix` is a rendering whose sections are thinking tokens: that constant beginning of
-    every answer is put into the prompt and not decoded (recipe, section 6). Under a ratio no two
-    answers need begin alike.
+    every answer is put into the prompt and not decoded (docs/recipe.md, section 6). Under a ratio
+    no two answers need begin alike.
     """
 
     model: Name

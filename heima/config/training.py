@@ -146,14 +146,14 @@ class Lora(Model):
 
 
 class Distill(Model):
-    """What every checkpoint of the curriculum shares (recipe, section 2)."""
+    """What every checkpoint of the curriculum shares (docs/recipe.md, section 2)."""
 
     lora: Lora
     max_length: PositiveInt
 
 
 class Thinking(Model):
-    """How many thinking tokens stand for a section (recipe, section 1).
+    """How many thinking tokens stand for a section (docs/recipe.md, section 1).
 
     `tokens`: so many, numbered; one has no number. `ratio`: that share of the section's own tokens,
     at least one. A ratio repeats the section's one token: numbers would run out of reserved ids.
@@ -210,7 +210,8 @@ class States(Model):
 
 
 class Interpret(Schedule):
-    """Interpreter training, the same for every interpreter and every input (recipe, section 3).
+    """Interpreter training, the same for every interpreter and every input (docs/recipe.md,
+    section 3).
 
     `steps` counts for one section: an interpreter of three sections trains three times as long, as
     an epoch over its three times as many samples would. An interpreter may have `steps` of its own.

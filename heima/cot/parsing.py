@@ -91,7 +91,7 @@ def parse(answer: str) -> dict[str, str]:
     Returns section -> text without surrounding white space. Raises `ParseError` as `spans` does.
 
     A section's text that occurs elsewhere in the answer is harmless here, unlike with the
-    official replacement by string (recipe, section 1).
+    official replacement by string (docs/recipe.md, section 1).
     """
     return {section: answer[start:end] for section, (start, end) in spans(answer).items()}
 

@@ -69,7 +69,7 @@ def encode_turns(
 
 
 def thinking_count(thinking: Thinking, length: int) -> int:
-    """How many thinking tokens stand for a section of `length` tokens (recipe, section 1).
+    """How many thinking tokens stand for a section of `length` tokens (docs/recipe.md, section 1).
 
     >>> from heima.config import Thinking
     >>> half, four = Thinking(ratio=0.5), Thinking(tokens=4)

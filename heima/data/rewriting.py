@@ -1,4 +1,4 @@
-"""LLaVA-CoT's records -> turns with parsed sections, filtered and split (recipe, section 1).
+"""LLaVA-CoT's records -> turns with sections, filtered and split (docs/recipe.md, section 1).
 
 Whatever cannot become a turn is a `Drop` with a reason; nothing disappears uncounted. A turn needs
 an id of its own, a usable image and a question; what its answer needs depends on the arrangement

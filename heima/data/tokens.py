@@ -2,8 +2,8 @@
 
 The tokenizer's own chat template writes the text around a turn. A thinking token is written
 `<THINKING_OF_SUMMARY>`, or `<THINKING_OF_SUMMARY_1>`, in rendered text, as in the paper, and stands
-on a reserved id of the vocabulary (recipe, section 2), so that neither the vocabulary nor the
-embeddings change.
+on a reserved id of the vocabulary (docs/recipe.md, section 2), so that neither the vocabulary nor
+the embeddings change.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Interpreters: text-only LLMs that read thinking states and write the section they stand for.
 
 The prompt holds the question and the section's thinking tokens, no image. Each token's embedding is
-replaced by its thinking state H, without a projection (paper, section 3.3; recipe, section 3). So
-its number cannot matter: the prompt has the section's unnumbered token, as often as there are
-states.
+replaced by its thinking state H, without a projection (paper, section 3.3; docs/recipe.md, section
+3). So its number cannot matter: the prompt has the section's unnumbered token, as often as there
+are states.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def official_references(section: str, texts: Sequence[str], *, seed: int) -> lis
     """References as the official metrics script has them: an answer sentence, and tags.
 
     One of ten sentences is drawn for each text. Predictions have neither sentence nor tags, so
-    that such references lower every metric (recipe, section 4).
+    that such references lower every metric (docs/recipe.md, section 4).
     """
     drawn = np.random.default_rng(seed).integers(len(_ANSWERS), size=len(texts))
     return [

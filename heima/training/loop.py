@@ -1,8 +1,8 @@
 """One training loop for every model of the pipeline, on one process or many (accelerate).
 
 AdamW (0.9, 0.999), warm-up then cosine to zero, clipped gradients, a fresh optimizer each time
-(recipe, section 2). The same parameters give the same weights on the same machine; a run that was
-killed ends with the weights of an undisturbed one.
+(docs/recipe.md, section 2). The same parameters give the same weights on the same machine; a run
+that was killed ends with the weights of an undisturbed one.
 
 Started by `accelerate launch`, the processes share every batch, and, as their configuration says,
 shard the model (FSDP2). A batch of the schedule is then still one batch: its gradient is that of

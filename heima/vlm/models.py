@@ -155,7 +155,7 @@ def load_llm(models: Path, params: Params) -> PreTrainedModel:
 def trainable_vlm(models: Path, init: str, params: Params, *, seed: int) -> PeftModel:
     """`text-cot` with a trainable adapter: a new one, drawn by `seed`, or the one at `init`.
 
-    Only adapter weights pass from phase to phase (recipe, section 2).
+    Only adapter weights pass from phase to phase (docs/recipe.md, section 2).
     """
     model, _ = load_vlm(models, "text-cot", params)
     if init == "text-cot":
