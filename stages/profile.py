@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from heima import config
+from heima.config.profiles import written_out
 from stages import runs
 
 PROFILES = Path("profiles")
@@ -63,10 +64,10 @@ def switch(name: str, *, force: bool) -> list[str]:
     known = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
     if name not in known:
         raise config.ConfigError(f"profile {name!r} is not one of {sorted(known)}")
-    new = known[name].read_text(encoding="utf-8")
+    new = written_out(known[name])
     config.parse(new, str(known[name]))
     old = PARAMS.read_text(encoding="utf-8") if PARAMS.exists() else ""
-    if old and old not in {path.read_text(encoding="utf-8") for path in known.values()}:
+    if old and old not in {written_out(path) for path in known.values()}:
         if not force:
             raise config.ConfigError(
                 f"{PARAMS} equals no profile, so it holds changes of yours; "
@@ -91,7 +92,7 @@ def main() -> None:
         if arguments.name is None:
             current = PARAMS.read_text(encoding="utf-8") if PARAMS.exists() else ""
             for path in sorted(PROFILES.glob("*.yaml")):
-                mark = "*" if path.read_text(encoding="utf-8") == current else " "
+                mark = "*" if written_out(path) == current else " "
                 print(f"{mark} {path.stem}")
             return
         lines = switch(arguments.name, force=arguments.force)

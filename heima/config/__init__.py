@@ -52,6 +52,7 @@ from heima.config.evaluation import (
     Variant,
 )
 from heima.config.params import Params
+from heima.config.profiles import written_out
 from heima.config.training import (
     ONE_TOKEN,
     Checkpoint,
@@ -162,8 +163,8 @@ def _validated(raw: Any, name: str) -> Params:
 
 
 def load(path: str | Path = "params.yaml") -> Params:
-    """Read and validate a parameter file (`ConfigError`, or `FileNotFoundError`)."""
-    return parse(Path(path).read_text(encoding="utf-8"), str(path))
+    """Read and validate a parameter file or a profile (`ConfigError`, or `FileNotFoundError`)."""
+    return parse(written_out(Path(path)), str(path))
 
 
 def resolved(params: Params) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from eval import lmms_start
 lmms_start.quiet()
 
 from heima import config  # noqa: E402
+from heima.config.profiles import written_out  # noqa: E402
 from heima.cot.sections import COMPRESSIBLE  # noqa: E402
 from heima.data.turns import load_turns  # noqa: E402
 from heima.interpreting import states  # noqa: E402
@@ -26,9 +27,7 @@ PHASES = ["p1", "p2", "p3"]
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """The working directory of the stages, with the profile made small."""
-    raw = smaller(
-        yaml.safe_load((ROOT / "profiles/toy-llava-next.yaml").read_text(encoding="utf-8"))
-    )
+    raw = smaller(yaml.safe_load(written_out(ROOT / "profiles/toy-llava-next.yaml")))
     raw["source"]["records"] = 60
     raw["seeds"] = [42]
     raw["benchmarks"] = ["mmstar"]
