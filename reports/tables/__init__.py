@@ -56,10 +56,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
     reconstructed = read_reconstructed(root, params, problems)
     samples = read_samples(root, params, problems)
     latency = read_latency(root, params, problems)
-    published = {
-        name: read_published(root / "reports" / "published" / f"{name}.csv", problems)
-        for name in ("benchmarks", "interpreters")
-    }
+    published = read_published(root, params, problems)
     if problems:
         raise TableError(problems)
     tables = (
@@ -70,7 +67,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
                     benchmarks_block(params, protocol, scores, published["benchmarks"])
                     for protocol in params.protocols
                 ),
-                published_benchmarks(published["benchmarks"]),
+                *published_benchmarks(published["benchmarks"]),
             ),
         ),
         Table(
@@ -80,7 +77,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
                     ablation_block(params, protocol, scores, samples)
                     for protocol in params.protocols
                 ),
-                published_ablation(published["benchmarks"]),
+                *published_ablation(published["benchmarks"]),
             ),
         ),
         Table(
@@ -89,7 +86,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
                 interpreters_block(
                     root, params, similarities, reconstructed, published["interpreters"]
                 ),
-                published_interpreters(params, published["interpreters"]),
+                *published_interpreters(params, published["interpreters"]),
             ),
         ),
     )

@@ -13,7 +13,7 @@ from heima.results.scores import ACCURACY, CHANCE, MEAN, score_group, seed_metri
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
 from reports.tables.panels import by_training_seed, score_panel
-from reports.tables.published import PUBLISHED_NAMES
+from reports.tables.published import PAPERS, PUBLISHED_NAMES
 from reports.tables.reading import Scores
 
 
@@ -113,13 +113,9 @@ def _minus_published(
 
     Only where both are the paper's: no toy number stands beside one of the paper.
     """
-    if params.profile != "paper" or protocol != "vlmevalkit":
+    if params.profile not in PAPERS or protocol != "vlmevalkit":
         return ()
-    found = {
-        (row["model"], row["benchmark"]): float(row["accuracy"])
-        for row in published
-        if row["family"] == params.family
-    }
+    found = {(row["model"], row["benchmark"]): float(row["accuracy"]) for row in published}
     rows = tuple(row for row in accuracy.rows if (row, "MMStar") in found)
     entries: dict[tuple[str, str], Entry | Label] = {}
     for row, column in itertools.product(rows, params.benchmarks):

@@ -22,6 +22,7 @@ from heima.results.measures import (
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
 from reports.tables.panels import by_training_seed
+from reports.tables.published import PAPERS
 from reports.tables.reading import Scores
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _with_published(
     Elsewhere the panel as it is: no toy number stands beside one of the paper. A measure that is
     not the paper's, or that it does not publish, has no value there.
     """
-    if params.profile != "paper":
+    if params.profile not in PAPERS or not published:
         return panel
     names = {"bleu4": "bleu4", "meteor": "meteor", "rougeL": "rougeL", "bertscore": "bertscore_f1"}
     source = "reports/published/interpreters.csv"

@@ -11,6 +11,9 @@ from heima.results.scores import MEAN
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
 
+PAPERS = ("paper", "paper-llava-next")
+"""The profiles whose models, data and rules are the paper's, so that values may be compared."""
+
 PUBLISHED = "paper ({}, VLMEvalKit protocol, not comparable)"
 PUBLISHED_NAMES = {
     "mmstar": "MMStar",
@@ -22,34 +25,37 @@ PUBLISHED_NAMES = {
 }
 
 
-def published_benchmarks(rows: Sequence[Mapping[str, str]]) -> Block:
-    return Block(
-        origin=PUBLISHED.format("llava-cot-11b"),
-        title=f"Benchmarks, {PUBLISHED.format('llava-cot-11b')}",
-        caption=captions.PUBLISHED_BENCHMARKS,
-        panels=_published_panels(rows, ("base", "text-cot", *_PUBLISHED_ABLATION)),
-    )
+def published_benchmarks(rows: Sequence[Mapping[str, str]]) -> tuple[Block, ...]:
+    variants = _variants(rows, ("base", "text-cot", *_PUBLISHED_ABLATION))
+    if not variants:
+        return ()
+    origin = PUBLISHED.format(rows[0]["family"])
+    panels = _published_panels(rows, variants)
+    return (Block(origin, f"Benchmarks, {origin}", captions.PUBLISHED_BENCHMARKS, panels),)
 
 
 _PUBLISHED_ABLATION = ("heima", "heima-no-recover", "heima-no-progressive")
 
 
-def published_ablation(rows: Sequence[Mapping[str, str]]) -> Block:
-    return Block(
-        origin=PUBLISHED.format("llava-cot-11b"),
-        title=f"Ablation, {PUBLISHED.format('llava-cot-11b')}",
-        caption=captions.PUBLISHED_ABLATION,
-        panels=_published_panels(rows, (*_PUBLISHED_ABLATION, "text-cot")),
-    )
+def published_ablation(rows: Sequence[Mapping[str, str]]) -> tuple[Block, ...]:
+    """None for a family of which no ablation was published."""
+    if _variants(rows, _PUBLISHED_ABLATION) != _PUBLISHED_ABLATION:
+        return ()
+    origin = PUBLISHED.format(rows[0]["family"])
+    panels = _published_panels(rows, (*_PUBLISHED_ABLATION, "text-cot"))
+    return (Block(origin, f"Ablation, {origin}", captions.PUBLISHED_ABLATION, panels),)
+
+
+def _variants(rows: Sequence[Mapping[str, str]], names: tuple[str, ...]) -> tuple[str, ...]:
+    known = {row["model"] for row in rows}
+    return tuple(name for name in names if name in known)
 
 
 def _published_panels(
     rows: Sequence[Mapping[str, str]], variants: tuple[str, ...]
 ) -> tuple[Panel, ...]:
     source = "reports/published/benchmarks.csv"
-    found = {
-        (row["model"], row["benchmark"]): row for row in rows if row["family"] == "llava-cot-11b"
-    }
+    found = {(row["model"], row["benchmark"]): row for row in rows}
     panels = []
     for title, column, digits in (
         ("Accuracy (%)", "accuracy", 1),
@@ -74,7 +80,10 @@ def _published_panels(
     return tuple(panels)
 
 
-def published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) -> Block:
+def published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) -> tuple[Block, ...]:
+    """None for a family of which no reconstruction was published."""
+    if not rows:
+        return ()
     source = "reports/published/interpreters.csv"
     metrics = tuple(dict.fromkeys(row["metric"] for row in rows))
     panels = []
@@ -85,9 +94,6 @@ def published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) ->
             if row["interpreters"] == count
         }
         panels.append(Panel(title, "section", params.sections, dict.fromkeys(metrics, 1), entries))
-    return Block(
-        origin=PUBLISHED.format("llava-cot-11b"),
-        title=f"Interpreters, {PUBLISHED.format('llava-cot-11b')}",
-        caption=captions.PUBLISHED_INTERPRETERS,
-        panels=tuple(panels),
-    )
+    origin = PUBLISHED.format(rows[0]["family"])
+    caption = captions.PUBLISHED_INTERPRETERS
+    return (Block(origin, f"Interpreters, {origin}", caption, tuple(panels)),)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,9 +210,40 @@ def latency_group(case: str, size: int) -> str:
     return f"{case}/batch-{size}"
 
 
-def read_published(path: Path, problems: list[str]) -> list[dict[str, str]]:
-    if not path.is_file():
-        problems.append(f"reports/published/{path.name} is missing: restore it from git")
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+PUBLISHED = {
+    "benchmarks": ("accuracy", "generated_tokens"),
+    "interpreters": ("value",),
+    "tokens_per_stage": ("accuracy",),
+    "retention_ratio": ("accuracy",),
+}
+"""The paper's tables, each with its columns of numbers."""
+
+PUBLISHED_FAMILY = {"toy-mllama": "llava-cot-11b", "toy-llava-next": "llava-next-vicuna-7b"}
+"""A toy's family -> the one that it is the twin of; only others have published values."""
+
+
+def read_published(
+    root: Path, params: Params, problems: list[str]
+) -> dict[str, list[dict[str, str]]]:
+    """Each of the paper's tables, the rows about this family or that of its twin.
+
+    A table without a column `family` is about the first family, LLaVA-CoT 11B.
+    """
+    family = PUBLISHED_FAMILY.get(params.family, params.family)
+    found: dict[str, list[dict[str, str]]] = {}
+    for name, numbers in PUBLISHED.items():
+        path = root / "reports" / "published" / f"{name}.csv"
+        if not path.is_file():
+            problems.append(f"reports/published/{path.name} is missing: restore it from git")
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [{"family": "llava-cot-11b", **row} for row in csv.DictReader(file)]
+        for line, row in enumerate(rows, 2):
+            if None in row:
+                problems.append(f"reports/published/{path.name}:{line} has too many values")
+            for column in numbers:
+                if re.fullmatch(r"\d+(\.\d+)?", row.get(column) or "") is None:
+                    value = row.get(column)
+                    problems.append(f"reports/published/{path.name}:{line}: {column} = {value!r}")
+        found[name] = [row for row in rows if row["family"] == family]
+    return found

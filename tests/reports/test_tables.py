@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from heima import config
+from heima.config.profiles import written_out
 from heima.results import statistics
 from heima.results.cells import read_metrics
 from heima.results.files import read_json, read_jsonl, write_json, write_jsonl
@@ -289,6 +290,34 @@ def test_ours_minus_the_published_accuracy_under_its_own_protocol_and_models_onl
     assert {line["origin"] for line in lines if line["panel"] == title} == {
         "paper profile, protocol vlmevalkit"
     }
+
+
+def test_the_second_family_stands_beside_its_own_published_values(tmp_path):
+    text = written_out(fabricated.ROOT / "profiles" / "paper-llava-next.yaml")
+    fabricated.write(tmp_path, params_text=text)
+    built = tables.build(tmp_path, config.load(tmp_path / "params.yaml"))
+    with (tmp_path / "reports/published/benchmarks.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["family"] == "llava-next-vicuna-7b"]
+    assert len(rows) == 18
+    origin = "paper (llava-next-vicuna-7b, VLMEvalKit protocol, not comparable)"
+    (theirs,) = [block for block in built["benchmarks"].blocks if block.origin == origin]
+    shown = {key: entry.value for key, entry in theirs.panels[0].entries.items()}
+    for row in rows:
+        assert shown[row["model"], row["benchmark"].lower()] == float(row["accuracy"])
+    assert {name for name, _ in shown} == {"base", "text-cot", "heima"}
+    lines = [line for table in built.values() for line in lines_of(table)]
+    assert not any("llava-cot-11b" in line["origin"] for line in lines)
+    gap = "Accuracy minus the published one (points; intervals are ours alone)"
+    assert {line["row"] for line in lines if line["panel"] == gap} == {"base", "text-cot", "heima"}
+
+
+def test_a_published_value_that_is_no_number_is_named(copy, params):
+    path = copy / "reports/published/retention_ratio.csv"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("49.1", "49,1", 1), encoding="utf-8")
+    assert "reports/published/retention_ratio.csv:2 has too many values" in problems(copy, params)
+    path.write_text(text.replace("49.1", "good", 1), encoding="utf-8")
+    assert "reports/published/retention_ratio.csv:2: accuracy = 'good'" in problems(copy, params)
 
 
 def test_mmbench_rotations_count_once(copy, params):
