@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import subprocess
 from pathlib import Path
@@ -44,3 +45,49 @@ def test_what_the_code_names_of_the_documentation_is_there():
             if section:
                 assert re.search(rf"^## {section} ", (ROOT / page).read_text("utf-8"), re.M), name
     assert seen > 20
+
+
+def numbers(text: str) -> list[str]:
+    """Decimal numbers, without their signs: the tables print differences in either direction."""
+    return re.findall(r"(?<![\d.:])\d*\.\d+(?![\d.:])", text)
+
+
+def test_numbers_of_the_readme_are_those_of_the_tables():
+    """Every decimal number of its results is, rounded as it is there, a value of a table's CSV."""
+    values = {
+        abs(float(field))
+        for path in (ROOT / "reports" / "toy" / "tables").glob("*.csv")
+        for row in csv.DictReader(path.open(encoding="utf-8", newline=""))
+        for text in row.values()
+        for field in numbers(text or "") + re.findall(r"(?<![\d.])\d+(?![\d.])", text or "")
+    }
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = text[text.index("| variant |") : text.index("## The three ways to use it")]
+    found = numbers(results)
+    assert len(found) > 80
+    for number in found:
+        digits = len(number.partition(".")[2])
+        assert any(round(value, digits) == float(number) for value in values), number
+
+
+def test_the_table_of_the_readme_is_the_committed_one():
+    with (ROOT / "reports/toy/tables/benchmarks.csv").open(encoding="utf-8", newline="") as file:
+        cells = {
+            (line["row"], line["column"]): line
+            for line in csv.DictReader(file)
+            if line["panel"] == "Accuracy (%)" and "lmms" in line["origin"]
+        }
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    header, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text[text.index("| variant |") :].splitlines()
+        if line.startswith("|")
+    ]
+    assert len(rows) == 8
+    for row in rows:
+        for column, shown in zip(header[1:-1], row[1:-1], strict=True):
+            line = cells[row[0], column]
+            assert numbers(shown)[0] == f"{float(line['value']):.1f}", (row[0], column)
+            if "[" in shown:
+                interval = [f"{float(line[bound]):.1f}" for bound in ("low", "high")]
+                assert numbers(shown)[-2:] == interval, (row[0], column)
