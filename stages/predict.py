@@ -1,12 +1,12 @@
 """Decode the benchmarks with one variant's models, one a training seed, under every protocol.
 
     python -m stages.predict heima
-    torchrun --nproc-per-node 8 -m stages.predict heima   # batches shared by 8 processes
     python -m stages.predict heima --fresh                # decode again what is known
 
 Reads resolved.yaml, models/ and data/benchmarks/ (or params source.benchmarks); writes
 predictions/heima/ and metrics/predict/heima.json (seconds a sample). What scores the answers is
-`stages.score`, which never decodes again.
+`stages.score`, which never decodes again. On several GPUs it starts itself once on each, as
+`hardware` says, and the processes share the batches.
 
 Finished batches stay in .cache/predictions/, by all that they depend on (weights, prompts, images,
 decoding, code, libraries): a killed run continues at the batch it had reached, and a run with one
@@ -27,7 +27,12 @@ def main(variant: str, *, fresh: bool) -> None:
     from eval.prediction import predict
     from heima import config
     from heima.vlm import models
+    from stages import launch
 
+    params = config.load_resolved()
+    if params.predict.engine == "transformers":  # vLLM has one process
+        again = ["--fresh"] if fresh else []
+        launch.on_all_devices(params, "stages.predict", variant, *again)
     try:
         predict(
             variant,

@@ -310,11 +310,9 @@ def test_two_processes_answer_as_one(models):
     assert "another process of this run has died" in outputs[0][1]
     assert not Path("predictions").exists()
 
+    change_params(lambda raw: raw.update(hardware={"processes": 2}))
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "stages.predict", "text-cot"),
-        ],
+        [sys.executable, "-m", "stages.predict", "text-cot"],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
