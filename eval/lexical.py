@@ -1,8 +1,9 @@
 """Metrics of words: BLEU, ROUGE, METEOR and equality of a reconstruction with its reference.
 
-Each is the value of the library that the paper's script reaches through HF `evaluate` (recipe,
-section 4), called directly and with what recurs computed once: 13a tokens, stems, synonyms. The
-tests compare with the libraries' own calls; `python -m timings.similarity` says what it saves.
+Each is the value of the library that the paper's script reaches through HF `evaluate`
+(docs/recipe.md, section 4), called directly and with what recurs computed once: 13a tokens, stems,
+synonyms. The tests compare with the libraries' own calls; `python -m timings.similarity` says what
+it saves.
 An empty reconstruction scores 0 in every metric.
 """
 
@@ -13,7 +14,7 @@ import importlib.metadata
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from eval import wordnet
 from eval.resources import MissingResource
 from heima.config import Similarity
 from heima.results.measures import BLEU_STATISTICS, METEOR
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 Score = Callable[[str, str], float]
 """(reference, hypothesis) -> score between 0 and 1."""
@@ -86,27 +90,9 @@ def bleu_signature() -> str:
 
 
 def rouge(reference: str, hypothesis: str) -> tuple[float, float, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F without stemming, over `rouge_score`'s tokens."""
-    from rapidfuzz.distance import LCSseq
-
-    left, right = _rouge_tokens(reference), _rouge_tokens(hypothesis)
-    if not left or not right:
-        return 0.0, 0.0, 0.0
-    unigrams = _common(Counter(left), Counter(right))
-    pairs = _common(_grams(left, 2), _grams(right, 2))
-    common = LCSseq.similarity(left, right) if unigrams else 0
-    return (
-        _f_measure(unigrams, len(left), len(right)),
-        _f_measure(pairs, len(left) - 1, len(right) - 1),
-        _f_measure(common, len(left), len(right)),
-    )
-
-
-def _f_measure(common: int, in_reference: int, in_hypothesis: int) -> float:
-    if not common:
-        return 0.0
-    precision, recall = common / in_hypothesis, common / in_reference
-    return 2 * precision * recall / (precision + recall)
+    """ROUGE-1, ROUGE-2 and ROUGE-L F without stemming."""
+    found = _rouge_scorer().score(reference, hypothesis)
+    return found["rouge1"].fmeasure, found["rouge2"].fmeasure, found["rougeL"].fmeasure
 
 
 def exact(reference: str, hypothesis: str) -> float:
@@ -316,11 +302,11 @@ def _tokens_13a(text: str) -> list[str]:
     return _tokenizer_13a()(text.rstrip()).split()
 
 
-@functools.lru_cache(maxsize=_REMEMBERED)
-def _rouge_tokens(text: str) -> list[str]:
-    from rouge_score.tokenize import tokenize
+@functools.cache
+def _rouge_scorer() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
 
-    return tokenize(text, None)
+    return RougeScorer(("rouge1", "rouge2", "rougeL"), use_stemmer=False)
 
 
 # All of them
@@ -358,7 +344,7 @@ def scores(
         {
             "libraries": {
                 name: importlib.metadata.version(name)
-                for name in ("nltk", "rapidfuzz", "rouge_score", "sacrebleu")
+                for name in ("nltk", "rouge_score", "sacrebleu")
             },
             "corpus_bleu": {"signature": bleu_signature()},
             "meteor": made_meteor,
