@@ -146,7 +146,6 @@ class Resources:
 
         for cached in (
             lexical._tokens_13a,
-            lexical._rouge_tokens,
             Tokenizer13a.__call__,
             TokenizerRegexp.__call__,
         ):
