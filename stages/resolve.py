@@ -65,7 +65,7 @@ def syntax_hash(source: str) -> str:
 
     >>> syntax_hash("x = 1  # why") == syntax_hash("'A module.'\\nx = 1")
     True
-    >>> syntax_hash("raise ValueError(f'no {x}')") == syntax_hash("raise ValueError('not ' + x)")
+    >>> syntax_hash("raise ValueError(f'no {x}')") == syntax_hash("raise ValueError('none')")
     True
     """
     tree = _Wordless().visit(ast.parse(source))
@@ -85,17 +85,20 @@ def syntax_hash(source: str) -> str:
 
 
 class _Wordless(ast.NodeTransformer):
-    """Takes from each `raise Error(…)` what stands in the brackets: what is raised, and when, stay.
+    """Takes the message from each `raise Error(…)`: its last argument, if that is a text.
 
-    An error of our own that carries more than words (a reason that is counted) keeps it: constant
-    arguments before the last one.
+    What else an error carries (a reason that is counted, an exit code) decides, and stays.
     """
 
     def visit_Raise(self, node: ast.Raise) -> ast.Raise:
-        if isinstance(node.exc, ast.Call):
-            kept = [one for one in node.exc.args[:-1] if isinstance(one, ast.Constant)]
-            node.exc = ast.Call(node.exc.func, kept, [])
+        if isinstance(node.exc, ast.Call) and node.exc.args and _is_text(node.exc.args[-1]):
+            node.exc = ast.Call(node.exc.func, node.exc.args[:-1], node.exc.keywords)
         return node
+
+
+def _is_text(node: ast.expr) -> bool:
+    literal = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return literal or isinstance(node, ast.JoinedStr)
 
 
 def module_path(root: Path, module: str) -> Path:

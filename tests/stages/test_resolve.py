@@ -55,6 +55,22 @@ def test_code_counts(edited):
     assert resolve.syntax_hash(edited) != resolve.syntax_hash(CODE)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("raise E('a')", "raise E(f'b {x}')", True),
+        ("raise E(f'missing_{x}', 'a')", "raise E(f'missing_{x}', 'b')", True),
+        ("raise E(f'missing_{x}', 'a')", "raise E(f'lacks_{x}', 'a')", False),
+        ("raise E('broken', 'a')", "raise E('spoilt', 'a')", False),
+        ("raise E('a', code=1)", "raise E('a', code=2)", False),
+        ("raise E(1)", "raise E(2)", False),
+        ("raise E('a')", "raise F('a')", False),
+    ],
+)
+def test_of_an_error_only_the_message_does_not_count(before, after, same):
+    assert (resolve.syntax_hash(before) == resolve.syntax_hash(after)) is same
+
+
 def test_each_stage_depends_on_what_it_imports_and_nothing_else():
     graph = resolve.code_graph()
     prints = {stage: set(resolve.fingerprint(ROOT, stage, graph)) for stage in resolve.STAGES}
