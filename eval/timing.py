@@ -39,7 +39,7 @@ from transformers.generation import BaseStreamer
 
 from heima.config import Peaks
 from heima.data.tokens import Vocabulary
-from heima.vlm.generation import architecture
+from heima.families import batches, registry
 
 BATCHES = 4
 """Batches of one size in a round, at most: at batch 1 a few samples tell enough."""
@@ -224,11 +224,10 @@ class _TokenMarks(BaseStreamer):
 def _around_vision(model: PreTrainedModel, read: Callable[[], float]) -> Iterator[list[float]]:
     """Readings before the vision tower and behind the projector."""
     readings: list[float] = []
+    family = registry.of(model)
     hooks = (
-        architecture(model)
-        .vision_tower(model)
-        .register_forward_pre_hook(lambda *_: readings.append(read())),
-        model.model.multi_modal_projector.register_forward_hook(lambda *_: readings.append(read())),
+        family.vision_tower(model).register_forward_pre_hook(lambda *_: readings.append(read())),
+        family.projector(model).register_forward_hook(lambda *_: readings.append(read())),
     )
     try:
         yield readings
@@ -252,9 +251,9 @@ def _run(
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     start = read()
-    tensors = architecture(model)
-    images = [tensors.process(one.image, processor) for one in questions]
-    inputs = tensors.model_inputs(ids, images, processor)
+    family = registry.of(model)
+    images = [family.process(one.image, processor) for one in questions]
+    inputs = batches.model_inputs(family, ids, images, processor)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     prepared = read()
     tokens = _TokenMarks(read)
@@ -341,7 +340,8 @@ def _work(setup: Setup, name: str, rows: Sequence[int]) -> Work:
 
 def _decode_bytes(model: PreTrainedModel, cache: Cache, *, steps: int) -> int:
     """Bytes that `steps` steps of decoding read at least, by the cache that they left behind."""
-    language = model.model.language_model
+    family = registry.of(model)
+    language = family.language_model(model)
     weights = sum(
         weight.nbytes
         for module in (language, model.lm_head)
@@ -349,8 +349,7 @@ def _decode_bytes(model: PreTrainedModel, cache: Cache, *, steps: int) -> int:
         # Of the embeddings a step reads a row for each sample.
         if weight is not language.embed_tokens.weight
     )
-    # Only Mllama has such layers.
-    crossing = getattr(model.config.text_config, "cross_attention_layers", ())
+    crossing = family.cross_attention_layers(model.config)
     total = steps * weights
     for index, layer in enumerate(cache.layers):
         held, length = layer.keys.nbytes + layer.values.nbytes, layer.keys.shape[2]

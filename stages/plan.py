@@ -27,7 +27,7 @@ from heima.planning import architectures, preflight, workload
 from heima.planning.estimate import Estimate
 from heima.planning.machine import GPUS, Gpu, Levers, Machine
 from heima.planning.parts import Stage, total
-from heima.toy.families import TOYS
+from heima.toy.twins import TWINS
 from heima.vlm import models
 from heima.vlm.pointer import POINTER, locate
 
@@ -72,8 +72,8 @@ def resources(similarity: config.Similarity) -> list[str]:
 
 def tokenizer(params: config.Params) -> PreTrainedTokenizerBase | None:
     """The VLM's tokenizer, if teach has provided it; a toy's is built."""
-    if params.family in TOYS:
-        return TOYS[params.family].build_processor().tokenizer
+    if params.family in TWINS:
+        return TWINS[params.family].build_processor().tokenizer
     folder = models.ROOT / "text-cot"
     if not (folder / POINTER).exists():
         return None

@@ -66,7 +66,7 @@ def toy_turns(toy_source, tmp_path_factory, params):
 
 @pytest.fixture(scope="session")
 def toy_processor():
-    from heima.toy.models import build_processor
+    from heima.toy.mllama import build_processor
 
     return build_processor()
 
@@ -81,7 +81,7 @@ def toy_vocabulary(toy_processor, params):
 @pytest.fixture(scope="session")
 def toy_vlm(toy_processor, params):
     """An untrained toy VLM."""
-    from heima.toy.models import build_vlm
+    from heima.toy.mllama import build_vlm
 
     return build_vlm(toy_processor, hidden_size=params.teach.vlm.hidden_size, seed=1).eval()
 

@@ -153,7 +153,7 @@ def untrained(
     from heima.cot.rendering import constant_prefix
     from heima.data.tokens import Vocabulary
     from heima.families.registry import FAMILIES
-    from heima.toy.models import build_processor, build_vlm
+    from heima.toy.mllama import build_processor, build_vlm
     from heima.vlm.models import device
     from timings.random_models import gpu_for, papers_vlm, random_model, tiled
 

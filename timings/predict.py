@@ -199,7 +199,7 @@ def write_toy(folder: Path, params: Params, trained: Path | None) -> list[str]:
     if trained is not None:
         folder.symlink_to(trained.resolve())
         return [name for name in TRAINED if (trained / name).is_dir()]
-    from heima.toy.models import build_processor, build_vlm
+    from heima.toy.mllama import build_processor, build_vlm
 
     processor = build_processor()
     model = build_vlm(processor, hidden_size=params.teach.vlm.hidden_size, seed=1)

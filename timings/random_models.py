@@ -19,7 +19,8 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from heima.planning.architectures import llama_3_2_11b_vision, on_meta
+from heima.planning.architectures import on_meta
+from heima.planning.mllama import llama_3_2_11b_vision
 from heima.toy.models import IMAGE, set_generation
 
 _SPECIAL = ("bos", "eos", "pad")

@@ -70,9 +70,10 @@ from heima.config import Lora, Schedule, Training
 from heima.data.encoding import Sample
 from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
-from heima.families.mllama import MllamaCollator
+from heima.families import registry
+from heima.families.batches import Collator
 from heima.families.registry import FAMILIES
-from heima.toy.models import build_processor, build_vlm
+from heima.toy.mllama import build_processor, build_vlm
 from heima.toy.world import IMAGE_SIDE
 from heima.training import batch_order, loop
 from heima.training.backbone import body, tile_shift
@@ -257,7 +258,7 @@ def measured(model: PreTrainedModel) -> Iterator[Result]:
     Between two starts of the text model passes a whole step, reading images included. The first
     such step is counted instead of timed.
     """
-    text = models.pretrained(model).model.language_model
+    text = registry.pretrained(model).model.language_model
     times: list[float] = []
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     counting = contextlib.ExitStack()
@@ -315,7 +316,7 @@ def plain_trainer(
 
     def plain(some: Sequence[Sample]) -> dict[str, torch.Tensor]:
         batch = collate(some)
-        del batch["image_rows"], batch["num_tiles"]
+        del batch["image_rows"]
         return batch
 
     steps = _Losses()
@@ -431,7 +432,10 @@ def main() -> None:
         path = Path(scratch) / "images.zip"
         samples = write_samples(vocabulary, write_images(path, STEPS, size.side))
         images = ImageZip(path)
-        once, each = (MllamaCollator(processor, images, once=choice) for choice in (True, False))
+        once, each = (
+            Collator(FAMILIES["toy-mllama"], processor, images, once=choice)
+            for choice in (True, False)
+        )
         for row, settings in {PLAIN: None, **size.rows}.items():
             try:
                 with adapted(model) as whole:

@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from heima.config.base import (
     PRETRAINED,
-    TOY_FAMILIES,
     Benchmark,
     ConfigError,
     Control,
@@ -51,6 +50,7 @@ from heima.config.evaluation import (
     Similarity,
     Variant,
 )
+from heima.config.families import TOY_FAMILIES
 from heima.config.params import Params
 from heima.config.profiles import written_out
 from heima.config.training import (

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
 )
+
+from heima.config import families
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -20,6 +23,7 @@ QuestionKind = Literal[
 InterpreterInput = Literal["own", "question-only"]
 Benchmark = Literal["mmstar", "mmbench", "mmvet", "mathvista", "ai2d", "hallusionbench"]
 ProtocolName = Literal["lmms", "vlmevalkit"]
+Family = Annotated[str, AfterValidator(families.known)]
 Tiles = Literal["padded", "real"]
 
 PRETRAINED = ("text-cot", "base", "interpreter")
@@ -27,10 +31,6 @@ PRETRAINED = ("text-cot", "base", "interpreter")
 
 REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 COMMIT = r"^[0-9a-f]{40}$"
-WITHOUT_VLLM = ("toy-mllama", "llava-cot-11b")
-
-TOY_FAMILIES = ("toy-mllama", "toy-llava-next")
-"""The families whose models are trained here, from scratch; all others' are pretrained."""
 
 
 class ConfigError(ValueError):

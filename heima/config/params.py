@@ -9,11 +9,11 @@ from pydantic import (
     model_validator,
 )
 
+from heima.config import families
 from heima.config.base import (
     PRETRAINED,
-    TOY_FAMILIES,
-    WITHOUT_VLLM,
     Benchmark,
+    Family,
     Model,
     Name,
     ProtocolName,
@@ -61,7 +61,7 @@ class Params(Model):
     """
 
     profile: Name
-    family: Literal["toy-mllama", "toy-llava-next", "llava-cot-11b", "llava-next-vicuna-7b"]
+    family: Family
     seed: Seed
     seeds: tuple[Seed, ...] = Field(min_length=1)
     precision: Literal["fp32", "bf16"]
@@ -153,13 +153,13 @@ class Params(Model):
             raise ValueError(f"{key} lacks {', '.join(lacking)}")
 
     def _check_teach(self) -> None:
-        kind = "train" if self.family in TOY_FAMILIES else "pretrained"
+        kind = "train" if families.RECORDS[self.family].toy else "pretrained"
         for name, part in (("vlm", self.teach.vlm), ("llm", self.teach.llm)):
             if part.kind != kind:
                 raise ValueError(
                     f"teach.{name}.kind = {part.kind!r} must be {kind!r} for the family "
-                    f"{self.family}: the models of {' and '.join(TOY_FAMILIES)} are trained from "
-                    "scratch, all others are pretrained"
+                    f"{self.family}: the models of {' and '.join(families.TOY_FAMILIES)} are "
+                    "trained from scratch, all others are pretrained"
                 )
             if kind == "train" and self.source.kind != "toy":
                 raise ValueError(
@@ -170,10 +170,10 @@ class Params(Model):
     def _check_benchmarks(self) -> None:
         if len(set(self.benchmarks)) != len(self.benchmarks):
             raise ValueError("benchmarks must name no benchmark twice")
-        if self.predict.engine == "vllm" and self.family in WITHOUT_VLLM:
+        if self.predict.engine == "vllm" and not families.RECORDS[self.family].vllm:
             raise ValueError(
-                f"predict.engine = 'vllm' does not serve the family {self.family} (vLLM dropped "
-                "mllama); it must be 'transformers'"
+                f"predict.engine = 'vllm' does not serve the family {self.family}; it must be "
+                "'transformers'"
             )
         if self.latency.benchmark not in self.benchmarks:
             raise ValueError(
@@ -327,7 +327,13 @@ class Params(Model):
                 for name in self.protocols
             },
             "sections": list(self.sections),
+            "family": {"published": self.published_family},
         }
+
+    @property
+    def published_family(self) -> str | None:
+        """The family whose published values stand beside this one's; None: the paper has none."""
+        return families.RECORDS[self.family].published
 
     @property
     def sections(self) -> tuple[str, ...]:

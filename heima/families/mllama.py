@@ -1,108 +1,227 @@
-"""Mllama's tensors for generation: prompts padded on the left, and the images they are about.
+"""Mllama (Llama 3.2 Vision) and Llama 3.
 
+An image is one token of the text; layers of cross-attention look at its tiles, from that token on.
 The attention of text to its image follows transformers' own functions.
+
+With `tiles="real"`, padding tiles are left out: what the vision encoder would make of them is taken
+to be 0. That is **not** the pretrained function: transformers hides padding only from padding, so
+there real tiles attend to it; and tokens before the image attend to all tiles alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin
+from torch.utils.hooks import RemovableHandle
+from transformers import (
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.mllama.modeling_mllama import MllamaModel
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
 )
 
-from heima.data.encoding import Sample, pad, pad_text
-from heima.data.images import ImageZip
-from heima.families.images import ImageCache, distinct
+from heima.config import Tiles
+from heima.cot.sections import THINKING_TOKENS
+from heima.families.family import LLAMA_LORA, Body, Family, standing_on
 
 
-def vision_tower(model: PreTrainedModel) -> nn.Module:
-    return model.model.vision_model
-
-
-def process(image: Image.Image, processor: ProcessorMixin) -> Mapping[str, Any]:
-    """An image as arrays: `pixel_values` (1, 1, tiles, 3, side, side), and its aspect ratio."""
-    return processor.image_processor([[image]], return_tensors="np")
-
-
-def model_inputs(
-    ids: Sequence[Sequence[int]],
-    images: Sequence[Mapping[str, Any]],
-    processor: ProcessorMixin,
-    rows: Sequence[int] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Text (batch, longest) padded on the left, and the images as given.
-
-    Row i of the text is about the image `rows[i]`, by default the i-th.
-    """
-    rows = range(len(ids)) if rows is None else rows
-    input_ids = pad(ids, processor.tokenizer.pad_token_id, side="left")
-    arrays = {
-        key: np.concatenate([image[key] for image in images])
-        for key in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-    }
-    token = processor.image_token_id
-    arrays["cross_attention_mask"] = convert_sparse_cross_attention_mask_to_dense(
-        [get_cross_attention_token_mask(row, token) for row in input_ids.tolist()],
-        num_tiles=[images[row]["num_tiles"][0] for row in rows],
-        max_num_tiles=arrays["pixel_values"].shape[2],
-        length=input_ids.shape[1],
+class Mllama(Family):
+    model_type = "mllama"
+    vlm_lora = (
+        r".*language_model\.layers\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)_proj"
+        r"|.*language_model\.layers\.\d+\.mlp\.(gate|up|down)_proj"
+        r"|lm_head"
+        r"|.*vision_model\.global_transformer\..*(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
+        r"|.*multi_modal_projector"
     )
-    return {
-        "input_ids": input_ids,
-        "attention_mask": pad([[1] * len(row) for row in ids], 0, side="left"),
-        **{key: torch.from_numpy(array) for key, array in arrays.items()},
-    }
+    llm_lora = LLAMA_LORA
+    # The unnumbered three are Llama 3's ids 128013, 128014 and 128015; the numbered ones follow.
+    thinking_tokens = standing_on(
+        f"<|reserved_special_token_{number}|>" for number in range(5, 5 + len(THINKING_TOKENS))
+    )
+
+    def vision_tower(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.vision_model
+
+    def cross_attention_layers(self, config: MllamaConfig) -> Sequence[int]:
+        return config.text_config.cross_attention_layers
+
+    def process(self, image: Image.Image, processor: ProcessorMixin) -> Mapping[str, Any]:
+        """`pixel_values` (1, 1, tiles, 3, side, side), its aspect ratio and `num_tiles`."""
+        one = processor.image_processor([[image]], return_tensors="np")
+        return {**one, "placeholders": [processor.image_token_id]}
+
+    def image_tensors(
+        self,
+        images: Sequence[Mapping[str, Any]],
+        rows: Sequence[int],
+        input_ids: torch.Tensor,
+        processor: ProcessorMixin,
+    ) -> dict[str, torch.Tensor]:
+        """The images' pixels and aspect ratios, and which of their tiles a token attends to."""
+        tensors = {
+            key: torch.from_numpy(np.concatenate([one[key] for one in images]))
+            for key in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        }
+        # (rows, longest, 1 image, tiles): text attends from its image on.
+        mask = convert_sparse_cross_attention_mask_to_dense(
+            [
+                get_cross_attention_token_mask(row, processor.image_token_id)
+                for row in input_ids.tolist()
+            ],
+            num_tiles=[images[row]["num_tiles"][0] for row in rows],
+            max_num_tiles=tensors["pixel_values"].shape[2],
+            length=input_ids.shape[1],
+        )
+        return {**tensors, "cross_attention_mask": torch.from_numpy(mask)}
+
+    @contextlib.contextmanager
+    def spread(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterator[None]:
+        hooks = _repeat(model.model, torch.tensor(rows, device=model.device))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def body(self, model: PreTrainedModel, tiles: Tiles) -> Body:
+        """A call may name `tiles`, too.
+
+        Where gradients are computed, a call leaves hooks in the model, which gradient checkpointing
+        needs when it computes a layer again during the backward pass; the next call removes them,
+        so that a model may have several bodies.
+        """
+        return _States(model, tiles)
 
 
-class MllamaCollator:
-    """Batches of `Sample`s for `heima.training.backbone.body`; images come from one zip.
+def _repeat(model: MllamaModel, rows: torch.Tensor) -> list[RemovableHandle]:
+    """Turn keys and values of each image into those of each row; their gradients add up."""
+    text = model.language_model
+    return [
+        projection.register_forward_hook(lambda module, args, projected: projected[rows])
+        for index in text.config.cross_attention_layers
+        for projection in (
+            text.layers[index].cross_attn.k_proj,
+            text.layers[index].cross_attn.v_proj,
+        )
+    ]
 
-    `image_rows`, (rows,), says which of the batch's images a row is about: with `once`, its
-    distinct images are there once each, otherwise one a row, as transformers has it. `num_tiles`,
-    (images,), counts the tiles that an image really has.
+
+_HOOKS: WeakKeyDictionary[MllamaModel, list[RemovableHandle]] = WeakKeyDictionary()
+
+
+class _States:
+    def __init__(self, model: MllamaForConditionalGeneration, tiles: Tiles) -> None:
+        self._model = model.model
+        self._tiles = tiles
+
+    def __call__(
+        self,
+        *,
+        pixel_values: torch.Tensor,
+        aspect_ratio_ids: torch.Tensor,
+        aspect_ratio_mask: torch.Tensor,
+        cross_attention_mask: torch.Tensor,
+        image_rows: torch.Tensor,
+        tiles: Tiles | None = None,
+        **text: torch.Tensor,
+    ) -> torch.Tensor:
+        self._release()
+        _HOOKS[self._model] = _repeat(self._model, image_rows)
+        images = (pixel_values, aspect_ratio_ids, aspect_ratio_mask)
+        if (tiles or self._tiles) == "padded":
+            seen = self._encode(*images)
+        else:
+            seen = self._encode_real_tiles(*images)
+        hidden = self._model(
+            **text,
+            # (images, tiles, patches, hidden) -> (images, tiles * patches, hidden)
+            cross_attention_states=seen.flatten(1, 2),
+            cross_attention_mask=cross_attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        if not torch.is_grad_enabled():
+            self._release()
+        return hidden
+
+    def _release(self) -> None:
+        for hook in _HOOKS.pop(self._model, ()):
+            hook.remove()
+
+    def _encode(
+        self, pixels: torch.Tensor, ratios: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Projected patches of each image, (images, tiles, patches, hidden)."""
+        seen = self._model.vision_model(pixels, ratios, mask).last_hidden_state
+        return self._model.multi_modal_projector(seen[:, 0])
+
+    def _encode_real_tiles(
+        self, pixels: torch.Tensor, ratios: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """As `_encode`, with images of equal numbers of tiles encoded together."""
+        vision, project = self._model.vision_model, self._model.multi_modal_projector
+        parts: list[torch.Tensor | None] = [None] * len(pixels)
+        # (images, 1, tiles): the tiles that an image really has.
+        counts = mask[:, 0].sum(dim=-1)
+        for count in counts.unique().tolist():
+            alike = (counts == count).nonzero(as_tuple=True)[0]
+            with _FewerTiles(vision, count):
+                seen = vision(pixels[alike, :, :count], ratios[alike], mask[alike, :, :count])
+            projected = project(seen.last_hidden_state[:, 0])
+            missing = vision.max_num_tiles - count
+            filled = nn.functional.pad(projected, (0, 0, 0, 0, 0, missing))
+            for place, image in zip(alike.tolist(), filled, strict=True):
+                parts[place] = image
+        return torch.stack(parts)
+
+
+class _FewerTiles:
+    """Within it, a vision model takes images of `count` tiles instead of its full number.
+
+    Its tile and position embeddings are made for the full number: for them alone, tiles are filled
+    up and cut off again.
     """
 
-    def __init__(self, processor: ProcessorMixin, images: ImageZip, *, once: bool = True) -> None:
-        self._image_processor = processor.image_processor
-        self._image_token_id = processor.image_token_id
-        self._pad_id = processor.tokenizer.pad_token_id
-        self._images = images
-        self._once = once
-        self._cache = ImageCache()
-
-    def _image(self, name: str) -> Mapping[str, np.ndarray]:
-        return self._cache.get(
-            name,
-            lambda: self._image_processor([[self._images.read(name)]], return_tensors="np"),
+    def __init__(self, vision: nn.Module, count: int) -> None:
+        self._embeddings = (
+            vision.pre_tile_positional_embedding,
+            vision.gated_positional_embedding,
+            vision.post_tile_positional_embedding,
         )
+        self._missing = vision.max_num_tiles - count
+        self._count = count
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        batch = pad_text([sample.encoded for sample in samples], self._pad_id)
-        names, rows = distinct([sample.image for sample in samples], once=self._once)
-        images = [self._image(name) for name in names]
-        for key in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
-            batch[key] = torch.from_numpy(np.concatenate([one[key] for one in images]))
-        counts = [one["num_tiles"][0][0] for one in images]
-        batch["num_tiles"] = torch.tensor(counts)
-        batch["image_rows"] = torch.tensor(rows)
-        # (rows, longest, 1 image, tiles): text after an image attends to it, padding to none.
-        batch["cross_attention_mask"] = torch.from_numpy(
-            convert_sparse_cross_attention_mask_to_dense(
-                [
-                    get_cross_attention_token_mask(sample.encoded.input_ids, self._image_token_id)
-                    for sample in samples
-                ],
-                num_tiles=[[counts[row]] for row in rows],
-                max_num_tiles=batch["pixel_values"].shape[2],
-                length=batch["input_ids"].shape[1],
+    def __enter__(self) -> None:
+        self._hooks = [
+            hook
+            for module in self._embeddings
+            for hook in (
+                module.register_forward_pre_hook(self._fill),
+                module.register_forward_hook(self._cut),
             )
-        )
-        return batch
+        ]
+
+    def __exit__(self, *fault: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _fill(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden, ratios = args
+        return nn.functional.pad(hidden, (0, 0, 0, 0, 0, self._missing)), ratios
+
+    def _cut(
+        self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        return output[:, : self._count]

@@ -23,10 +23,10 @@ from heima.cot.sections import thinking_token
 from heima.data.encoding import pad, pad_text
 from heima.data.tokens import Encoded, Vocabulary
 from heima.data.turns import Turn
+from heima.families.registry import pretrained
 from heima.interpreting.states import SectionStates
 from heima.interpreting.wordings import PLAIN_WORDING, VARIED, Wordings
 from heima.training.loop import AnswerLoss
-from heima.vlm.models import pretrained
 from heima.vlm.sampling import sampling
 
 

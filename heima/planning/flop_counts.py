@@ -14,12 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import LlavaNextConfig, MllamaConfig, PreTrainedConfig
-from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
-    image_size_to_num_patches,
-)
-from transformers.models.mllama.image_processing_pil_mllama import get_optimal_tiled_canvas
+from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -49,45 +44,7 @@ class Flops:
         return self.forward + self.backward + (self.recomputed if checkpointing else 0.0)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image as a VLM sees it: crops that its tower encodes, tokens that the text attends to."""
-
-    tiles: int
-    tokens: int
-
-
-def picture(config: PreTrainedConfig, height: int, width: int, *, padded: bool = True) -> Picture:
-    """The tiles and tokens of an image of that many pixels.
-
-    Mllama chooses a canvas of one to four tiles, and pads each image to four (`padded`).
-    LLaVA-NeXT encodes the whole image and each tile of its canvas; what the canvas adds to the
-    image's shape is cut off again, and each row of patches ends with a token of its own.
-    """
-    vision = config.vision_config
-    side = vision.image_size
-    if isinstance(config, MllamaConfig):
-        canvas = get_optimal_tiled_canvas(height, width, vision.max_num_tiles, side)
-        tiles = vision.max_num_tiles if padded else int(canvas[0] * canvas[1]) // side**2
-        return Picture(tiles, tiles * _mllama_tile(vision))
-    size, pinpoints = [height, width], config.image_grid_pinpoints
-    rows, columns = get_anyres_image_grid_shape(size, pinpoints, side)
-    grid = side // vision.patch_size
-    high, wide = rows * grid, columns * grid
-    if width / height > wide / high:
-        high -= (high - int(round(height * (wide / width), 7))) // 2 * 2
-    else:
-        wide -= (wide - int(round(width * (high / height), 7))) // 2 * 2
-    crops = image_size_to_num_patches(size, pinpoints, side)
-    return Picture(crops, grid**2 + high * (wide + 1))
-
-
-def _mllama_tile(vision: PreTrainedConfig) -> int:
-    """Tokens of a tile: its patches and a class token."""
-    return (vision.image_size // vision.patch_size) ** 2 + 1
-
-
-def _linear(
+def linear(
     tokens: float, inputs: int, outputs: int, *, rank: int = 0, reached: bool = False
 ) -> Flops:
     """A frozen layer with an adapter of `rank`, or none; `reached`: its input needs gradients."""
@@ -130,19 +87,19 @@ def language(
     for index in range(config.num_hidden_layers):
         # Before the first adapter nothing needs a gradient; behind it everything does.
         flowing = reached or (rank > 0 and index > 0)
-        layers += _linear(tokens, width, width, rank=rank, reached=flowing)
+        layers += linear(tokens, width, width, rank=rank, reached=flowing)
         if index in crossing:
             attended = tokens * seen
-            keys = _linear(seen if fresh else 0, width, narrow, rank=rank, reached=rank > 0)
+            keys = linear(seen if fresh else 0, width, narrow, rank=rank, reached=rank > 0)
         else:
             attended = pairs
-            keys = _linear(tokens, width, narrow, rank=rank, reached=flowing)
+            keys = linear(tokens, width, narrow, rank=rank, reached=flowing)
         layers += keys * 2 + _attention(attended, width, trained=rank > 0 or reached)
         behind = rank > 0 or reached
-        layers += _linear(tokens, width, width, rank=rank, reached=behind)
-        layers += _linear(tokens, width, inner, rank=rank, reached=behind) * 2
-        layers += _linear(tokens, inner, width, rank=rank, reached=behind)
-    head = _linear(logits, width, config.vocab_size, rank=rank, reached=rank > 0 or reached)
+        layers += linear(tokens, width, width, rank=rank, reached=behind)
+        layers += linear(tokens, width, inner, rank=rank, reached=behind) * 2
+        layers += linear(tokens, inner, width, rank=rank, reached=behind)
+    head = linear(logits, width, config.vocab_size, rank=rank, reached=rank > 0 or reached)
     return layers.checkpointed + head
 
 
@@ -155,45 +112,21 @@ def decoding(config: PreTrainedConfig, tokens: float, *, prompt: float, seen: fl
     return language(config, tokens, pairs=pairs, logits=tokens, seen=seen, fresh=False)
 
 
-def vision(config: PreTrainedConfig, tiles: float, *, rank: int = 0) -> Flops:
-    """The vision tower and the projector of a VLM on one image of `tiles` tiles.
-
-    Mllama's tiles attend to each other; its global layers and the projector have adapters.
-    LLaVA-NeXT's do not, and only the projector has one.
-    """
-    tower, width = config.vision_config, config.text_config.hidden_size
-    patches = (tower.image_size // tower.patch_size) ** 2
-    hidden, inner = tower.hidden_size, tower.intermediate_size
-    patching = Flops(2 * tiles * patches * tower.num_channels * tower.patch_size**2 * hidden)
-    if isinstance(config, LlavaNextConfig):
-        layer = _tower_layer(tiles * (patches + 1), tiles * (patches + 1) ** 2, hidden, inner)
-        return (
-            patching
-            + layer * tower.num_hidden_layers
-            + _linear(tiles * patches, hidden, width, rank=rank)
-            + _linear(tiles * patches, width, width, rank=rank, reached=rank > 0)
-        )
-    # Each tile is filled up to a multiple of eight tokens.
-    tokens = tiles * -(-_mllama_tile(tower) // 8) * 8
-    local = _tower_layer(tokens, tokens**2, hidden, inner) * tower.num_hidden_layers
-    overall = Flops()
-    for index in range(tower.num_global_layers):
-        overall += _tower_layer(
-            tokens, tokens**2, hidden, inner, rank=rank, reached=rank > 0 and index > 0
-        )
-    projected = tiles * _mllama_tile(tower)
-    projector = _linear(projected, tower.vision_output_dim, width, rank=rank, reached=rank > 0)
-    return patching + local + overall.checkpointed + projector
-
-
-def _tower_layer(
+def tower_layer(
     tokens: float, pairs: float, hidden: int, inner: int, *, rank: int = 0, reached: bool = False
 ) -> Flops:
+    """A layer of a vision tower on `tokens` positions; see `language` for the others."""
     behind = rank > 0 or reached
     return (
-        _linear(tokens, hidden, hidden, rank=rank, reached=reached) * 3
+        linear(tokens, hidden, hidden, rank=rank, reached=reached) * 3
         + _attention(pairs, hidden, trained=behind)
-        + _linear(tokens, hidden, hidden, rank=rank, reached=behind)
-        + _linear(tokens, hidden, inner, rank=rank, reached=behind)
-        + _linear(tokens, inner, hidden, rank=rank, reached=behind)
+        + linear(tokens, hidden, hidden, rank=rank, reached=behind)
+        + linear(tokens, hidden, inner, rank=rank, reached=behind)
+        + linear(tokens, inner, hidden, rank=rank, reached=behind)
     )
+
+
+def patching(tower: PreTrainedConfig, tiles: float) -> Flops:
+    """The convolution that makes each patch of `tiles` tiles a vector."""
+    patches = (tower.image_size // tower.patch_size) ** 2
+    return Flops(2 * tiles * patches * tower.num_channels * tower.patch_size**2 * tower.hidden_size)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import MllamaConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from heima.config import Lora
-from heima.planning.architectures import on_meta
-from heima.planning.flop_counts import Picture
+from heima.families import registry
+from heima.planning.architectures import costs, on_meta
+from heima.planning.costs import Picture
 from heima.vlm.models import add_lora, trainable_parameters
 
 ADAPTER_BYTES = 16
@@ -51,7 +52,8 @@ def weights(config: PreTrainedConfig, targets: str, lora: Lora) -> Weights:
         if type(module).__name__ in (model._no_split_modules or ())
     ]
     frozen = sum(weight.numel() for weight in model.parameters())
-    text = model.model.language_model if hasattr(config, "vision_config") else model.model
+    vlm = hasattr(config, "vision_config")
+    text = registry.of(model).language_model(model) if vlm else model.model
     read = sum(weight.numel() for weight in text.parameters()) + model.lm_head.weight.numel()
     return Weights(
         frozen=frozen,
@@ -111,11 +113,10 @@ def training(
     if image is not None:
         parts["image activations"] = images * _tower(config, image, size)
         parts["image activations"] += rows * _crossing(config, image, size, kept=not checkpointing)
-        if isinstance(config, MllamaConfig):
+        if layers := costs(config).trained_layers(config):
             tower = config.vision_config
-            layers = 1 if checkpointing else tower.num_global_layers
             kept = size * (8 * tower.hidden_size + 2 * tower.intermediate_size) * image.tokens
-            parts["image activations"] += images * layers * kept
+            parts["image activations"] += images * (1 if checkpointing else layers) * kept
     return parts
 
 
@@ -155,25 +156,20 @@ def cached(config: PreTrainedConfig, tokens: float, image: Picture | None) -> fl
 def _tower(config: PreTrainedConfig, image: Picture, size: int) -> float:
     """Bytes of an image in a frozen tower: its hidden states, one layer at work, the projector."""
     tower, width = config.vision_config, config.text_config.hidden_size
-    if isinstance(config, MllamaConfig):
-        tokens, stacked = image.tokens, tower.vision_output_dim
-        # The mask of padding tiles has a number for each pair of tokens.
-        mask = tokens**2
-    else:
-        tokens = image.tiles * ((tower.image_size // tower.patch_size) ** 2 + 1)
-        stacked, mask = tower.hidden_size, 0
+    encoded = costs(config).encoded(config, image)
     layer = 6 * tower.hidden_size + 2 * tower.intermediate_size
     states = (tower.num_hidden_layers + 1) * tower.hidden_size
-    return size * (tokens * (states + layer + stacked + width) + mask)
+    return size * (encoded.tokens * (states + layer + encoded.width + width) + encoded.mask)
 
 
 def _crossing(config: PreTrainedConfig, image: Picture, size: int, *, kept: bool) -> float:
     """Bytes of a row's view of its image: its tokens, and keys and values for every head."""
-    if not isinstance(config, MllamaConfig):
-        return 0.0
     text = config.text_config
+    crossing = len(getattr(text, "cross_attention_layers", ()))
+    if not crossing:
+        return 0.0
     narrow = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
-    layers = len(text.cross_attention_layers) if kept else 1
+    layers = crossing if kept else 1
     return image.tokens * (
         size * text.hidden_size + layers * (size * (2 * text.hidden_size + narrow) + 4 * narrow)
     )

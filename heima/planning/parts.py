@@ -10,8 +10,9 @@ from typing import Any
 from heima.config import OpenAIJudge, Params, Schedule, Thinking
 from heima.families.registry import FAMILIES
 from heima.planning import flop_counts, memory
-from heima.planning.architectures import Architecture
-from heima.planning.flop_counts import Flops, Picture
+from heima.planning.architectures import Architecture, costs
+from heima.planning.costs import Picture
+from heima.planning.flop_counts import Flops
 from heima.planning.machine import Levers, Machine
 from heima.planning.workload import IMAGE, Workload
 
@@ -84,7 +85,7 @@ class Parts:
     @cached_property
     def image(self) -> Picture:
         """The image that stands for all, as prediction and the states see it."""
-        return flop_counts.picture(self._vlm, *self._shape)
+        return costs(self._vlm).picture(self._vlm, *self._shape)
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -97,7 +98,7 @@ class Parts:
     @cached_property
     def _trained_image(self) -> Picture:
         padded = self.levers.tiles == "padded"
-        return flop_counts.picture(self._vlm, *self._shape, padded=padded)
+        return costs(self._vlm).picture(self._vlm, *self._shape, padded=padded)
 
     # One sample
 
@@ -109,7 +110,7 @@ class Parts:
         seen = image.tokens if self._crosses else 0
         tokens = self._positions(text, image)
         reached = rank > 0 and (not self._crosses or self.levers.gradient_checkpointing)
-        return flop_counts.vision(self._vlm, image.tiles, rank=rank) * (
+        return costs(self._vlm).vision(self._vlm, image.tiles, rank=rank) * (
             1 / shared
         ) + flop_counts.language(
             config,
@@ -124,7 +125,7 @@ class Parts:
     @property
     def _crosses(self) -> bool:
         """Whether images are looked at by cross-attention, not as tokens of the text."""
-        return hasattr(self._vlm.text_config, "cross_attention_layers")
+        return bool(FAMILIES[self.params.family].cross_attention_layers(self._vlm))
 
     def _positions(self, text: float, image: Picture) -> float:
         return text if self._crosses else text + image.tokens

@@ -21,11 +21,12 @@ from heima.data import rewriting
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.data.turns import load_turns
+from heima.families import registry
 from heima.families.registry import FAMILIES
 from heima.results.statistics import cell
-from heima.toy.families import TOYS
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import write_source
+from heima.toy.twins import TWINS
 from heima.training import loop
 from heima.training.backbone import body
 from heima.vlm import models
@@ -52,8 +53,8 @@ def bits(params: Params) -> dict[str, str]:
     Of `params` (a toy's) the family, the kinds of questions, the form of LoRA and how training
     computes count; sizes and schedules are the canary's own.
     """
-    toy = TOYS[params.family]
-    processor, published = toy.build_processor(), toy.build_processor()
+    twin = TWINS[params.family]
+    processor, published = twin.build_processor(), twin.build_processor()
     equip(processor.tokenizer, FAMILIES[params.family])
     vocabulary = models.vocabulary(processor.tokenizer, params)
     found = {}
@@ -85,7 +86,7 @@ def bits(params: Params) -> dict[str, str]:
             )
             return answering
 
-        model = toy.build_vlm(published, hidden_size=64, seed=_SEED)
+        model = twin.build_vlm(published, hidden_size=64, seed=_SEED)
         muon = MuonWithAdamW(model, matrix_learning_rate=_MUON_RATE, learning_rate=3e-3)
         fit(model, "text-cot", muon)
         found["teach"] = _weights(model)
@@ -103,7 +104,7 @@ def bits(params: Params) -> dict[str, str]:
             for turn in turns[:16]
         ]
         answers = generate(
-            models.pretrained(adapted).eval(),
+            registry.pretrained(adapted).eval(),
             processor,
             vocabulary,
             prompts,

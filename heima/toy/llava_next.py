@@ -7,7 +7,10 @@ has tokens, as those of the published model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
     CLIPVisionConfig,
@@ -24,6 +27,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from heima.toy.models import (
     INITIALIZER_RANGE,
     ROPE_THETA,
+    See,
     set_generation,
     text_options,
     word_tokenizer,
@@ -136,3 +140,24 @@ def build_vlm(
     model = LlavaNextForConditionalGeneration(config)
     set_generation(model, tokenizer)
     return model
+
+
+def sees(
+    model: LlavaNextForConditionalGeneration,
+    processor: LlavaNextProcessor,
+    images: Sequence[Image.Image],
+) -> See:
+    """The projected patches of the copy of the whole image."""
+    # The first tile is the whole image; the others show the same once more.
+    process = processor.image_processor
+    pixels = torch.cat(
+        [process([one], return_tensors="pt")["pixel_values"][:, 0] for one in images]
+    )
+    core, layer = model.model, model.config.vision_feature_layer
+
+    def see(rows: torch.Tensor) -> torch.Tensor:
+        seen = core.vision_tower(pixels[rows], output_hidden_states=True).hidden_states[layer]
+        # Without the class token.
+        return core.multi_modal_projector(seen[:, 1:])
+
+    return see

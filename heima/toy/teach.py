@@ -23,13 +23,14 @@ from heima.data.encoding import Sample, encode_turns
 from heima.data.images import ImageZip
 from heima.data.tokens import IGNORED, Vocabulary
 from heima.data.turns import Turn
+from heima.families.family import Body
 from heima.families.registry import FAMILIES
 from heima.interpreting.interpreter import Reading, ReadingCollator, StateReader
 from heima.interpreting.wordings import PLAIN_WORDING
-from heima.toy.families import TOYS
 from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
+from heima.toy.twins import TWINS
 from heima.toy.world import CELLS, COLOURS, LETTERS, OBJECTS, RANGES, Scene
 from heima.training import loop
 from heima.training.backbone import body
@@ -79,8 +80,8 @@ def teach_vlm(
     backward, so the budget needs no run of the other model.
     """
     vlm: ToyVlm = params.teach.vlm
-    toy = TOYS[params.family]
-    processor, published = toy.build_processor(), toy.build_processor()
+    twin = TWINS[params.family]
+    processor, published = twin.build_processor(), twin.build_processor()
     equip(processor.tokenizer, FAMILIES[params.family])
     vocabulary = models.vocabulary(processor.tokenizer, params)
     collate = models.collator(processor, images, params)
@@ -89,7 +90,7 @@ def teach_vlm(
         encode_turns(turns, RENDERING[name], vocabulary, max_length=limit)
         for turns in (train, heldout)
     )
-    model = toy.build_vlm(published, hidden_size=vlm.hidden_size, seed=params.seed)
+    model = twin.build_vlm(published, hidden_size=vlm.hidden_size, seed=params.seed)
     look = body(model)
     answering = loop.AnswerLoss(model, params.training, body=look)
     schedule, facts = vlm, {}
@@ -102,7 +103,7 @@ def teach_vlm(
         schedule = vlm.model_copy(update={"steps": round(vlm.steps * other / own)})
         facts = {"flops_per_sample": own, "flops_per_sample_text_cot": other}
     facts["vision_accuracy"] = warm_up_vision(
-        model, processor, list(scenes.values()), steps=vlm.vision_steps, seed=params.seed
+        twin, model, processor, list(scenes.values()), steps=vlm.vision_steps, seed=params.seed
     )
     curve = _fit(
         _Grounded(model, look, params.seed),
@@ -161,7 +162,7 @@ class _Grounded(nn.Module):
     model's.
     """
 
-    def __init__(self, model: PreTrainedModel, look: loop.Body, seed: int) -> None:
+    def __init__(self, model: PreTrainedModel, look: Body, seed: int) -> None:
         super().__init__()
         self.model = model
         self._look = look
@@ -210,8 +211,8 @@ def teach_llm(
     is among them, and none of held-out turns is trained on.
     """
     llm: ToyLlm = params.teach.llm
-    toy = TOYS[params.family]
-    tokenizer, published = toy.build_tokenizer(), toy.build_tokenizer()
+    twin = TWINS[params.family]
+    tokenizer, published = twin.build_tokenizer(), twin.build_tokenizer()
     equip(tokenizer, FAMILIES[params.family])
     vocabulary = models.vocabulary(tokenizer, params)
     # What the schedule can use, each once.

@@ -35,10 +35,11 @@ from transformers import get_cosine_schedule_with_warmup
 
 from heima.config import Schedule, Training
 from heima.data.tokens import IGNORED
+from heima.families.family import Body
+from heima.families.registry import pretrained
 from heima.training import batch_order
 from heima.training.merged_lora import merged_forward
 from heima.training.snapshots import Resume
-from heima.vlm.models import pretrained
 
 
 class Trainable(Protocol):
@@ -51,8 +52,6 @@ class Trainable(Protocol):
 
 
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
-Body = Callable[..., torch.Tensor]
-"""Last hidden states, (rows, length, hidden_size), after the final norm, for a batch."""
 
 _LOGS = 100
 """How many points a loss curve has, about."""

@@ -17,7 +17,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -28,8 +27,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from heima.config import Decoding
 from heima.cot.sections import SECTIONS
 from heima.data.tokens import Vocabulary
-from heima.families import llava_next, mllama
-from heima.families.images import ImageCache, distinct, spread
+from heima.families import batches, registry
+from heima.families.images import ImageCache, distinct
 from heima.vlm.sampling import sampling
 
 _TAG = re.compile(rf"</?(?:{'|'.join(section.upper() for section in SECTIONS)})>")
@@ -202,7 +201,7 @@ class Transformers:
 
     `cache` keeps processed images for other models with the same processor.
 
-    Raises `ValueError` for a model of an architecture that is not one of `ARCHITECTURES`.
+    Raises `ValueError` for a model of no known family.
     """
 
     def __init__(
@@ -210,7 +209,7 @@ class Transformers:
     ) -> None:
         self._model = model
         self._processor = processor
-        self._tensors = architecture(model)
+        self._family = registry.of(model)
         self._cache = cache or ImageCache()
         ends = model.generation_config.eos_token_id
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
@@ -227,9 +226,9 @@ class Transformers:
         first = {prompt.image_key: prompt for prompt in prompts}
         names, rows = distinct([prompt.image_key for prompt in prompts], once=True)
         images = [self._image(first[name]) for name in names]
-        inputs = self._tensors.model_inputs(ids, images, self._processor, rows)
+        inputs = batches.model_inputs(self._family, ids, images, self._processor, rows)
         torch.manual_seed(seed)
-        with spread(self._model, rows):
+        with self._family.spread(self._model, rows):
             output = self._model.generate(
                 **{key: value.to(self._model.device) for key, value in inputs.items()},
                 max_new_tokens=decoding.max_new_tokens,
@@ -242,21 +241,8 @@ class Transformers:
     def _image(self, prompt: Prompt) -> Mapping[str, Any]:
         return self._cache.get(
             prompt.image_key,
-            lambda: self._tensors.process(prompt.load_image(), self._processor),
+            lambda: self._family.process(prompt.load_image(), self._processor),
         )
-
-
-ARCHITECTURES = {"mllama": mllama, "llava_next": llava_next}
-"""By `model_type`, the module that says how an image becomes arrays (`process`), and prompts with
-their images tensors (`model_inputs`), and which part of the model sees them (`vision_tower`)."""
-
-
-def architecture(model: PreTrainedModel) -> ModuleType:
-    """The entry of `ARCHITECTURES` for a model. Raises `ValueError` where there is none."""
-    kind = model.config.model_type
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"a model of type {kind!r} is none of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[kind]
 
 
 def _order(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[int]:

@@ -28,8 +28,7 @@ from transformers import (
 from heima.config import Lora, Params
 from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
-from heima.families.llava_next import LlavaNextCollator
-from heima.families.mllama import MllamaCollator
+from heima.families.batches import Collator
 from heima.families.registry import FAMILIES
 from heima.vlm import kernels
 from heima.vlm.added_tokens import equip, fit, untie
@@ -80,13 +79,10 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary
     return Vocabulary(tokenizer, FAMILIES[params.family].thinking_tokens)
 
 
-def collator(
-    processor: ProcessorMixin, images: ImageZip, params: Params
-) -> MllamaCollator | LlavaNextCollator:
+def collator(processor: ProcessorMixin, images: ImageZip, params: Params) -> Collator:
     """What makes batches of the family's VLM from `encoding.Sample`s."""
-    kinds = {"mllama": MllamaCollator, "llava_next": LlavaNextCollator}
-    kind = kinds[FAMILIES[params.family].model_type]
-    return kind(processor, images, once=params.training.images_once)
+    family = FAMILIES[params.family]
+    return Collator(family, processor, images, once=params.training.images_once)
 
 
 def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -204,11 +200,6 @@ def _stage(name: str) -> str:
     'distill@recover-42'
     """
     return f"distill@{name.replace('/', '-')}"
-
-
-def pretrained(model: torch.nn.Module) -> PreTrainedModel:
-    """The model of transformers in what adapters and losses have been put around it."""
-    return next(part for part in model.modules() if isinstance(part, PreTrainedModel))
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

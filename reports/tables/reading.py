@@ -218,18 +218,14 @@ PUBLISHED = {
 }
 """The paper's tables, each with its columns of numbers."""
 
-PUBLISHED_FAMILY = {"toy-mllama": "llava-cot-11b", "toy-llava-next": "llava-next-vicuna-7b"}
-"""A toy's family -> the one that it is the twin of; only others have published values."""
-
 
 def read_published(
     root: Path, params: Params, problems: list[str]
 ) -> dict[str, list[dict[str, str]]]:
-    """Each of the paper's tables, the rows about this family or that of its twin.
+    """Each of the paper's tables, the rows about `params.published_family`.
 
     A table without a column `family` is about the first family, LLaVA-CoT 11B.
     """
-    family = PUBLISHED_FAMILY.get(params.family, params.family)
     found: dict[str, list[dict[str, str]]] = {}
     for name, numbers in PUBLISHED.items():
         path = root / "reports" / "published" / f"{name}.csv"
@@ -245,5 +241,5 @@ def read_published(
                 if re.fullmatch(r"\d+(\.\d+)?", row.get(column) or "") is None:
                     value = row.get(column)
                     problems.append(f"reports/published/{path.name}:{line}: {column} = {value!r}")
-        found[name] = [row for row in rows if row["family"] == family]
+        found[name] = [row for row in rows if row["family"] == params.published_family]
     return found

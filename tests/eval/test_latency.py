@@ -37,7 +37,7 @@ PREFIX = constant_prefix("p3")
 @pytest.fixture(scope="module")
 def model(toy_processor):
     """An untrained toy model whose answers differ and end at different places."""
-    from heima.toy.models import build_vlm
+    from heima.toy.mllama import build_vlm
 
     model = build_vlm(toy_processor, seed=1).eval()
     generator = torch.Generator().manual_seed(1)
@@ -239,7 +239,8 @@ def test_bytes_of_decoding_by_hand(setup):
 
 def test_the_papers_model_costs_what_its_recipe_says():
     """18.6 TFLOP an image of four tiles, on tensors without memory."""
-    from heima.planning.architectures import llama_3_2_11b_vision, on_meta
+    from heima.planning.architectures import on_meta
+    from heima.planning.mllama import llama_3_2_11b_vision
 
     model = on_meta(llama_3_2_11b_vision())
     with torch.device("meta"):

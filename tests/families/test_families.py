@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import re
 
-from heima.config import TOY_FAMILIES, Params
+import pytest
+import torch
+
+from heima.config.families import RECORDS, TOY_FAMILIES
 from heima.cot.sections import COMPRESSIBLE, THINKING_TOKENS, thinking_token
 from heima.families.registry import FAMILIES
-from heima.toy.families import TOYS
+from heima.planning.architectures import COSTS, FULL_SIZE, of, on_meta
+from heima.toy.twins import TWINS
 
 
 def test_the_configuration_allows_exactly_the_families():
-    assert set(get_args(Params.model_fields["family"].annotation)) == set(FAMILIES)
-    assert set(TOYS) == set(TOY_FAMILIES) < set(FAMILIES)
+    assert set(RECORDS) == set(FAMILIES)
+    assert set(TWINS) == set(TOY_FAMILIES) < set(FAMILIES)
+    assert {record.published for record in RECORDS.values()} <= {None, *RECORDS}
+    # `heima.results.machine` knows a toy by its name, before anything is imported.
+    assert all(name.startswith("toy-") is record.toy for name, record in RECORDS.items())
+
+
+def test_every_family_has_its_twin_or_its_size_and_its_costs():
+    assert set(FULL_SIZE) | set(TWINS) == set(FAMILIES)
+    assert set(COSTS) == {family.model_type for family in FAMILIES.values()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_models_of_a_family_are_of_its_type(name, params):
+    architecture = of(params.model_copy(update={"family": name}))
+    assert architecture.vlm.model_type == FAMILIES[name].model_type
+    text = architecture.vlm.text_config
+    assert text.hidden_size == architecture.llm.hidden_size, "states enter without a projection"
+    # Each has what the adapters' scopes name, the vision tower apart.
+    model = on_meta(architecture.vlm)
+    family = FAMILIES[name]
+    found = [part for part, _ in model.named_modules() if re.fullmatch(family.vlm_lora, part)]
+    assert "lm_head" in found
+    layers = {int(m[1]) for one in found if (m := re.search(r"language_model\.layers\.(\d+)", one))}
+    assert layers == set(range(text.num_hidden_layers))
+    assert isinstance(family.projector(model), torch.nn.Module)
+    assert family.vision_tower(model) is not family.language_model(model)
 
 
 def test_every_thinking_token_has_its_own():

@@ -14,11 +14,13 @@ from heima.config import ONE_TOKEN, Decoding, Training
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, thinking_token
 from heima.data.encoding import Sample
-from heima.families import llava_next
-from heima.families.images import spread
+from heima.families import batches, registry
+from heima.families.batches import Collator
 from heima.interpreting import states
 from heima.training.loop import AnswerLoss
 from heima.vlm.generation import Prompt, generate
+
+FAMILY = registry.FAMILIES["toy-llava-next"]
 
 SIZES = [(32, 32), (64, 26), (26, 64), (20, 21)]
 """(width, height) of images of one and of two tiles, with and without a border to take off."""
@@ -45,7 +47,7 @@ class Pictures:
 
 @pytest.fixture(scope="module")
 def collate(llava_processor, pictures):
-    return llava_next.LlavaNextCollator(llava_processor, Pictures(pictures))
+    return Collator(FAMILY, llava_processor, Pictures(pictures))
 
 
 QUESTIONS = [
@@ -81,8 +83,8 @@ def test_tensors_are_those_of_the_processor(
     ]
     found = collate(asked)
     ids = [llava_vocabulary.prompt_ids(question, place) for question in QUESTIONS]
-    images = [llava_next.process(picture, llava_processor) for picture in pictures]
-    inputs = llava_next.model_inputs(ids, images, llava_processor)
+    images = [FAMILY.process(picture, llava_processor) for picture in pictures]
+    inputs = batches.model_inputs(FAMILY, ids, images, llava_processor)
     for row, (text, picture) in enumerate(zip(texts, pictures, strict=True)):
         expected = llava_processor(
             images=[picture], text=[text], add_special_tokens=False, return_tensors="pt"
@@ -98,7 +100,7 @@ def test_tensors_are_those_of_the_processor(
         tiles = expected["pixel_values"][0]
         assert torch.equal(found["pixel_values"][first : first + len(tiles)], tiles)
     assert torch.equal(found["pixel_values"], inputs["pixel_values"])
-    assert len({one["tokens"] for one in images}) > 1, "images must differ in tokens"
+    assert len({len(one["placeholders"]) for one in images}) > 1, "images must differ in tokens"
 
 
 def test_labels_are_the_answer_whatever_the_image_takes(llava_processor, samples, collate):
@@ -113,7 +115,7 @@ def test_labels_are_the_answer_whatever_the_image_takes(llava_processor, samples
 
 def test_a_turn_has_exactly_one_image():
     with pytest.raises(ValueError, match="exactly one image token, not 2"):
-        llava_next.expand([7, 1, 7], [7, 1, 7], 7, times=3)
+        batches.image_place([7, 1, 7], 7)
 
 
 def plain(batch, vlm):
@@ -131,15 +133,15 @@ def test_rows_of_one_image_share_its_features_and_their_gradients_add_up(
 ):
     rows = [1, 0, 1, 1]
     ids = [llava_vocabulary.prompt_ids(question, "first") for question in QUESTIONS]
-    images = [llava_next.process(picture, llava_processor) for picture in pictures[:2]]
-    apart = llava_next.model_inputs(ids, [images[row] for row in rows], llava_processor)
-    shared = llava_next.model_inputs(ids, images, llava_processor, rows)
+    images = [FAMILY.process(picture, llava_processor) for picture in pictures[:2]]
+    apart = batches.model_inputs(FAMILY, ids, [images[row] for row in rows], llava_processor)
+    shared = batches.model_inputs(FAMILY, ids, images, llava_processor, rows)
     assert torch.equal(apart["input_ids"], shared["input_ids"])
     assert len(shared["image_sizes"]) == 2 < len(apart["image_sizes"])
     found = []
     for inputs, looks in ((apart, range(4)), (shared, rows)):
         model = copy.deepcopy(llava_vlm)
-        with spread(model, looks):
+        with FAMILY.spread(model, looks):
             hidden = plain(inputs, model)
         here = inputs["attention_mask"].bool()
         hidden[here].square().mean().backward()
@@ -156,9 +158,10 @@ def test_only_layers_that_the_model_has_are_sharded(llava_vlm):
     assert set(layers) <= {type(module).__name__ for module in llava_vlm.modules()}
 
 
-def test_spreading_needs_a_known_architecture(toy_llm):
-    with pytest.raises(ValueError, match="LlamaForCausalLM holds none of MllamaModel, LlavaNext"):
-        spread(toy_llm, [0])
+def test_a_family_is_found_by_the_model_and_an_unknown_one_told(llava_vlm, toy_llm):
+    assert registry.of(AnswerLoss(llava_vlm, Training())) is FAMILY
+    with pytest.raises(ValueError, match="type 'llama' is none of mllama, llava_next"):
+        registry.of(toy_llm)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ from heima.config import ONE_TOKEN, Thinking
 from heima.cot.sections import COMPRESSIBLE, THINKING_TOKENS, thinking_token
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
-from heima.families.mllama import MllamaCollator
+from heima.families.batches import Collator
+from heima.families.registry import FAMILIES
 from heima.interpreting import controls, states
 
 
 @pytest.fixture(scope="module")
 def collate(toy_processor, toy_source):
-    return MllamaCollator(toy_processor, ImageZip(toy_source / "images.zip"))
+    return Collator(FAMILIES["toy-mllama"], toy_processor, ImageZip(toy_source / "images.zip"))
 
 
 @pytest.fixture(scope="module")

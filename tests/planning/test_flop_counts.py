@@ -21,8 +21,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 from heima.families.registry import FAMILIES
 from heima.planning import flop_counts
-from heima.planning.architectures import FULL_SIZE, on_meta
-from heima.toy import models as toy
+from heima.planning.architectures import FULL_SIZE, costs, on_meta
+from heima.toy import mllama as toy
 from heima.vlm.models import add_lora
 
 
@@ -58,8 +58,8 @@ def mllama_batch(config, *, length: int, device: str) -> dict[str, torch.Tensor]
 
 
 def mllama_flops(config, *, length: int, rank: int) -> flop_counts.Flops:
-    image = flop_counts.picture(config, 480, 640)
-    return flop_counts.vision(config, image.tiles, rank=rank) + flop_counts.language(
+    image = costs(config).picture(config, 480, 640)
+    return costs(config).vision(config, image.tiles, rank=rank) + flop_counts.language(
         config.text_config,
         length,
         pairs=length**2,
@@ -88,7 +88,7 @@ def test_vision_of_mllama_costs_what_the_recipe_says():
     """The tower: 18.6 TFLOP for a padded image, 7.2 for two real tiles, 3.1 for one."""
     config = FULL_SIZE["llava-cot-11b"]().vlm
     projector = 2 * 1601 * 7680 * 4096
-    tera = [(flop_counts.vision(config, n).forward - n * projector) / 1e12 for n in (4, 2, 1)]
+    tera = [(costs(config).vision(config, n).forward - n * projector) / 1e12 for n in (4, 2, 1)]
     assert tera == pytest.approx([18.6, 7.2, 3.1], abs=0.05)
 
 
@@ -179,7 +179,7 @@ def small_llava_next() -> LlavaNextConfig:
 def test_toy_llava_next_runs_what_is_computed(height, width, params):
     """The image's tokens are counted as the model makes them, cut to the image's shape."""
     config = small_llava_next()
-    image = flop_counts.picture(config, height, width)
+    image = costs(config).picture(config, height, width)
     model = lora(
         LlavaNextForConditionalGeneration(config), "llava-next-vicuna-7b", "vlm_lora", params
     )
@@ -198,7 +198,7 @@ def test_toy_llava_next_runs_what_is_computed(height, width, params):
         lambda: model(input_ids=ids, **pixels, return_dict=True).logits, backward=True
     )
     rank, length = params.distill.lora.rank, ids.shape[1]
-    flops = flop_counts.vision(config, image.tiles, rank=rank) + flop_counts.language(
+    flops = costs(config).vision(config, image.tiles, rank=rank) + flop_counts.language(
         config.text_config, length, pairs=length**2, logits=length, rank=rank, reached=True
     )
     assert flops.forward == pytest.approx(forward, rel=1e-3)
@@ -208,6 +208,6 @@ def test_toy_llava_next_runs_what_is_computed(height, width, params):
 def test_mllama_tiles_follow_the_images_shape():
     config = FULL_SIZE["llava-cot-11b"]().vlm
     shapes = [(400, 400), (480, 640), (900, 500), (1000, 1000), (300, 1600)]
-    tiles = [flop_counts.picture(config, *shape, padded=False).tiles for shape in shapes]
+    tiles = [costs(config).picture(config, *shape, padded=False).tiles for shape in shapes]
     assert tiles == [1, 2, 2, 4, 3]
-    assert {flop_counts.picture(config, *shape).tiles for shape in shapes} == {4}
+    assert {costs(config).picture(config, *shape).tiles for shape in shapes} == {4}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from heima.families.registry import FAMILIES
-from heima.planning import flop_counts, memory
-from heima.planning.architectures import FULL_SIZE, on_meta
+from heima.planning import memory
+from heima.planning.architectures import FULL_SIZE, costs, on_meta
 from heima.vlm.models import add_lora
 
 
@@ -58,7 +58,7 @@ def peak(encoder, **changed):
     config, held = encoder
     options = {"size": 2, "shards": 8, "rows": 6, "tokens": 120, "labelled": 60, "images": 2}
     options |= {"checkpointing": True, "logits_chunk": 1024, **changed}
-    return memory.training(config, held, image=flop_counts.picture(config, 480, 640), **options)
+    return memory.training(config, held, image=costs(config).picture(config, 480, 640), **options)
 
 
 def test_training_memory_follows_its_levers(encoder):

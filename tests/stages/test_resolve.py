@@ -146,7 +146,7 @@ CHANGES = {
     "the toy's optimiser": ("heima/toy/optim.py", None, "X = 1", {"teach"}),
     "the order of batches": ("heima/training/batch_order.py", None, "X = 1", MODELS),
     "a collator": ("heima/families/mllama.py", None, "X = 1", MODELS | {"predict", "latency"}),
-    "decoding": ("heima/vlm/generation.py", None, "X = 1", {"teach", "predict", "latency"}),
+    "decoding": ("heima/vlm/generation.py", None, "X = 1", {"predict"}),
     "a metric": ("eval/lexical.py", None, "X = 1", {"similarity"}),
     "a rule of scoring": ("eval/vlmevalkit/scoring.py", None, "X = 1", {"score"}),
     "a timing": ("eval/timing.py", None, "X = 1", {"latency"}),
@@ -189,7 +189,7 @@ def test_rules_of_the_parameters_are_written_out(params):
     """What a stage may ask of `Params` beyond what was given stands in resolved.yaml."""
     written = config.resolved(params)["derived"]
     named = {"thinking": "models", "prefix": "variants", "decoding": "protocols"}
-    named |= {"data_name": "protocols", "sections": "sections"}
+    named |= {"data_name": "protocols", "sections": "sections", "published_family": "family"}
     paths = {"trained", "training_seeds", "derived"}  # they follow from names and `seeds`
     rules = {
         name

@@ -11,7 +11,9 @@ from transformers import (
     MllamaProcessor,
 )
 
-from heima.toy.models import RESERVED, build_llm, build_processor, build_vlm, warm_up_vision
+from heima.toy import mllama
+from heima.toy.mllama import RESERVED, build_processor, build_vlm
+from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.source import answer_text
 from heima.toy.words import EXTRA_WORDS, SECTION_TAGS
 from heima.toy.world import KINDS, STYLES, ask, draw_scene, render
@@ -173,7 +175,7 @@ def test_vision_warm_up_learns_and_repeats(processor):
 
     def warmed():
         model = build_vlm(processor, **TINY, cross_attention_layers=[1], vision_size=32, seed=0)
-        return warm_up_vision(model, processor, scenes, steps=50, seed=0), model
+        return warm_up_vision(mllama, model, processor, scenes, steps=50, seed=0), model
 
     right, model = warmed()
     assert right > 0.2  # chance: .01
@@ -182,7 +184,7 @@ def test_vision_warm_up_learns_and_repeats(processor):
     weight = "model.multi_modal_projector.weight"
     assert torch.equal(model.state_dict()[weight], twin.state_dict()[weight])
     with pytest.raises(ValueError, match="scenes is empty"):
-        warm_up_vision(model, processor, [], steps=1, seed=0)
+        warm_up_vision(mllama, model, processor, [], steps=1, seed=0)
 
 
 def test_bad_cross_attention_layer(processor):

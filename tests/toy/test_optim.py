@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from heima.toy.models import build_llm, build_processor, build_vlm
+from heima.toy.mllama import build_processor, build_vlm
+from heima.toy.models import build_llm
 from heima.toy.optim import MuonWithAdamW, orthogonalised
 from heima.training.snapshots import Resume
 

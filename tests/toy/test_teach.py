@@ -12,7 +12,7 @@ from heima.data.images import ImageZip
 from heima.families.registry import FAMILIES
 from heima.interpreting.wordings import PLAIN_WORDING
 from heima.toy import teach
-from heima.toy.families import TOYS
+from heima.toy.twins import TWINS
 from heima.vlm import models
 from heima.vlm.added_tokens import equip, fit
 
@@ -20,9 +20,9 @@ from heima.vlm.added_tokens import equip, fit
 @pytest.fixture(params=["toy-mllama", "toy-llava-next"])
 def vlm(request, params):
     """An untrained toy VLM of a family, its processor, and parameters of that family."""
-    toy = TOYS[request.param]
-    processor = toy.build_processor()
-    model = toy.build_vlm(toy.build_processor(), hidden_size=64, seed=1)
+    twin = TWINS[request.param]
+    processor = twin.build_processor()
+    model = twin.build_vlm(twin.build_processor(), hidden_size=64, seed=1)
     equip(processor.tokenizer, FAMILIES[request.param])
     fit(model, processor.tokenizer, FAMILIES[request.param])
     return model.eval(), processor, params.model_copy(update={"family": request.param})
@@ -40,11 +40,7 @@ def test_a_sections_state_is_the_mean_over_its_tokens(vlm, toy_source, toy_turns
     for index, (turn, sample) in enumerate(zip(turns, samples, strict=True)):
         batch = collate([sample])
         tokens = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
-        inputs = {
-            key: value
-            for key, value in batch.items()
-            if key not in ("labels", "num_tiles", "image_rows")
-        }
+        inputs = {key: value for key, value in batch.items() if key not in ("labels", "image_rows")}
         with torch.no_grad():
             hidden = model.model(**inputs, use_cache=False).last_hidden_state[0]
         for section in COMPRESSIBLE:

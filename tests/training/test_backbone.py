@@ -16,12 +16,12 @@ from transformers import MllamaProcessor
 from heima.config import Lora, Training
 from heima.data.encoding import Sample
 from heima.data.images import ImageZip
-from heima.families.mllama import MllamaCollator
-from heima.families.registry import FAMILIES
-from heima.toy.models import CHAT_TEMPLATE, IMAGE_SIDE, build_vlm
+from heima.families.batches import Collator
+from heima.families.registry import FAMILIES, pretrained
+from heima.toy.mllama import CHAT_TEMPLATE, IMAGE_SIDE, build_vlm
 from heima.training import loop
 from heima.training.backbone import body, tile_shift
-from heima.vlm.models import add_lora, pretrained
+from heima.vlm.models import add_lora
 
 SIZES = {"one.png": (32, 26), "two.png": (64, 26), "four.png": (60, 64)}
 """Images that a model of up to four tiles of 32 pixels sees as one, two and four of them."""
@@ -76,21 +76,21 @@ def samples(toy_vocabulary):
 
 
 def plain(batch: dict) -> dict:
-    return {key: value for key, value in batch.items() if key not in ("image_rows", "num_tiles")}
+    return {key: value for key, value in batch.items() if key != "image_rows"}
 
 
 def test_the_test_has_images_of_one_two_and_four_tiles(processor, images, samples):
-    batch = MllamaCollator(processor, images)(samples)
-    assert batch["num_tiles"].tolist() == [1, 2, 4]
+    batch = Collator(FAMILIES["toy-mllama"], processor, images)(samples)
+    assert batch["aspect_ratio_mask"].sum(dim=-1).flatten().tolist() == [1, 2, 4]
     assert batch["image_rows"].tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [0, 3], [1, 0]])
 def test_images_once_gives_transformers_states(vlm, processor, images, samples, chosen):
     some = [samples[i] for i in chosen]
-    expected = MllamaCollator(processor, images, once=False)(some)
+    expected = Collator(FAMILIES["toy-mllama"], processor, images, once=False)(some)
     labels = expected.pop("labels")
-    once = MllamaCollator(processor, images)(some)
+    once = Collator(FAMILIES["toy-mllama"], processor, images)(some)
     del once["labels"]
     with torch.no_grad():
         states = vlm.model(**plain(expected)).last_hidden_state
@@ -123,7 +123,7 @@ def gradients(vlm, parts, settings):
 )
 def test_every_exact_saving_leaves_loss_and_gradients(vlm, processor, images, samples, settings):
     """Against transformers' own loss with an image a row."""
-    expected = MllamaCollator(processor, images, once=False)(samples)
+    expected = Collator(FAMILIES["toy-mllama"], processor, images, once=False)(samples)
     model = add_lora(copy.deepcopy(vlm), FAMILIES["toy-mllama"].vlm_lora, LORA, seed=1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -131,7 +131,7 @@ def test_every_exact_saving_leaves_loss_and_gradients(vlm, processor, images, sa
                 nn.init.normal_(weight, std=0.1)
     reference = pretrained(model)(**plain(expected)).loss
     reference.backward()
-    batch = MllamaCollator(processor, images)(samples)
+    batch = Collator(FAMILIES["toy-mllama"], processor, images)(samples)
     loss, found = gradients(vlm, [batch], Training(**settings))
     assert loss == pytest.approx(reference.item(), rel=1e-5)
     for name, weight in model.named_parameters():
@@ -140,7 +140,7 @@ def test_every_exact_saving_leaves_loss_and_gradients(vlm, processor, images, sa
 
 
 def test_gradients_of_micro_batches_add_up(vlm, processor, images, samples):
-    collate = MllamaCollator(processor, images)
+    collate = Collator(FAMILIES["toy-mllama"], processor, images)
     whole, expected = gradients(vlm, [collate(samples)], Training())
     parts, found = gradients(vlm, [collate(samples[:1]), collate(samples[1:])], Training())
     assert parts == pytest.approx(whole, rel=1e-5)
@@ -149,7 +149,7 @@ def test_gradients_of_micro_batches_add_up(vlm, processor, images, samples):
 
 
 def test_real_tiles_are_exact_where_nothing_is_padded(vlm, processor, images, samples):
-    batch = MllamaCollator(processor, images)([samples[2]])
+    batch = Collator(FAMILIES["toy-mllama"], processor, images)([samples[2]])
     del batch["labels"]
     with torch.no_grad():
         torch.testing.assert_close(
@@ -168,7 +168,7 @@ def test_real_tiles_are_what_an_encoder_of_fewer_tiles_would_see(vlm, processor,
             given = given[: weight.shape[0], : weight.shape[1]]
         weights[name] = given
     small.load_state_dict(weights)
-    batch = MllamaCollator(processor, images)([samples[0]])
+    batch = Collator(FAMILIES["toy-mllama"], processor, images)([samples[0]])
     del batch["labels"]
     seen = []
     text = vlm.model.language_model
@@ -190,7 +190,7 @@ def test_real_tiles_are_what_an_encoder_of_fewer_tiles_would_see(vlm, processor,
 
 
 def test_the_shift_of_real_tiles_is_that_of_the_logits(vlm, processor, images, samples):
-    collate = MllamaCollator(processor, images)
+    collate = Collator(FAMILIES["toy-mllama"], processor, images)
     answering = loop.AnswerLoss(vlm, Training(), body=body(vlm))
     shift = tile_shift(answering, samples, collate, batch_size=2)
     padded = loop.heldout_losses(answering, samples, collate, batch_size=2)
@@ -202,7 +202,7 @@ def test_the_shift_of_real_tiles_is_that_of_the_logits(vlm, processor, images, s
 
 
 def test_a_body_leaves_nothing_behind_without_gradients(vlm, processor, images, samples):
-    batch = MllamaCollator(processor, images)(samples[:2])
+    batch = Collator(FAMILIES["toy-mllama"], processor, images)(samples[:2])
     del batch["labels"]
     with torch.no_grad():
         body(vlm)(**batch)

@@ -18,13 +18,12 @@ from heima.config import Schedule, Training
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.data.tokens import IGNORED
-from heima.families.mllama import MllamaCollator
-from heima.families.registry import FAMILIES
-from heima.toy.models import build_vlm
+from heima.families.batches import Collator
+from heima.families.registry import FAMILIES, pretrained
+from heima.toy.mllama import build_vlm
 from heima.training import loop
 from heima.training.backbone import body
 from heima.vlm import models
-from heima.vlm.models import pretrained
 
 SCHEDULE = Schedule(
     steps=3,
@@ -38,7 +37,7 @@ SCHEDULE = Schedule(
 
 @pytest.fixture
 def collate(toy_processor, toy_source):
-    return MllamaCollator(toy_processor, ImageZip(toy_source / "images.zip"))
+    return Collator(FAMILIES["toy-mllama"], toy_processor, ImageZip(toy_source / "images.zip"))
 
 
 @pytest.fixture
@@ -173,7 +172,7 @@ def test_heldout_losses_equal_a_naive_sum_and_do_not_depend_on_the_batch(
     for sample, value in list(zip(samples, batched, strict=True))[:5]:
         batch = collate([sample])
         labels = batch.pop("labels")[0].tolist()
-        del batch["image_rows"], batch["num_tiles"]
+        del batch["image_rows"]
         with torch.inference_mode():
             logprobs = plain(**batch).logits[0].log_softmax(-1)
         terms = [-logprobs[i, label] for i, label in enumerate(labels[1:]) if label != IGNORED]

@@ -12,8 +12,7 @@ from torch import nn
 from heima.config import Lora, Training
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
-from heima.families.llava_next import LlavaNextCollator
-from heima.families.mllama import MllamaCollator
+from heima.families.batches import Collator
 from heima.families.registry import FAMILIES
 from heima.training.backbone import body
 from heima.training.loop import AnswerLoss
@@ -60,8 +59,8 @@ def test_a_merged_forward_is_pefts_with_its_gradients(
     vlm, processor, vocabulary = (
         request.getfixturevalue(f"{kind}_{part}") for part in ("vlm", "processor", "vocabulary")
     )
-    collator = MllamaCollator if family == "toy-mllama" else LlavaNextCollator
-    collate = collator(processor, ImageZip(toy_source / "images.zip"), once=True)
+
+    collate = Collator(FAMILIES[family], processor, ImageZip(toy_source / "images.zip"))
     batch = collate(encode_turns(toy_turns[:6], "p3", vocabulary, max_length=512))
     model = adapted(vlm, family)
     (expected, gradients), (loss, ours) = (

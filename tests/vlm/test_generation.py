@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from heima.config import Decoding
 from heima.cot.rendering import constant_prefix, render
 from heima.cot.sections import numbered, repeated
 from heima.data.tokens import Vocabulary
-from heima.families import mllama
 from heima.families.images import ImageCache
+from heima.families.mllama import Mllama
 from heima.vlm.generation import Decoder, Prompt, Transformers, _Tally, generate, plan
 
 
@@ -118,9 +117,10 @@ def test_models_share_processed_images_as_far_as_there_is_room(
     monkeypatch.setattr("heima.families.images.IMAGE_CACHE_BYTES", room)
     seen = []
 
-    def counting(image, processor):
-        seen.append(image)
-        return mllama.process(image, processor)
+    class Counting(Mllama):
+        def process(self, image, processor):
+            seen.append(image)
+            return super().process(image, processor)
 
     cache = ImageCache()
     planned = plan(toy_vocabulary, prompts, decoding=decoding(batch_size=64), seed=3)
@@ -128,9 +128,7 @@ def test_models_share_processed_images_as_far_as_there_is_room(
     expected = [one.text for one in run(chatty, toy_processor, toy_vocabulary, prompts)]
     for _ in range(2):
         engine = Transformers(chatty, toy_processor, cache)
-        monkeypatch.setattr(
-            engine, "_tensors", SimpleNamespace(**{**vars(mllama), "process": counting})
-        )
+        monkeypatch.setattr(engine, "_family", Counting())
         decode = Decoder(engine, toy_vocabulary)
         found = planned.in_order(decode(planned, i) for i in range(len(prompts)))
         assert [one.text for one in found] == expected

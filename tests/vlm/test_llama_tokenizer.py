@@ -15,7 +15,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from heima.cot.rendering import constant_prefix, render
 from heima.cot.sections import SECTIONS, numbered
-from heima.toy.models import CHAT_TEMPLATE
+from heima.toy.mllama import CHAT_TEMPLATE
 from heima.vlm.models import vocabulary as family_vocabulary
 
 INSTALL = "pip install --no-deps llama-models==0.3.0 tiktoken==0.14.0"

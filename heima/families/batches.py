@@ -1,0 +1,104 @@
+"""Batches of a VLM, in training and in generation, with each image processed and encoded once.
+
+A turn or prompt has one image token, as `heima.data.tokens` writes it; here it becomes the tokens
+that the model wants there. A batch holds its distinct images, and `image_rows` says which of them
+a row is about; `Family.spread` gives each row its own inside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import ProcessorMixin
+
+from heima.data.encoding import Sample, pad, pad_text
+from heima.data.images import ImageZip
+from heima.data.tokens import Encoded
+from heima.families.family import Family
+from heima.families.images import ImageCache, distinct
+
+
+class Collator:
+    """Batches of `Sample`s for `Family.body`; images come from one zip.
+
+    `image_rows`, (rows,), says which of the batch's images a row is about: with `once`, its
+    distinct images are there once each, otherwise one a row, as transformers has it.
+    """
+
+    def __init__(
+        self, family: Family, processor: ProcessorMixin, images: ImageZip, *, once: bool = True
+    ) -> None:
+        self._family = family
+        self._processor = processor
+        self._images = images
+        self._once = once
+        self._cache = ImageCache()
+
+    def _image(self, name: str) -> Mapping[str, Any]:
+        return self._cache.get(
+            name, lambda: self._family.process(self._images.read(name), self._processor)
+        )
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        names, rows = distinct([sample.image for sample in samples], once=self._once)
+        images = [self._image(name) for name in names]
+        text = pad_text(
+            [
+                self._expanded(sample.encoded, images[row]["placeholders"])
+                for sample, row in zip(samples, rows, strict=True)
+            ],
+            self._processor.tokenizer.pad_token_id,
+        )
+        return {
+            **text,
+            **self._family.image_tensors(images, rows, text["input_ids"], self._processor),
+            "image_rows": torch.tensor(rows),
+        }
+
+    def _expanded(self, encoded: Encoded, placeholders: Sequence[int]) -> Encoded:
+        """A turn with an image's tokens in their place; all are the user's, and have no label."""
+        place = image_place(encoded.input_ids, self._processor.image_token_id)
+        return Encoded(
+            input_ids=_put(encoded.input_ids, place, placeholders),
+            labels=_put(encoded.labels, place, [encoded.labels[place]] * len(placeholders)),
+            body=encoded.body + len(placeholders) - 1,
+        )
+
+
+def model_inputs(
+    family: Family,
+    ids: Sequence[Sequence[int]],
+    images: Sequence[Mapping[str, Any]],
+    processor: ProcessorMixin,
+    rows: Sequence[int] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Prompts for `generate`: text (batch, longest) padded on the left, and the images as given.
+
+    Row i of the text is about the image `rows[i]`, by default the i-th.
+    """
+    rows = range(len(ids)) if rows is None else rows
+    token = processor.image_token_id
+    expanded = [
+        _put(row, image_place(row, token), images[image]["placeholders"])
+        for row, image in zip(ids, rows, strict=True)
+    ]
+    input_ids = pad(expanded, processor.tokenizer.pad_token_id, side="left")
+    return {
+        "input_ids": input_ids,
+        "attention_mask": pad([[1] * len(row) for row in expanded], 0, side="left"),
+        **family.image_tensors(images, rows, input_ids, processor),
+    }
+
+
+def image_place(ids: Sequence[int], image_token_id: int) -> int:
+    """Where the image token stands. Raises `ValueError` where there is not exactly one."""
+    found = ids.count(image_token_id)
+    if found != 1:
+        raise ValueError(f"a turn must have exactly one image token, not {found}")
+    return ids.index(image_token_id)
+
+
+def _put(values: Sequence[int], place: int, instead: Sequence[int]) -> list[int]:
+    return [*values[:place], *instead, *values[place + 1 :]]

@@ -1,0 +1,111 @@
+"""What differs between families, and what the registry's entries promise.
+
+A family is a VLM and its interpreter LLM (recipe, sections 2 and 3). Its names, adapters, tokens,
+chat text and tensors stand in one module beside this one; its twin of the toy world in the module
+of the same name in `heima.toy`, and what it costs in that of `heima.planning`, so that a formula
+of costs trains nothing anew. Nothing else tells one family from another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from heima.config import Tiles
+from heima.cot.sections import THINKING_TOKENS
+
+Body = Callable[..., torch.Tensor]
+"""Last hidden states, (rows, length, hidden_size), after the final norm, for a batch."""
+
+
+class Family(ABC):
+    """A VLM and its interpreter LLM.
+
+    - `model_type`: the VLM's in transformers.
+    - `vlm_lora`, `llm_lora`: regular expressions over module names, matched whole: short names
+      would also hit the frozen vision tower.
+    - `thinking_tokens`: each of `sections.THINKING_TOKENS` -> the token of the vocabulary that it
+      stands on. So a thinking token has the same id in every checkpoint.
+    - `added`: whether those tokens are added to a tokenizer that has no reserved ones; the
+      embeddings and the lm_head get rows for them (`heima.vlm.models`).
+    - `chat_template`: replaces that of tokenizer and processor; None: the tokenizer's own.
+    """
+
+    model_type: ClassVar[str]
+    vlm_lora: ClassVar[str]
+    llm_lora: ClassVar[str]
+    thinking_tokens: ClassVar[Mapping[str, str]]
+    added: ClassVar[bool] = False
+    chat_template: ClassVar[str | None] = None
+
+    @abstractmethod
+    def vision_tower(self, model: PreTrainedModel) -> nn.Module:
+        """The part of the VLM that encodes images, projector apart."""
+
+    def projector(self, model: PreTrainedModel) -> nn.Module:
+        """What turns the vision tower's output into the language model's width."""
+        return model.model.multi_modal_projector
+
+    def language_model(self, model: PreTrainedModel) -> nn.Module:
+        """The text layers with their embeddings, lm_head apart."""
+        return model.model.language_model
+
+    def cross_attention_layers(self, config: PreTrainedConfig) -> Sequence[int]:
+        """The layers of the language model that look at an image instead of the text."""
+        return ()
+
+    @abstractmethod
+    def process(self, image: Image.Image, processor: ProcessorMixin) -> Mapping[str, Any]:
+        """An image as arrays, `pixel_values` among them, and `placeholders`: the token ids that
+        stand in the text where the image does."""
+
+    @abstractmethod
+    def image_tensors(
+        self,
+        images: Sequence[Mapping[str, Any]],
+        rows: Sequence[int],
+        input_ids: torch.Tensor,
+        processor: ProcessorMixin,
+    ) -> dict[str, torch.Tensor]:
+        """What the VLM takes beside the text, `input_ids` (rows, longest).
+
+        `images` are the batch's, each processed; row i of the text is about the image `rows[i]`.
+        """
+
+    @abstractmethod
+    def spread(self, model: PreTrainedModel, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """While it is open, row i of the text looks at the image `rows[i]` of those given.
+
+        The vision tower sees each image once; the gradients of its rows add up on their way back.
+        """
+
+    def body(self, model: PreTrainedModel, tiles: Tiles) -> Body:
+        """The last hidden states of `model` on a batch of `batches.Collator`, labels apart.
+
+        `tiles` matters where images are filled up with empty tiles (see `Params.training`).
+        """
+
+        def states(*, image_rows: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+            with self.spread(model, image_rows.tolist()):
+                return model.model(**inputs, use_cache=False).last_hidden_state
+
+        return states
+
+
+def standing_on(tokens: Iterable[str]) -> dict[str, str]:
+    """The thinking tokens in their order, each on one of `tokens`."""
+    return dict(zip(THINKING_TOKENS, tokens, strict=True))
+
+
+LINEARS = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+"""The linear layers of a text layer of Llama, as a regular expression."""
+
+LLAMA_LORA = rf".*layers\.\d+\.{LINEARS}|lm_head"
+"""The scope of an interpreter's adapter (recipe, section 3)."""
