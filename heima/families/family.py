@@ -8,9 +8,10 @@ of costs trains nothing anew. Nothing else tells one family from another.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -79,12 +80,31 @@ class Family(ABC):
         `images` are the batch's, each processed; row i of the text is about the image `rows[i]`.
         """
 
-    @abstractmethod
-    def spread(self, model: PreTrainedModel, rows: Sequence[int]) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def spread(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterator[None]:
         """While it is open, row i of the text looks at the image `rows[i]` of those given.
 
         The vision tower sees each image once; the gradients of its rows add up on their way back.
+
+        Here for a VLM that fills image tokens with a list of features, (tokens of the image,
+        hidden) each. `generate` asks for them ahead of the first forward pass: so it is the method
+        that both use which answers with repeated ones.
         """
+        core = model.model
+        encode = core.get_image_features
+
+        # `generate` reads from the signature what to pass.
+        @functools.wraps(encode)
+        def repeated(*args: Any, **kwargs: Any) -> Any:
+            encoded = encode(*args, **kwargs)
+            encoded.pooler_output = [encoded.pooler_output[row] for row in rows]
+            return encoded
+
+        core.get_image_features = repeated
+        try:
+            yield
+        finally:
+            del core.get_image_features
 
     def body(self, model: PreTrainedModel, tiles: Tiles) -> Body:
         """The last hidden states of `model` on a batch of `batches.Collator`, labels apart.

@@ -7,9 +7,7 @@ of each row of patches.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,26 +87,3 @@ class LlavaNext(Family):
             "image_sizes": np.concatenate([one["image_sizes"] for one in images]),
         }
         return {key: torch.from_numpy(array) for key, array in arrays.items()}
-
-    @contextlib.contextmanager
-    def spread(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterator[None]:
-        """Image tokens are filled with a list of features, (tokens of the image, hidden) each.
-
-        Their number differs between images, and `generate` asks for them ahead of the first forward
-        pass: so it is the method that both use which answers with repeated ones.
-        """
-        core = model.model
-        encode = core.get_image_features
-
-        # `generate` reads from the signature what to pass.
-        @functools.wraps(encode)
-        def repeated(*args, **kwargs):
-            encoded = encode(*args, **kwargs)
-            encoded.pooler_output = [encoded.pooler_output[row] for row in rows]
-            return encoded
-
-        core.get_image_features = repeated
-        try:
-            yield
-        finally:
-            del core.get_image_features
