@@ -25,6 +25,7 @@ class Record:
 RECORDS: Mapping[str, Record] = {
     "toy-mllama": Record("llava-cot-11b", toy=True, vllm=False),
     "toy-llava-next": Record("llava-next-vicuna-7b", toy=True),
+    "toy-idefics3": Record(None, toy=True),
     "llava-cot-11b": Record("llava-cot-11b", vllm=False),
     "llava-next-vicuna-7b": Record("llava-next-vicuna-7b"),
 }

@@ -8,15 +8,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from heima.families.family import Family
+from heima.families.idefics3 import Idefics3
 from heima.families.llava_next import LlavaNext
 from heima.families.mllama import Mllama
 
-_MLLAMA, _LLAVA_NEXT = Mllama(), LlavaNext()
+_MLLAMA, _LLAVA_NEXT, _IDEFICS3 = Mllama(), LlavaNext(), Idefics3()
 
 FAMILIES: Mapping[str, Family] = {
     "toy-mllama": _MLLAMA,
     "llava-cot-11b": _MLLAMA,
     "toy-llava-next": _LLAVA_NEXT,
+    "toy-idefics3": _IDEFICS3,
     "llava-next-vicuna-7b": _LLAVA_NEXT,
 }
 """Each name of `config.FAMILIES`. The toy twins are the same architectures, small enough for a

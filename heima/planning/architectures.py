@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from heima.config import Params
-from heima.planning import llava_next, mllama
+from heima.planning import idefics3, llava_next, mllama
 from heima.planning.costs import Costs
 from heima.toy.models import build_llm
 from heima.toy.twins import TWINS
@@ -31,7 +31,11 @@ class Architecture:
     llm: PreTrainedConfig
 
 
-COSTS: Mapping[str, Costs] = {"mllama": mllama, "llava_next": llava_next}
+COSTS: Mapping[str, Costs] = {
+    "mllama": mllama,
+    "llava_next": llava_next,
+    "idefics3": idefics3,
+}
 """By the VLM's `model_type`."""
 
 FULL_SIZE: Mapping[str, Callable[[], Architecture]] = {

@@ -38,7 +38,7 @@ def test_the_models_of_a_family_are_of_its_type(name, params):
     family = FAMILIES[name]
     found = [part for part, _ in model.named_modules() if re.fullmatch(family.vlm_lora, part)]
     assert "lm_head" in found
-    layers = {int(m[1]) for one in found if (m := re.search(r"language_model\.layers\.(\d+)", one))}
+    layers = {int(m[1]) for one in found if (m := re.search(r"_model\.layers\.(\d+)", one))}
     assert layers == set(range(text.num_hidden_layers))
     assert isinstance(family.projector(model), torch.nn.Module)
     assert family.vision_tower(model) is not family.language_model(model)

@@ -17,7 +17,7 @@ from heima.vlm import models
 from heima.vlm.added_tokens import equip, fit
 
 
-@pytest.fixture(params=["toy-mllama", "toy-llava-next"])
+@pytest.fixture(params=TWINS)
 def vlm(request, params):
     """An untrained toy VLM of a family, its processor, and parameters of that family."""
     twin = TWINS[request.param]

@@ -1,4 +1,4 @@
-"""The profile `toy-llava-next` through the stages that touch a model, small, in one process."""
+"""The other families' profiles through the stages that touch a model, small, in one process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.pipeline.conftest import smaller  # noqa: E402
 PHASES = ["p1", "p2", "p3"]
 
 
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
+@pytest.fixture(params=["toy-llava-next", "toy-idefics3"])
+def workspace(request, tmp_path, monkeypatch):
     """The working directory of the stages, with the profile made small."""
-    raw = smaller(yaml.safe_load(written_out(ROOT / "profiles/toy-llava-next.yaml")))
+    raw = smaller(yaml.safe_load(written_out(ROOT / f"profiles/{request.param}.yaml")))
     raw["source"]["records"] = 60
     raw["seeds"] = [42]
     raw["benchmarks"] = ["mmstar"]
