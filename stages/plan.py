@@ -93,8 +93,8 @@ def summary(planned: Estimate, whole: Stage) -> str:
     """The totals in words."""
     hours = sum(stage.hours for stage in planned.stages)
     lines = [
-        f"{whole.gpu_hours:,.1f} GPU-hours, {hours:,.1f} hours on these devices; reconstruct, "
-        "teach and latency use one."
+        f"{whole.gpu_hours:,.1f} GPU-hours, {hours:,.1f} hours on these devices; teach and latency "
+        "use one."
     ]
     if (price := planned.machine.hour_price) is not None:
         lines.append(f"${price * whole.gpu_hours:,.0f} for GPUs at ${price:g} an hour.")

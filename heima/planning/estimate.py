@@ -234,7 +234,7 @@ class Estimate(Parts):
             rows=options.batch_size,
             tokens=prompt + longest,
         )
-        return replace(decoded, gpus=1, memory=held, disk=samples * ROW_BYTES)
+        return replace(decoded, gpus=self.machine.gpus, memory=held, disk=samples * ROW_BYTES)
 
     def _judge(self) -> Stage:
         params = self.params
@@ -274,7 +274,8 @@ class Estimate(Parts):
         )
         return replace(
             decoded,
-            gpus=self.machine.gpus,
+            # vLLM decodes in one process (heima/vlm/vllm_engine.py).
+            gpus=1 if params.predict.engine == "vllm" else self.machine.gpus,
             memory=self._inference(params.predict.batch_size, prompt + longest),
             disk=prompts * ROW_BYTES,
         )

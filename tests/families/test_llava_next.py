@@ -235,9 +235,10 @@ def test_an_image_is_encoded_once_in_a_batch(
 def test_states_are_those_of_step_by_step_decoding(
     llava_vlm, llava_vocabulary, samples, collate, position, offset
 ):
-    found = states.extract(
+    batches = states.extract(
         llava_vlm, samples, collate, llava_vocabulary, ONE_TOKEN, position=position, batch_size=3
     )
+    found = states.join(batches)
     for row, sample in enumerate(samples):
         batch = collate([sample])
         with torch.inference_mode():

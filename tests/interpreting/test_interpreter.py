@@ -16,6 +16,7 @@ from heima.interpreting import interpreter, wordings
 from heima.interpreting.states import SectionStates
 from heima.training.loop import AnswerLoss, train
 from heima.vlm import models
+from heima.vlm.processes import batches
 
 
 @pytest.fixture
@@ -49,7 +50,11 @@ def readings(toy_turns, own_states, toy_vocabulary, source="own", wordings="plai
 
 def reconstruct(reader, some, toy_vocabulary, batch_size):
     decoding = Decoding(temperature=0.0, top_k=50, max_new_tokens=6, batch_size=batch_size)
-    return interpreter.reconstruct(reader, some, toy_vocabulary, decoding=decoding, seed=0)
+    return [
+        one
+        for batch in batches(some, batch_size)
+        for one in interpreter.reconstruct(reader, batch, toy_vocabulary, decoding=decoding, seed=0)
+    ]
 
 
 def test_only_the_thinking_tokens_embedding_is_replaced(

@@ -27,14 +27,16 @@ def samples(toy_turns, toy_vocabulary):
 
 
 def extract(toy_vlm, samples, collate, toy_vocabulary, position, batch_size=5, thinking=ONE_TOKEN):
-    return states.extract(
-        toy_vlm,
-        samples,
-        collate,
-        toy_vocabulary,
-        thinking,
-        position=position,
-        batch_size=batch_size,
+    return states.join(
+        states.extract(
+            toy_vlm,
+            samples,
+            collate,
+            toy_vocabulary,
+            thinking,
+            position=position,
+            batch_size=batch_size,
+        )
     )
 
 

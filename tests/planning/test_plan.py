@@ -124,6 +124,20 @@ def test_hours_follow_the_machine(estimate, paper):
     assert after.memory["frozen weights"] == pytest.approx(2 * before.memory["frozen weights"])
 
 
+def test_the_work_is_divided_as_the_stages_divide_it(estimate, paper):
+    """All that computes on GPUs, but what `stages.launch` does not start on each of them."""
+    of_kind = {one.name.partition("@")[0]: one for one in estimate.stages if one.gpu_hours}
+    alone = {kind for kind, one in of_kind.items() if one.gpus == 1}
+    assert of_kind.keys() == alone | {
+        path.stem
+        for path in (ROOT / "stages").glob("*.py")
+        if "launch.on_all_devices(" in path.read_text(encoding="utf-8")
+    }
+    assert alone == {"latency"}
+    vllm = paper.model_copy(update={"predict": paper.predict.model_copy(update={"engine": "vllm"})})
+    assert stage(planned(vllm, work=estimate.workload), "predict@heima").gpus == 1
+
+
 def test_a_batch_of_judgements_costs_half(estimate, paper):
     direct = paper.model_copy(update={"judge": paper.judge.model_copy(update={"mode": "direct"})})
     other = planned(direct, work=estimate.workload)
