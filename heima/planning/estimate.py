@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from heima.config import ONE_TOKEN, Checkpoint, OpenAIJudge
+from heima.config import ONE_TOKEN, Checkpoint
 from heima.planning import flop_counts, memory
 from heima.planning.parts import Parts, Stage
 from heima.planning.workload import benchmark_rows
@@ -44,8 +44,6 @@ INSTRUCTIONS = 320
 """Tokens of the judge's instructions for a reconstruction, and of the form of its reply."""
 REPLY = 10
 """Tokens of a judge's reply."""
-BATCH_PRICE = 0.5
-"""What a request through OpenAI's Batch API costs of its price."""
 
 
 class Estimate(Parts):
@@ -245,12 +243,11 @@ class Estimate(Parts):
             asked += 2 * self.workload.lengths.sections[one.section]
             calls += count
             tokens += count * asked
-        batch = isinstance(params.judge, OpenAIJudge) and params.judge.mode == "batch"
         return Stage(
             "judge",
             samples=calls,
             judge_calls=round(calls),
-            usd=self._price(tokens, calls * REPLY, BATCH_PRICE if batch else 1),
+            usd=self._price(tokens, calls * REPLY, batch=True),
             disk=calls * ROW_BYTES / 10,
             note="" if params.similarity.judged else "similarity.judged names no control",
         )
@@ -313,7 +310,7 @@ class Estimate(Parts):
             f"score@{name}",
             samples=calls,
             judge_calls=round(calls),
-            usd=self._price(tokens, calls * REPLY, 1),
+            usd=self._price(tokens, calls * REPLY),
         )
 
     def _latency(self) -> Stage:
