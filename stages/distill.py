@@ -37,7 +37,7 @@ def main(name: str, seed: int) -> None:
     checkpoint = params.checkpoints[name]
     root = models.ROOT
     model = models.trainable_vlm(root, params.trained(checkpoint.init, seed), params, seed=seed)
-    answering = AnswerLoss(model, params.training, body=body(model, tiles=params.training.tiles))
+    answering = AnswerLoss(model, params.hardware, body=body(model, tiles=params.training.tiles))
     processor = models.load_processor(root, params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
 
@@ -101,7 +101,7 @@ def _snapshots(name: str, seed: int, params: config.Params) -> Path:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(params.checkpoints[name].init, seed),
     ]
-    used = ("family", "precision", *snapshots.TRAINING, "distill", checkpoint)
+    used = ("family", "precision", "training", "distill", checkpoint)
     return snapshots.ROOT / snapshots.key(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 

@@ -40,7 +40,7 @@ def main(name: str, source: config.InterpreterInput, seed: int) -> None:
     reader = interpreter.StateReader(
         adapted, [vocabulary.thinking_ids[thinking_token(section)] for section in sections]
     )
-    answering = AnswerLoss(reader, params.training, body=reader.forward)
+    answering = AnswerLoss(reader, params.hardware, body=reader.forward)
 
     # Data
     splits = {}
@@ -96,7 +96,7 @@ def _snapshots(name: str, source: str, seed: int, params: config.Params) -> Path
         Path(f"states/{seed}/train.safetensors"),
         models.ROOT / "interpreter",
     ]
-    used = ("family", "precision", *snapshots.TRAINING, "interpret", f"interpreters.{name}")
+    used = ("family", "precision", "training", "interpret", f"interpreters.{name}")
     stage = f"interpret@{name}-{source}-{seed}"
     return snapshots.ROOT / snapshots.key(stage, params, *used, inputs=inputs)
 

@@ -46,7 +46,7 @@ def machine(arguments: argparse.Namespace, params: config.Params) -> Machine:
 
 def levers(params: config.Params) -> Levers:
     """How training computes, as params say."""
-    stated = params.training.model_dump()
+    stated = params.training.model_dump() | params.hardware.model_dump()
     known = {field.name for field in fields(Levers)} & stated.keys()
     return Levers(
         **{name: stated[name] for name in known}, sharded=params.hardware.accelerate is not None

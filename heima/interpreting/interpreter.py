@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from heima.config import Decoding, InterpreterInput, Training
+from heima.config import Decoding, Hardware, InterpreterInput
 from heima.cot.sections import thinking_token
 from heima.data.encoding import pad, pad_text
 from heima.data.tokens import Encoded, Vocabulary
@@ -196,5 +196,5 @@ def _nll(
     labels = batch.pop("labels")
     for row, reading in enumerate(readings):
         labels[row, : reading.encoded.body] = -100
-    sums, counts = AnswerLoss(reader, Training(), body=reader.forward)(labels=labels, **batch)
+    sums, counts = AnswerLoss(reader, Hardware(), body=reader.forward)(labels=labels, **batch)
     return sums.tolist(), counts.tolist()

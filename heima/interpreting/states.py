@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from heima.config import Thinking
 from heima.cot.sections import numbered
+from heima.cot.thinking import Thinking
 from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.data.turns import Turn

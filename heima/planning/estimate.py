@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from heima.config import ONE_TOKEN, Checkpoint
+from heima.config import Checkpoint
+from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
 from heima.planning.parts import Parts, Stage
 from heima.planning.workload import benchmark_rows

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from heima.config import OpenAIJudge, Params, Schedule, Thinking
+from heima.config import OpenAIJudge, Params, Schedule
+from heima.cot.thinking import Thinking
 from heima.families.registry import FAMILIES
 from heima.planning import flop_counts, memory
 from heima.planning.architectures import Architecture

@@ -75,11 +75,12 @@ def train_adapter(
         seed=seed,
         precision=params.precision,
         training=params.training,
+        hardware=params.hardware,
         groups=groups,
         resume=resume,
     )
     seconds = time.monotonic() - started
-    rows = params.training.micro_batch_size or schedule.batch_size
+    rows = params.hardware.micro_batch_size or schedule.batch_size
     return Outcome(
         curve, seconds, heldout_losses(answering, heldout, collate, batch_size=rows), rows
     )

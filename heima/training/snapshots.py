@@ -30,9 +30,6 @@ from heima.results.provenance import digest
 ROOT = Path(".cache/training")
 """Outside of what DVC deletes before a stage runs."""
 
-TRAINING = ("training.group_by_length", "training.images_once", "training.tiles")
-"""What decides about a run's updates; all else in `training` changes no more than rounding."""
-
 _PROGRESS = "progress.json"
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 

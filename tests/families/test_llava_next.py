@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from heima.config import ONE_TOKEN, Decoding, Training
+from heima.config import Decoding, Hardware
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, thinking_token
+from heima.cot.thinking import ONE_TOKEN
 from heima.data.encoding import Sample
 from heima.families import llava_next
 from heima.families.images import spread
@@ -151,7 +152,7 @@ def test_rows_of_one_image_share_its_features_and_their_gradients_add_up(
 
 def test_only_layers_that_the_model_has_are_sharded(llava_vlm):
     """transformers names CLIP's text part, too, of which LLaVA-NeXT has none."""
-    layers = AnswerLoss(llava_vlm, Training())._no_split_modules
+    layers = AnswerLoss(llava_vlm, Hardware())._no_split_modules
     assert {"LlamaDecoderLayer", "CLIPEncoderLayer"} <= set(layers)
     assert set(layers) <= {type(module).__name__ for module in llava_vlm.modules()}
 

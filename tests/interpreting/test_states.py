@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heima.config import ONE_TOKEN, Thinking
 from heima.cot.sections import COMPRESSIBLE, THINKING_TOKENS, thinking_token
+from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.families.mllama import MllamaCollator

@@ -19,6 +19,7 @@ from heima import config
 from heima.cot import parsing
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, numbered, repeated
+from heima.cot.thinking import Thinking
 from heima.data.encoding import encode_turns, thinking_count
 from heima.interpreting import states
 from heima.results.cells import read_metrics
@@ -29,7 +30,7 @@ from stages import states as states_stage
 from tests.conftest import ROOT
 from tests.fabricated import write_turns
 
-VARIANTS = {"two": config.Thinking(tokens=2), "adaptive": config.Thinking(ratio=0.4)}
+VARIANTS = {"two": Thinking(tokens=2), "adaptive": Thinking(ratio=0.4)}
 CONTROLS = ["own", "shuffled", "mean", "zero"]
 
 

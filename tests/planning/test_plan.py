@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from heima import config
 from heima.config import PretrainedModel
+from heima.cot.thinking import ONE_TOKEN
 from heima.planning import architectures, preflight, workload
 from heima.planning.estimate import Estimate
 from heima.planning.machine import GPUS, Machine
@@ -153,7 +154,7 @@ def test_the_toy_is_planned_by_its_own_world(params):
     estimate = planned(params, Machine("cpu", plan.CPU, 1, 0.35, 0.25), work)
     assert [one.name for one in estimate.stages] == names_of_dvc(params)
     # The toy's answer with three thinking tokens: eight tags, an answer of a word, the end.
-    assert work.lengths.answer("p3", config.ONE_TOKEN) == pytest.approx(13, abs=0.2)
+    assert work.lengths.answer("p3", ONE_TOKEN) == pytest.approx(13, abs=0.2)
     assert total(estimate.stages).usd == 0
 
 
