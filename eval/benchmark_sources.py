@@ -30,7 +30,7 @@ from eval.benchmark_data import (
 )
 from heima.config import Benchmark, DatasetSource, Params
 from heima.data.hub import Repository
-from heima.results.files import write_json
+from heima.results.files import sha256, write_json
 
 _REFERENCE = 64
 """A text no longer than this, in place of an image, is the index of the row whose image it is."""
@@ -174,12 +174,10 @@ def _convert(
             "that name, or give a folder or an id"
         )
     with tsv.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    with tsv.open("rb") as file:
         # VLMEvalKit publishes the MD5 of its files.
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     faults = convert_mmbench(tsv, folder)
-    return {"bytes": tsv.stat().st_size, "sha256": sha256, "md5": md5}, faults
+    return {"bytes": tsv.stat().st_size, "sha256": sha256(tsv), "md5": md5}, faults
 
 
 def convert_mmbench(tsv: Path, folder: Path) -> list[Fault]:
@@ -219,9 +217,7 @@ def convert_mmbench(tsv: Path, folder: Path) -> list[Fault]:
         if group:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
     # `datasets` caches by file name, not by content: an equal name would return old rows.
-    with unnamed.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()[:12]
-    file = unnamed.rename(folder / f"dev-{digest}.parquet")
+    file = unnamed.rename(folder / f"dev-{sha256(unnamed)[:12]}.parquet")
     (folder / "README.md").write_text(
         f"---\nconfigs:\n- config_name: en\n  data_files:\n"
         f"  - split: dev\n    path: {file.name}\n---\n"

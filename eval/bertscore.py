@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.resources import MissingResource, check_hash, sha256
+from eval.resources import MissingResource, check_hash
 from heima.config import Similarity
+from heima.results.files import sha256
 from heima.results.measures import BERTSCORE
 from heima.vlm import kernels
 

@@ -7,18 +7,15 @@ batches.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch.distributed
 from datasets import Dataset
 from lmms_eval.api.instance import Instance
 
@@ -33,16 +30,12 @@ from heima.results.files import atomic, write_json, write_jsonl
 from heima.results.provenance import provenance
 from heima.results.scores import score_group
 from heima.results.statistics import DRAWS, cell
+from heima.vlm import processes
 from heima.vlm.generation import Decoder, Engine, Generation, Plan, Transformers, plan
 from heima.vlm.kept_answers import ROOT as JOURNALS
 from heima.vlm.kept_answers import Journal, key, weights_digest
 from heima.vlm.models import load_processor, load_vlm, vocabulary
-
-_START = timedelta(minutes=10)
-"""How long a process waits for the others to start."""
-
-_PATIENCE = timedelta(days=30)
-"""How long it then waits for those that live; one that dies is noticed at once."""
+from heima.vlm.processes import Processes
 
 Run = tuple[str, int]
 """A protocol and one of its seeds."""
@@ -83,7 +76,7 @@ def predict(
         raise KeyError(f"variant {variant!r} is not one of {sorted(params.variants)}")
     name, forced = params.variants[variant].model, params.variants[variant].forced_prefix
     prefix = params.prefix(name, forced)
-    with _ranks() as (rank, world), tempfile.TemporaryDirectory() as cache:
+    with processes.joined() as shared, tempfile.TemporaryDirectory() as cache:
         requests, datasets = _requests(params, Path(cache))
         plans = _plans(params, requests, datasets, models, prefix)
         answers: dict[int, dict[Run, list[Generation]]] = {}
@@ -95,60 +88,30 @@ def predict(
                 run: Journal(
                     journals,
                     key(planned, params, weights=weights, prefix=prefix),
-                    rank=rank,
-                    world=world,
+                    rank=shared.rank,
+                    world=shared.world,
                 )
                 for run, planned in plans.items()
             }
             if fresh:
-                if rank == 0:
+                if shared.first:
                     for journal in kept.values():
                         journal.clear()
-                _meet()
+                shared.meet()
             _decode(
                 plans,
                 kept,
                 functools.partial(_decoder, models, model, params, images),
-                rank=rank,
-                world=world,
+                shared,
                 title=f"predict@{variant}, model {model}",
             )
-            _meet()
-            if rank == 0:
+            shared.meet()
+            if shared.first:
                 answers[seed] = {
                     run: _answers(planned, kept[run]) for run, planned in plans.items()
                 }
-        if rank == 0:
+        if shared.first:
             _write(variant, params, requests, answers, folder, metrics_file)
-
-
-@contextlib.contextmanager
-def _ranks() -> Iterator[tuple[int, int]]:
-    """This process among those that torchrun or accelerate started: its rank, and how many.
-
-    They meet through gloo, on the CPU: a GPU may be busy for hours until then.
-    """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield rank, world
-        return
-    torch.distributed.init_process_group("gloo", timeout=_START)
-    try:
-        yield rank, world
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def _meet() -> None:
-    """Wait for all processes. Raises `RuntimeError` where one of them has died."""
-    if not torch.distributed.is_initialized():
-        return
-    try:
-        torch.distributed.monitored_barrier(timeout=_PATIENCE)
-    except RuntimeError as error:
-        raise RuntimeError(
-            "another process of this run has died, see its own output; what was decoded is kept"
-        ) from error
 
 
 def _requests(params: Params, cache: Path) -> tuple[Requests, Datasets]:
@@ -200,21 +163,21 @@ def _decode(
     plans: Mapping[Run, Plan],
     kept: Mapping[Run, Journal],
     load: Callable[[], Decoder],
+    shared: Processes,
     *,
-    rank: int,
-    world: int,
     title: str,
 ) -> None:
-    """Decode what the journals lack: batch i is for process i % world."""
+    """Decode what the journals lack of this process's share of the batches."""
     finished = {run: journal.read() for run, journal in kept.items()}
-    _meet()  # Or one would read what another has just added, and count it as known.
-    if rank == 0:
+    shared.meet()  # Or one would read what another has just added, and count it as known.
+    if shared.first:
         total = sum(len(planned.prompts) for planned in plans.values())
         known = sum(len(answers) for found in finished.values() for answers in found.values())
         print(f"{title}: {known} of {total} answers known, {total - known} to decode", flush=True)
     decoder = None
     for run, planned in plans.items():
-        own = [i for i in range(rank, len(planned.batches), world) if i not in finished[run]]
+        share = shared.share(range(len(planned.batches)))
+        own = [batch for batch in share if batch not in finished[run]]
         if not own:
             continue
         # Weights are loaded where there is something to decode, once.

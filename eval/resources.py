@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
+
+from heima.results.files import sha256
 
 
 class MissingResource(RuntimeError):
     """A metric's data or model is not on this machine; the message says how to get it."""
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_hash(path: Path, expected: str) -> None:

@@ -21,19 +21,18 @@ is given, and where the input or the judge is at fault: then nothing is scored.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from eval import lmms_start
 from eval.judge import JudgeError
+from eval.units import Units, image_label
 from eval.vlmevalkit import cases
 from eval.vlmevalkit.cases import Row, shortened
 from heima import config
@@ -41,13 +40,14 @@ from heima.config import Benchmark, DatasetSource, FolderSource, Params, Protoco
 from heima.cot import parsing
 from heima.results.cells import Cell
 from heima.results.files import write_jsonl
+from heima.results.scores import COUNTS
 from heima.results.statistics import cell
+
+if TYPE_CHECKING:
+    from eval.gateway import Gateway
 
 _API_FAILED = "Failed to obtain answer via API"
 """What VLMEvalKit writes in place of a prediction that it did not get."""
-
-_TOLERANCE = 0.006
-"""Percent: lmms-eval rounds some of its numbers to two digits."""
 
 
 class InputError(ValueError):
@@ -72,23 +72,20 @@ class Answer:
         found = parsing.conclusion(self.text)
         return self.text if found is None else found
 
-
-@dataclass(frozen=True)
-class Score:
-    """One unit's score from 0 to 1, with its weight in the benchmark's mean."""
-
-    value: float
-    image: str
-    failed: bool
-    weight: float = 1.0
-    groups: tuple[str, ...] = ()
+    @property
+    def failed(self) -> bool:
+        """Whether there is nothing to score, or no conclusion where there should be one."""
+        return not (self.scored.strip() and self.concluded)
 
 
 @dataclass
 class Scores:
-    """A benchmark's scores: `by` counts the answers by who read them, `more` are other metrics."""
+    """A benchmark's scores: `by` counts the answers by who read them, `more` are other metrics.
 
-    units: list[Score]
+    The rows of `units` also have `categories`, the groups that they are counted in.
+    """
+
+    units: Units
     by: dict[str, int] = field(default_factory=dict)
     more: dict[str, float] = field(default_factory=dict)
 
@@ -207,7 +204,7 @@ def load(benchmark: str, folder: Path) -> list[dict[str, Any]]:
             content = row.pop(pictures[0])["bytes"]
             if benchmark == "ai2d":
                 row.setdefault("index", place)
-            docs.append({**row, "image": hashlib.sha256(content).hexdigest()[:12]})
+            docs.append({**row, "image": image_label(content)})
     return docs
 
 
@@ -230,121 +227,94 @@ def score_vlmevalkit(benchmark: str, answers: Sequence[Answer]) -> Scores:
     if benchmark == "hallusionbench":
         more["figure_accuracy"] = 100 * scoring.figure_accuracy(samples)
         more["question_accuracy"] = 100 * scoring.question_accuracy(samples)
-    groups = [tuple(one["categories"]) for one in samples]
-    units = [one["unit"] for one in samples]
-    values = [one["score"] for one in samples]
-    return Scores(_units(answers, units, values, groups), dict(by), more)
+    rows = [
+        {
+            **{key: sample[key] for key in ("unit", "score", "categories")},
+            "image": answer.image,
+            "failed": answer.failed,
+        }
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
+    return Scores(Units.of(rows), dict(by), more)
 
 
 def score_lmms(
-    params: Params, params_file: str, benchmark: str, folder: Path, answers: Sequence[Answer]
+    params: Params,
+    params_file: str,
+    benchmark: str,
+    folder: Path,
+    answers: Sequence[Answer],
+    gateway: Gateway,
 ) -> Scores:
-    """Scores by lmms-eval's own task.
+    """Scores by lmms-eval's own task, as `eval.scoring` takes them from it.
 
-    `answers` are all rows of the benchmark in `folder`, in their order. Raises `ValueError` where
-    lmms-eval's number differs from its samples.
+    `answers` are all rows of the benchmark in `folder`, in their order. Raises `JudgeError` and
+    `ValueError` as `eval.scoring.score` does.
     """
-    from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import TaskManager
-
-    from eval import tasks
     from eval.breakdown import RULES
-    from eval.chat_models import HeimaReplay
+    from eval.scoring import LoadedBenchmark, ScoredRun
 
-    rules, name = RULES["lmms"][benchmark], tasks.TASKS["lmms"][benchmark]
-    here = DatasetSource(path=str(folder.resolve()))
     # Of a source, only the benchmark's data plays a part here.
-    there = FolderSource(
-        kind="folder", path=".", benchmarks={params.data_name("lmms", benchmark): here}
+    here = FolderSource(
+        kind="folder",
+        path=".",
+        benchmarks={params.data_name("lmms", benchmark): DatasetSource(path=str(folder.resolve()))},
     )
-    counts = {"prompt": 0, "decoded": 0, "thinking": 0}
-    rows = [
-        {"doc_id": place, "text": one.text, "counts": counts} for place, one in enumerate(answers)
+    counts = dict.fromkeys(("prompt", *COUNTS), 0)
+    predicted = [
+        {
+            "doc_id": place,
+            "text": one.text,
+            "conclusion": None if one.failed else one.scored,
+            "counts": counts,
+            "finish": "stop",
+        }
+        for place, one in enumerate(answers)
     ]
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
+    with tempfile.TemporaryDirectory() as scratch:
         # The replay reads a file of every benchmark.
         for other in params.benchmarks:
-            write_jsonl(Path(scratch) / f"{other}.jsonl", rows if other == benchmark else ())
-        task = tasks.load(
-            params.model_copy(update={"source": there}), "lmms", benchmark, Path(scratch)
+            write_jsonl(
+                Path(scratch) / f"lmms/{params.seed}/{other}.jsonl",
+                predicted if other == benchmark else (),
+            )
+        loaded = LoadedBenchmark(
+            params.model_copy(update={"source": here}), "lmms", benchmark, Path(scratch)
         )
-        results = simple_evaluate(
-            model=HeimaReplay(predictions=scratch, params=params_file),
-            tasks=[task],
-            task_manager=TaskManager(include_defaults=False),
-            bootstrap_iters=0,
-            cli_args=argparse.Namespace(
-                output_path=scratch, process_with_media=False, reasoning_tags="none"
-            ),
+        run = ScoredRun(
+            {benchmark: loaded},
+            "lmms",
+            params.seed,
+            Path(scratch),
+            gateway,
+            params_file=params_file,
         )
-        samples = sorted(results["samples"][name], key=lambda one: one["doc_id"])
-        values = rules.scores(samples)
-    docs = [one.row for one in answers]
-    units = [str(rules.unit(doc)) if rules.unit else str(place) for place, doc in enumerate(docs)]
-    strata = [rules.stratum(doc) if rules.stratum else "" for doc in docs]
-    groups = [cases.read(benchmark, doc).categories for doc in docs]
-    found = _units(answers, units, values, groups, strata)
-    [official] = [
-        value
-        for key, value in results["results"][name].items()
-        if key.partition(",")[0] == rules.metric
+    rows = [
+        {**row, "categories": cases.read(benchmark, doc).categories}
+        for row, doc in zip(run.rows[benchmark], loaded.docs, strict=True)
     ]
-    # MathVista's aggregation returns None for an accuracy of 0.
-    official = rules.scale * (official or 0.0)
-    value = 100 * sum(u.weight * u.value for u in found) / sum(u.weight for u in found)
-    if abs(value - official) > _TOLERANCE:
-        raise ValueError(
-            f"{benchmark}: the samples give {value:.3f} %, lmms-eval {official:.3f} %; "
-            "eval.breakdown must follow this version of the task"
-        )
-    return Scores(found, {"lmms-eval": len(answers)})
+    stratum = RULES["lmms"][benchmark].stratum
+    strata = [stratum(doc) for doc in loaded.docs] if stratum else None
+    return Scores(Units.of(rows, strata), {"lmms-eval": len(answers)})
 
 
-def _units(
-    answers: Sequence[Answer],
-    units: Sequence[str],
-    values: Sequence[float],
-    groups: Sequence[tuple[str, ...]],
-    strata: Sequence[str] | None = None,
-) -> list[Score]:
-    """What a score belongs to, once; strata weigh the same whatever their size."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, unit in enumerate(units):
-        places[unit].append(place)
-    firsts = [found[0] for found in places.values()]
-    labels = [strata[first] for first in firsts] if strata else [""] * len(firsts)
-    sizes = Counter(labels)
-    return [
-        Score(
-            values[found[0]],
-            answers[found[0]].image,
-            any(not (answers[i].scored.strip() and answers[i].concluded) for i in found),
-            len(firsts) / sizes[label] / len(sizes),
-            groups[found[0]],
-        )
-        for found, label in zip(places.values(), labels, strict=True)
-    ]
-
-
-def cells(params: Params, units: Sequence[Score]) -> dict[str, Cell]:
+def cells(params: Params, units: Units) -> dict[str, Cell]:
     """`all` and each category, in percent with 95 % intervals."""
 
-    def of(part: Sequence[Score]) -> Cell:
+    def of(part: Units) -> Cell:
         return cell(
-            [unit.value for unit in part],
+            part.scores,
             draws=params.similarity.draws,
             seed=params.seed,
-            clusters=[unit.image for unit in part],
-            weights=[unit.weight for unit in part],
-            n_failed=sum(unit.failed for unit in part),
+            clusters=part.images,
+            weights=part.weights,
+            n_failed=part.failed,
             scale=100,
         )
 
-    names = sorted({group for unit in units for group in unit.groups})
-    return {
-        "all": of(units),
-        **{name: of([unit for unit in units if name in unit.groups]) for name in names},
-    }
+    names = sorted({name for unit in units.rows for name in unit[0]["categories"]})
+    each = {name: units.where(lambda row, name=name: name in row["categories"]) for name in names}
+    return {"all": of(units), **{name: of(part) for name, part in each.items()}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -410,7 +380,7 @@ def _run(given: argparse.Namespace) -> int:
         if protocol == "vlmevalkit":
             scores = score_vlmevalkit(benchmark, answers)
         else:
-            scores = score_lmms(params, given.params, benchmark, folder, answers)
+            scores = score_lmms(params, given.params, benchmark, folder, answers, gateway)
         if gateway.failures:
             reasons = [f"  {one.reason}: …{one.prompt[-80:]!r}" for one in gateway.failures]
             raise JudgeError(

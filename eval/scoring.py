@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import math
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from eval import benchmark_data, prompts, tasks
 from eval.breakdown import RULES, Docs, Samples
 from eval.chat_models import HeimaReplay
 from eval.gateway import Gateway, JudgeError
+from eval.units import Row, Units, image_label
 from heima import config
 from heima.config import Params
 from heima.results.cells import Cell, write_metrics
@@ -32,8 +31,6 @@ from heima.results.files import read_json, read_jsonl, write_jsonl
 from heima.results.provenance import provenance
 from heima.results.scores import ACCURACY, CHANCE, COUNTS, MEAN, score_group, seed_metric
 from heima.results.statistics import Resampled, mean_of, resample
-
-Row = Mapping[str, Any]
 
 
 def score(
@@ -76,10 +73,19 @@ def score(
     cells: dict[str, dict[str, Cell]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for protocol, rules in params.protocols.items():
-            loaded = {b: _Benchmark(params, protocol, b, Path(cache)) for b in params.benchmarks}
+            loaded = {
+                b: LoadedBenchmark(params, protocol, b, Path(cache)) for b in params.benchmarks
+            }
             runs = {
                 trained: [
-                    _Run(loaded, protocol, seed, predictions / str(trained), gateway)
+                    ScoredRun(
+                        loaded,
+                        protocol,
+                        seed,
+                        predictions / str(trained),
+                        gateway,
+                        params_file=params_file,
+                    )
                     for seed in rules.seeds
                 ]
                 for trained in made["training_seeds"]
@@ -127,7 +133,7 @@ def score(
     )
 
 
-class _Benchmark:
+class LoadedBenchmark:
     """A benchmark under a protocol, loaded once for all runs.
 
     `docs` are its rows without images, `images` a short hash of each one's image file: what
@@ -140,19 +146,25 @@ class _Benchmark:
         pictures = self.task.eval_docs
         column = next(name for name, kind in pictures.features.items() if isinstance(kind, Image))
         raw = pictures.select_columns(column).cast_column(column, Image(decode=False))
-        self.images = [hashlib.sha256(doc[column]["bytes"]).hexdigest()[:12] for doc in raw]
+        self.images = [image_label(doc[column]["bytes"]) for doc in raw]
 
 
-class _Run:
-    """One seed's answers of a protocol, scored: the `rows` of each benchmark, in order."""
+class ScoredRun:
+    """One seed's answers of a protocol, scored: the `rows` of each benchmark, in order.
+
+    `predictions` has them in `<protocol>/<seed>/<benchmark>.jsonl`, for each benchmark that
+    `params_file` names. Raises `JudgeError` and `ValueError` as `score` does.
+    """
 
     def __init__(
         self,
-        loaded: Mapping[str, _Benchmark],
+        loaded: Mapping[str, LoadedBenchmark],
         protocol: str,
         seed: int,
         predictions: Path,
         gateway: Gateway,
+        *,
+        params_file: str = "params.yaml",
     ) -> None:
         folder = predictions / protocol / str(seed)
         answers = {benchmark: read_jsonl(folder / f"{benchmark}.jsonl") for benchmark in loaded}
@@ -160,7 +172,7 @@ class _Run:
         # MMBench prints its categories; here they have no reader.
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
             results = simple_evaluate(
-                model=HeimaReplay(predictions=str(folder)),
+                model=HeimaReplay(predictions=str(folder), params=params_file),
                 tasks=[one.task for one in loaded.values()],
                 task_manager=TaskManager(include_defaults=False),
                 bootstrap_iters=0,
@@ -185,7 +197,7 @@ class _Run:
 
 def _check_judge(
     gateway: Gateway,
-    loaded: Mapping[str, _Benchmark],
+    loaded: Mapping[str, LoadedBenchmark],
     answers: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
     """Raise `JudgeError` naming the samples whose prompts got no usable reply."""
@@ -205,7 +217,7 @@ def _check_judge(
 
 def _asking(
     prompt: str,
-    loaded: Mapping[str, _Benchmark],
+    loaded: Mapping[str, LoadedBenchmark],
     answers: Mapping[str, Sequence[Row]],
 ) -> list[str]:
     """The samples that a judge prompt is about."""
@@ -238,7 +250,7 @@ def _official(results: Mapping[str, Any], metric: str, benchmark: str) -> float:
 def _rows(
     protocol: str,
     benchmark: str,
-    loaded: _Benchmark,
+    loaded: LoadedBenchmark,
     samples: Samples,
     answers: Sequence[Row],
 ) -> list[dict[str, Any]]:
@@ -265,42 +277,17 @@ def _rows(
     ]
 
 
-class _Units:
-    """The rows of a benchmark by what a score belongs to, with the weights of the task's mean."""
-
-    def __init__(self, protocol: str, benchmark: str, rows: Sequence[Row], docs: Docs) -> None:
-        positions: dict[tuple[Any, Any], list[int]] = defaultdict(list)
-        for position, row in enumerate(rows):
-            positions[row.get("seed"), row["unit"]].append(position)
-        self.rows = [[rows[i] for i in unit] for unit in positions.values()]
-        self.weights: list[float] | None = None
-        stratum = RULES[protocol][benchmark].stratum
-        if stratum:
-            strata = [stratum(docs[unit[0]]) for unit in positions.values()]
-            sizes = Counter(strata)
-            self.weights = [len(strata) / sizes[one] for one in strata]
-
-    @property
-    def scores(self) -> list[float]:
-        return [unit[0]["score"] for unit in self.rows]
-
-    @property
-    def failed(self) -> int:
-        return sum(any(row["failed"] for row in unit) for unit in self.rows)
-
-    @property
-    def images(self) -> list[str]:
-        return [unit[0]["image"] for unit in self.rows]
+def _units(protocol: str, benchmark: str, rows: Sequence[Row], docs: Docs) -> Units:
+    """The units of a benchmark's rows; `docs` are their questions."""
+    stratum = RULES[protocol][benchmark].stratum
+    return Units.of(rows, [stratum(doc) for doc in docs] if stratum else None)
 
 
 def _check_official(
     protocol: str, benchmark: str, rows: Sequence[Row], docs: Docs, official: float
 ) -> None:
     """Raise `ValueError` where the samples do not give the task's number, in percent."""
-    units = _Units(protocol, benchmark, rows, docs)
-    weights = units.weights or [1.0] * len(units.rows)
-    total = sum(weight * one for weight, one in zip(weights, units.scores, strict=True))
-    value = 100 * total / sum(weights)
+    value = _units(protocol, benchmark, rows, docs).percent
     # lmms-eval rounds some of its numbers to two digits.
     if abs(value - official) > 0.006:
         raise ValueError(
@@ -323,7 +310,7 @@ def _resampled(
 
     def accuracy(name: str, part: slice) -> dict[str, Resampled]:
         units = {
-            trained: _Units(protocol, benchmark, found[part], docs[part])
+            trained: _units(protocol, benchmark, found[part], docs[part])
             for trained, found in rows.items()
         }
         one = next(iter(units.values()))

@@ -1,8 +1,8 @@
-"""How long answers take: phases of a batch, variants in turn, and the share of the device used.
+"""How long answers take: the parts of a batch, variants in turn, and the share of the device used.
 
 A batch runs through transformers' own `generate`, as prediction does, and a clock is read where its
-phases meet: hooks around the image's encoder, and transformers' streamer, which is called with each
-new token. The phases of a batch, in order:
+parts meet: hooks around the image's encoder, and transformers' streamer, which is called with each
+new token. The parts of a batch, in order:
 
 - preprocess: images in memory to pixel tensors, and all tensors to the device;
 - vision: the vision tower and the projector;
@@ -105,7 +105,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Work:
-    """What a device has to do for one batch: FLOPs of each phase, and the bytes of decoding.
+    """What a device has to do for one batch: FLOPs of each part, and the bytes of decoding.
 
     FLOPs are those that are carried out, padded tiles and finished rows included. Each step of
     decoding reads the language model's weights and the cache of keys and values at least once
@@ -191,7 +191,7 @@ def median_decoded(setup: Setup, case: str, *, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class _Marks:
-    """What a gauge (a clock, or a counter of FLOPs) read where the phases of a batch meet."""
+    """What a gauge (a clock, or a counter of FLOPs) read where the parts of a batch meet."""
 
     start: float
     prepared: float

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.utils.flatten import flatten
 
 NO_RESULTS = ("resolve", "tables", "track")
 """Stages that compute nothing new; the tables are artifacts of the parent."""
@@ -162,7 +163,7 @@ def _finished_stage(root: Path, name: str, entries: Mapping[str, Any]) -> Finish
             ),
             "unknown",
         ),
-        recorded=dict(_flatten(_lock_params(entry))),
+        recorded=_leaves(_lock_params(entry)),
         params=_params_with_origin(name, entries),
         metrics_files=tuple(root / out["path"] for out in outs if _is_metrics_file(out)),
         curve_files=tuple(
@@ -209,7 +210,7 @@ def _is_of(name: str, checkpoint: str) -> bool:
 def _own_params(entry: Mapping[str, Any], item: str) -> dict[str, str]:
     return {
         ".".join(part for part in key.split(".") if part != item): value
-        for key, value in _flatten(_lock_params(entry))
+        for key, value in _leaves(_lock_params(entry)).items()
     }
 
 
@@ -219,10 +220,9 @@ def _lock_params(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in known.items() if not key.startswith("derived.")}
 
 
-def _flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Dotted name and text of every leaf; a list is a leaf."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flatten(inner, (*path, str(key)))
-    else:
-        yield ".".join(path), value if isinstance(value, str) else json.dumps(value)
+def _leaves(params: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted name -> text of every leaf; a list is a leaf."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in flatten(params).items()
+    }

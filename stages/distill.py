@@ -12,7 +12,6 @@ the same adapter.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from heima import config
@@ -20,13 +19,10 @@ from heima.data import places
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.data.turns import load_turns
-from heima.results.cells import write_metrics
-from heima.results.files import atomic
 from heima.results.provenance import provenance
-from heima.results.statistics import DRAWS, seeded_cell
-from heima.training import snapshots
+from heima.training import outcome, snapshots
 from heima.training.backbone import body, tile_shift
-from heima.training.loop import AnswerLoss, heldout_losses, train, trained_weights, write_curve
+from heima.training.loop import AnswerLoss
 from heima.vlm import models
 from stages import arguments, launch
 
@@ -41,7 +37,7 @@ def main(name: str, seed: int) -> None:
     checkpoint = params.checkpoints[name]
     root = models.ROOT
     model = models.trainable_vlm(root, params.trained(checkpoint.init, seed), params, seed=seed)
-    answering = AnswerLoss(model, params.training, body=body(model, tiles=params.training.tiles))
+    answering = AnswerLoss(model, params.hardware, body=body(model, tiles=params.training.tiles))
     processor = models.load_processor(root, params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
 
@@ -61,48 +57,40 @@ def main(name: str, seed: int) -> None:
 
     # Training
     run = snapshots.Resume(_snapshots(name, seed, params))
-    started = time.monotonic()
-    curve = train(
+    found = outcome.train_adapter(
         answering,
         samples,
+        heldout,
         collate,
         checkpoint,
+        params,
         seed=seed,
-        precision=params.precision,
-        training=params.training,
         groups=[sample.image for sample in samples] if params.training.images_once else None,
         resume=run,
     )
-    seconds = time.monotonic() - started
-    batch_size = params.training.micro_batch_size or checkpoint.batch_size
-    losses = heldout_losses(answering, heldout, collate, batch_size=batch_size)
     facts = {}
     if params.training.tiles == "real":
         some = heldout[:_TILE_SAMPLES]
-        facts["tiles"] = tile_shift(answering, some, collate, batch_size=batch_size)
-    weights = trained_weights(model)
-    if not launch.writes():
-        return
-    with atomic(root / params.trained(name, seed)) as folder:
-        models.save_adapter(model, folder, weights)
-        write_curve(folder / "loss.jsonl", curve)
-    write_metrics(
+        facts["tiles"] = tile_shift(answering, some, collate, batch_size=found.rows)
+    outcome.write_adapter(
+        model,
+        found,
+        root / params.trained(name, seed),
         f"metrics/distill/{name}/{seed}.json",
-        {"heldout": {"loss": seeded_cell({seed: losses}, draws=DRAWS, seed=params.seed)}},
-        provenance(
+        params,
+        seed=seed,
+        origin=provenance(
             f"distill@{name}-{seed}",
             params,
             training_seed=seed,
             data=checkpoint.data,
             init=checkpoint.init,
             thinking=checkpoint.thinking.model_dump(exclude_none=True),
-            updates=curve[-1]["step"],
-            trainable_parameters=models.trainable_parameters(model),
-            seconds=round(seconds, 1),
+            **found.facts(model),
             **facts,
         ),
+        resume=run,
     )
-    run.discard()
 
 
 def _snapshots(name: str, seed: int, params: config.Params) -> Path:
@@ -113,7 +101,7 @@ def _snapshots(name: str, seed: int, params: config.Params) -> Path:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(params.checkpoints[name].init, seed),
     ]
-    used = ("family", "precision", *snapshots.TRAINING, "distill", checkpoint)
+    used = ("family", "precision", "training", "distill", checkpoint)
     return snapshots.ROOT / snapshots.key(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 

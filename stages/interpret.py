@@ -12,7 +12,6 @@ loads the VLM. Several GPUs and interruptions are as for `stages.distill`.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -21,12 +20,9 @@ from heima.cot.sections import thinking_token
 from heima.data.turns import load_turns
 from heima.families.registry import FAMILIES
 from heima.interpreting import interpreter, states
-from heima.results.cells import write_metrics
-from heima.results.files import atomic
 from heima.results.provenance import provenance
-from heima.results.statistics import DRAWS, seeded_cell
-from heima.training import snapshots
-from heima.training.loop import AnswerLoss, heldout_losses, train, trained_weights, write_curve
+from heima.training import outcome, snapshots
+from heima.training.loop import AnswerLoss
 from heima.vlm import models
 from stages import arguments, launch
 
@@ -44,7 +40,7 @@ def main(name: str, source: config.InterpreterInput, seed: int) -> None:
     reader = interpreter.StateReader(
         adapted, [vocabulary.thinking_ids[thinking_token(section)] for section in sections]
     )
-    answering = AnswerLoss(reader, params.training, body=reader.forward)
+    answering = AnswerLoss(reader, params.hardware, body=reader.forward)
 
     # Data
     splits = {}
@@ -63,44 +59,34 @@ def main(name: str, source: config.InterpreterInput, seed: int) -> None:
                 seed=seed,
             )
         ]
-    collate = interpreter.ReadingCollator(tokenizer.pad_token_id)
 
     # Training
-    schedule = params.interpret.of(params.interpreters[name])
     run = snapshots.Resume(_snapshots(name, source, seed, params))
-    started = time.monotonic()
-    curve = train(
+    found = outcome.train_adapter(
         answering,
         splits["train"],
-        collate,
-        schedule,
+        splits["heldout"],
+        interpreter.ReadingCollator(tokenizer.pad_token_id),
+        params.interpret.of(params.interpreters[name]),
+        params,
         seed=seed,
-        precision=params.precision,
-        training=params.training,
         resume=run,
     )
-    seconds = time.monotonic() - started
-    batch_size = params.training.micro_batch_size or schedule.batch_size
-    losses = heldout_losses(answering, splits["heldout"], collate, batch_size=batch_size)
-    weights = trained_weights(adapted)
-    if not launch.writes():
-        return
-    with atomic(Path("interpreters") / name / source / str(seed)) as folder:
-        models.save_adapter(adapted, folder, weights)
-        write_curve(folder / "loss.jsonl", curve)
-    write_metrics(
+    outcome.write_adapter(
+        adapted,
+        found,
+        Path("interpreters") / name / source / str(seed),
         f"metrics/interpret/{name}/{source}/{seed}.json",
-        {"heldout": {"loss": seeded_cell({seed: losses}, draws=DRAWS, seed=params.seed)}},
-        provenance(
+        params,
+        seed=seed,
+        origin=provenance(
             f"interpret@{name}-{source}-{seed}",
             params,
             training_seed=seed,
-            updates=curve[-1]["step"],
-            trainable_parameters=models.trainable_parameters(adapted),
-            seconds=round(seconds, 1),
+            **found.facts(adapted),
         ),
+        resume=run,
     )
-    run.discard()
 
 
 def _snapshots(name: str, source: str, seed: int, params: config.Params) -> Path:
@@ -110,7 +96,7 @@ def _snapshots(name: str, source: str, seed: int, params: config.Params) -> Path
         Path(f"states/{seed}/train.safetensors"),
         models.ROOT / "interpreter",
     ]
-    used = ("family", "precision", *snapshots.TRAINING, "interpret", f"interpreters.{name}")
+    used = ("family", "precision", "training", "interpret", f"interpreters.{name}")
     stage = f"interpret@{name}-{source}-{seed}"
     return snapshots.ROOT / snapshots.key(stage, params, *used, inputs=inputs)
 

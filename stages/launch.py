@@ -1,19 +1,13 @@
-"""How a stage runs on all GPUs of the machine, and who writes its results."""
+"""How a stage runs on all GPUs of the machine."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
-from accelerate import PartialState
 
 from heima.config import Params
-
-T = TypeVar("T")
 
 
 def on_all_devices(params: Params, module: str, *arguments: str, shard: bool = False) -> None:
@@ -33,25 +27,3 @@ def on_all_devices(params: Params, module: str, *arguments: str, shard: bool = F
         command = [*launcher, "--module", module]
     print(f"{module} on {processes} processes", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", *command, *arguments])
-
-
-def writes() -> bool:
-    """Whether this is the process that writes the stage's results."""
-    return PartialState().is_main_process
-
-
-def part(values: Sequence[T]) -> Sequence[T]:
-    """This process's share of `values`: a run of neighbours, those of all processes in order."""
-    state = PartialState()
-    edges = [i * len(values) // state.num_processes for i in range(state.num_processes + 1)]
-    return values[edges[state.process_index] : edges[state.process_index + 1]]
-
-
-def gathered(value: T) -> list[T] | None:
-    """The values of all processes, in order, on the one that writes; None on the others."""
-    state = PartialState()
-    if state.num_processes == 1:
-        return [value]
-    values = [None] * state.num_processes if state.is_main_process else None
-    dist.gather_object(value, values)
-    return values

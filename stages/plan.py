@@ -46,7 +46,7 @@ def machine(arguments: argparse.Namespace, params: config.Params) -> Machine:
 
 def levers(params: config.Params) -> Levers:
     """How training computes, as params say."""
-    stated = params.training.model_dump()
+    stated = params.training.model_dump() | params.hardware.model_dump()
     known = {field.name for field in fields(Levers)} & stated.keys()
     return Levers(
         **{name: stated[name] for name in known}, sharded=params.hardware.accelerate is not None
@@ -93,8 +93,8 @@ def summary(planned: Estimate, whole: Stage) -> str:
     """The totals in words."""
     hours = sum(stage.hours for stage in planned.stages)
     lines = [
-        f"{whole.gpu_hours:,.1f} GPU-hours, {hours:,.1f} hours on these devices; reconstruct, "
-        "teach and latency use one."
+        f"{whole.gpu_hours:,.1f} GPU-hours, {hours:,.1f} hours on these devices; teach and latency "
+        "use one."
     ]
     if (price := planned.machine.hour_price) is not None:
         lines.append(f"${price * whole.gpu_hours:,.0f} for GPUs at ${price:g} an hour.")

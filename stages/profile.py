@@ -14,9 +14,9 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
+from dvc.utils.flatten import flatten
 
 from heima import config
 from heima.config.profiles import written_out
@@ -24,17 +24,6 @@ from stages import runs
 
 PROFILES = Path("profiles")
 PARAMS = Path("params.yaml")
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: {"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        key: leaf
-        for name, child in value.items()
-        for key, leaf in flatten(child, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
 
 
 def changes(old: str, new: str) -> list[str]:

@@ -7,10 +7,14 @@ The states and the interpreters are those of the training seed; which sample's s
 another one is the same for all seeds. Writes `reconstructions/<name>/<seed>.jsonl`: one row a turn
 and control with the turn's question and image, the true text, the reconstruction, and the true
 text's negative log-likelihood.
+
+On several GPUs it starts itself once on each, as `hardware` says, and the processes share the
+batches.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,12 +25,13 @@ from heima.cot.sections import thinking_token
 from heima.data.turns import load_turns
 from heima.interpreting import controls, interpreter, states
 from heima.results.files import write_jsonl
-from heima.vlm import models
-from stages import arguments
+from heima.vlm import models, processes
+from stages import arguments, launch
 
 
 def main(name: str, seed: int) -> None:
     params = config.load_resolved()
+    launch.on_all_devices(params, "stages.reconstruct", name, str(seed))
     named = params.reconstructions[name]
     section = named.section
     options = params.reconstruct
@@ -46,7 +51,7 @@ def main(name: str, seed: int) -> None:
         merged = adapted.merge_and_unload().to(models.device())
         token = vocabulary.thinking_ids[thinking_token(section)]
         readers[source] = interpreter.StateReader(merged, [token])
-    rows = []
+    work = []
     for control in options.controls:
         source = "question-only" if control == "question-only" else "own"
         readings = interpreter.encode_readings(
@@ -60,25 +65,40 @@ def main(name: str, seed: int) -> None:
             wordings=params.interpret.wordings,
             seed=params.seed,
         )
-        written = interpreter.reconstruct(
-            readers[source],
-            readings,
-            vocabulary,
-            decoding=options,
-            seed=params.seed,
+        batches = processes.batches(readings, options.batch_size)
+        work += [(readers[source], number, batch) for number, batch in enumerate(batches)]
+    with processes.joined() as shared:
+        written = shared.gathered(
+            [
+                interpreter.reconstruct(
+                    reader,
+                    batch,
+                    vocabulary,
+                    decoding=options,
+                    # The same draws for every control.
+                    seed=processes.batch_seed(params.seed, number),
+                )
+                for reader, number, batch in shared.share(work)
+            ]
         )
-        for turn, one in zip(turns, written, strict=True):
-            rows.append(
-                {
-                    "id": turn.id,
-                    "kind": turn.kind,
-                    "image": turn.image,
-                    "question": turn.question,
-                    "control": control,
-                    "reference": turn.sections[section],
-                    **asdict(one),
-                }
-            )
+    if written is None:
+        return
+    rows = [
+        {
+            "id": turn.id,
+            "kind": turn.kind,
+            "image": turn.image,
+            "question": turn.question,
+            "control": control,
+            "reference": turn.sections[section],
+            **asdict(one),
+        }
+        for (control, turn), one in zip(
+            itertools.product(options.controls, turns),
+            itertools.chain.from_iterable(written),
+            strict=True,
+        )
+    ]
     write_jsonl(f"reconstructions/{name}/{seed}.jsonl", rows)
 
 

@@ -21,28 +21,11 @@ import grimp
 import yaml
 
 from heima import config
-from heima.results.files import atomic, write_json
+from heima.results.files import atomic, sha256, write_json
 from stages import arguments, runs
 
 PACKAGES = ("heima", "eval", "reports", "stages")
 _HEADER = "# Follows from params.yaml: the stage `resolve` writes it (see stages/resolve.py).\n"
-STAGES = (
-    "prepare",
-    "rewrite",
-    "teach",
-    "distill",
-    "states",
-    "interpret",
-    "reconstruct",
-    "judge",
-    "similarity",
-    "predict",
-    "score",
-    "latency",
-    "tables",
-    "track",
-)
-
 NAMED_IN_YAML = {
     "predict": ("eval.vlmevalkit.asking",),
     "latency": ("eval.vlmevalkit.asking",),
@@ -134,8 +117,7 @@ def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, s
     for package in sorted({module.partition(".")[0] for module in modules}):
         for file in sorted((root / package).rglob("*.yaml")):
             if _owner(root, file) in modules:
-                content = hashlib.sha256(file.read_bytes()).hexdigest()
-                hashes[file.relative_to(root).as_posix()] = content
+                hashes[file.relative_to(root).as_posix()] = sha256(file)
     return dict(sorted(hashes.items()))
 
 
@@ -146,6 +128,12 @@ def code_graph() -> grimp.ImportGraph:
         for one in {module, *graph.find_descendants(module)}:
             graph.remove_module(one)
     return graph
+
+
+def names(pipeline: Path) -> list[str]:
+    """The stages of a `dvc.yaml` that have a fingerprint: all but this one."""
+    stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
+    return [stage for stage in stages if stage != "resolve"]
 
 
 def write(params: config.Params) -> None:
@@ -167,7 +155,7 @@ def main() -> None:
         )
     write(params)
     graph = code_graph()
-    for stage in STAGES:
+    for stage in names(Path("dvc.yaml")):
         write_json(Path("fingerprints") / f"{stage}.json", fingerprint(Path.cwd(), stage, graph))
 
 

@@ -5,7 +5,8 @@
 Reads the checkpoint and position of `params.states`; writes
 `states/<seed>/{train,heldout}.safetensors` (see `heima.interpreting.states.save`).
 
-On several GPUs it starts itself once on each, and each takes a part of the turns.
+On several GPUs it starts itself once on each, as `hardware` says, and the processes share the
+batches.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from heima.data.images import ImageZip
 from heima.data.turns import load_turns
 from heima.interpreting import states
 from heima.results.files import atomic
-from heima.vlm import models
+from heima.vlm import models, processes
 from stages import arguments, launch
 
 
@@ -32,36 +33,36 @@ def main(seed: int) -> None:
     vocabulary = models.vocabulary(processor.tokenizer, params)
     images = ImageZip(places.locate("data/source") / "images.zip")
     collate = models.collator(processor, images, params)
+    size = params.states.batch_size
     found = {}
-    for split in ("train", "heldout"):
-        turns = load_turns(f"data/rewritten/{split}.parquet")
-        samples = encode_turns(
-            # Neighbouring turns share their image, so each process takes a run of them.
-            launch.part(turns),
-            "p3",
-            vocabulary,
-            max_length=params.distill.max_length,
-            thinking=thinking,
-        )
-        extracted = states.extract(
-            model,
-            samples,
-            collate,
-            vocabulary,
-            thinking,
-            position=params.states.position,
-            batch_size=params.states.batch_size,
-        )
-        found[split] = turns, launch.gathered(extracted)
-    if not launch.writes():
+    with processes.joined() as shared:
+        for split in ("train", "heldout"):
+            turns = load_turns(f"data/rewritten/{split}.parquet")
+            # Neighbouring turns share their image, and a batch encodes it once.
+            share = shared.share(processes.batches(turns, size))
+            samples = encode_turns(
+                [turn for batch in share for turn in batch],
+                "p3",
+                vocabulary,
+                max_length=params.distill.max_length,
+                thinking=thinking,
+            )
+            extracted = states.extract(
+                model,
+                samples,
+                collate,
+                vocabulary,
+                thinking,
+                position=params.states.position,
+                batch_size=size,
+            )
+            found[split] = turns, shared.gathered(extracted)
+    if not shared.first:
         return
     with atomic(Path("states") / str(seed)) as folder:
         folder.mkdir()
-        for split, (turns, parts) in found.items():
-            whole = {
-                section: states.join([part[section] for part in parts]) for section in parts[0]
-            }
-            states.save(folder / f"{split}.safetensors", whole, turns)
+        for split, (turns, batches) in found.items():
+            states.save(folder / f"{split}.safetensors", states.join(batches), turns)
 
 
 if __name__ == "__main__":

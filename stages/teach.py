@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from heima import config
 from heima.data import places
@@ -21,7 +22,6 @@ from heima.data.images import ImageZip
 from heima.data.licences import terms
 from heima.data.turns import load_turns
 from heima.families.registry import FAMILIES
-from heima.results.cells import write_metrics
 from heima.results.files import atomic, write_json
 from heima.results.provenance import provenance
 from heima.vlm import models, pretrained
@@ -32,7 +32,7 @@ from stages import arguments
 def train_toy(name: str, params: config.Params) -> None:
     from heima.results.statistics import DRAWS, cell
     from heima.toy import teach
-    from heima.training.loop import write_curve
+    from heima.training import outcome
 
     splits = [load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")]
     images = ImageZip(places.locate("data/source") / "images.zip")
@@ -50,14 +50,18 @@ def train_toy(name: str, params: config.Params) -> None:
             teach.training_scenes(params, trained_on),
         )
     seconds = time.monotonic() - started
-    with atomic(models.ROOT / name) as folder:
+
+    def save(folder: Path) -> None:
         taught.model.save_pretrained(folder)
         taught.processor.save_pretrained(folder)
-        write_curve(folder / "loss.jsonl", taught.curve)
-    write_metrics(
+
+    outcome.write(
+        save,
+        taught.curve,
+        cell(taught.heldout_losses, draws=DRAWS, seed=params.seed),
+        models.ROOT / name,
         f"metrics/teach/{name}.json",
-        {"heldout": {"loss": cell(taught.heldout_losses, draws=DRAWS, seed=params.seed)}},
-        provenance(
+        origin=provenance(
             f"teach@{name}",
             params,
             parameters=taught.model.num_parameters(),

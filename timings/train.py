@@ -66,7 +66,7 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from eval import latency
-from heima.config import Lora, Schedule, Training
+from heima.config import Hardware, Lora, Schedule, Training
 from heima.data.encoding import Sample
 from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
@@ -105,10 +105,10 @@ PLAIN = "plain Trainer"
 ALL = "all exact savings"
 REAL = "and real tiles"
 SAVINGS = {
-    "no image once": {"images_once": False},
-    "all positions through the lm_head": {"labelled_only": False},
-    ALL: {},
-    REAL: {"tiles": "real"},
+    "no image once": (Training(images_once=False), Hardware()),
+    "all positions through the lm_head": (Training(), Hardware(labelled_only=False)),
+    ALL: (Training(), Hardware()),
+    REAL: (Training(tiles="real"), Hardware()),
 }
 
 
@@ -121,14 +121,15 @@ class Size:
     checkpointing: bool
 
     @property
-    def rows(self) -> dict[str, Training]:
+    def rows(self) -> dict[str, tuple[Training, Hardware]]:
         """Every row but the baseline, and how it trains."""
+        recomputing = {"gradient_checkpointing": self.checkpointing}
         rows = {
-            name: Training(gradient_checkpointing=self.checkpointing, **saving)
-            for name, saving in SAVINGS.items()
+            name: (training, hardware.model_copy(update=recomputing))
+            for name, (training, hardware) in SAVINGS.items()
         }
         if self.checkpointing:
-            rows["all exact savings, nothing recomputed"] = Training()
+            rows["all exact savings, nothing recomputed"] = SAVINGS[ALL]
         return rows
 
 
@@ -373,11 +374,12 @@ def ours(
     samples: Sequence[Sample],
     collate: Callable,
     schedule: Schedule,
-    settings: Training,
+    training: Training,
+    hardware: Hardware,
     size: Size,
 ) -> Result:
     """`heima.training.loop` with the given savings."""
-    answering = loop.AnswerLoss(model, settings, body=body(model, tiles=settings.tiles))
+    answering = loop.AnswerLoss(model, hardware, body=body(model, tiles=training.tiles))
     with measured(model) as result:
         curve = loop.train(
             answering,
@@ -386,7 +388,8 @@ def ours(
             schedule,
             seed=SEED,
             precision=size.precision,
-            training=settings,
+            training=training,
+            hardware=hardware,
             groups=[sample.image for sample in samples],
         )
     result.losses = [row["loss"] for row in curve]
@@ -442,12 +445,12 @@ def main() -> None:
                     if settings is None:
                         results[row] = plain_trainer(whole, samples, each, schedule, size)
                     else:
-                        collate = once if settings.images_once else each
-                        results[row] = ours(whole, samples, collate, schedule, settings, size)
+                        collate = once if settings[0].images_once else each
+                        results[row] = ours(whole, samples, collate, schedule, *settings, size)
             except torch.cuda.OutOfMemoryError:
                 skipped[row] = "the GPU has no room for it"
                 torch.cuda.empty_cache()
-        answering = loop.AnswerLoss(model, Training(), body=body(model))
+        answering = loop.AnswerLoss(model, Hardware(), body=body(model))
         with torch.autocast(model.device.type, torch.bfloat16, enabled=size.precision == "bf16"):
             some = samples[:TURNS_A_BATCH]
             shift = tile_shift(answering, some, once, batch_size=TURNS_A_BATCH)

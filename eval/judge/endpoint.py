@@ -18,8 +18,6 @@ from heima.results.measures import is_gpt4o
 CHARACTERS_A_TOKEN = 4
 _IMAGE_TOKENS = 85
 """What an image of low detail costs."""
-_BATCH_SHARE = 0.5
-"""What a request through the Batch API costs of its price."""
 
 Check = Callable[[str], object]
 """Raises `ValueError` for a reply that is not what was asked for."""
@@ -67,9 +65,7 @@ class Endpoint:
         """The price of that many tokens in this mode, in dollars."""
         if self.price is None:
             return 0.0
-        share = _BATCH_SHARE if self.mode == "batch" else 1.0
-        tokens = prompt_tokens * self.price.input + completion_tokens * self.price.output
-        return share * tokens / 1e6
+        return self.price.usd(prompt_tokens, completion_tokens, mode=self.mode)
 
 
 class Fault(Exception):

@@ -54,7 +54,6 @@ from heima.config.families import TOY_FAMILIES
 from heima.config.params import Params
 from heima.config.profiles import written_out
 from heima.config.training import (
-    ONE_TOKEN,
     Checkpoint,
     Distill,
     Hardware,
@@ -68,7 +67,6 @@ from heima.config.training import (
     Schedule,
     States,
     Teach,
-    Thinking,
     ToyLlm,
     ToyVlm,
     Training,
@@ -78,7 +76,6 @@ RESOLVED = Path("resolved.yaml")
 """Every parameter that a stage reads, with its default (`load_resolved`)."""
 
 __all__ = [
-    "ONE_TOKEN",
     "PRETRAINED",
     "RESOLVED",
     "TOY_FAMILIES",
@@ -120,7 +117,6 @@ __all__ = [
     "Similarity",
     "States",
     "Teach",
-    "Thinking",
     "Tiles",
     "ToyLlm",
     "ToySource",

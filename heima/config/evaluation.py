@@ -171,11 +171,20 @@ class EmbeddedRules(Model):
     backend: Literal["embedded-rules"]
 
 
+BATCH_SHARE = 0.5
+"""What a request through OpenAI's Batch API costs of its price."""
+
+
 class Price(Model):
     """US dollars for a million tokens."""
 
     input: Annotated[float, Field(ge=0)]
     output: Annotated[float, Field(ge=0)]
+
+    def usd(self, prompt: float, reply: float, *, mode: str) -> float:
+        """The dollars that so many tokens cost, asked `direct` or in a `batch`."""
+        share = BATCH_SHARE if mode == "batch" else 1.0
+        return share * (prompt * self.input + reply * self.output) / 1e6
 
 
 class OpenAIJudge(Model):

@@ -37,7 +37,6 @@ from heima.config.evaluation import (
     Variant,
 )
 from heima.config.training import (
-    ONE_TOKEN,
     Checkpoint,
     Distill,
     Hardware,
@@ -46,11 +45,11 @@ from heima.config.training import (
     NamedReconstruction,
     States,
     Teach,
-    Thinking,
     Training,
 )
 from heima.cot.rendering import RENDERINGS, constant_prefix
 from heima.cot.sections import COMPRESSIBLE, numbered
+from heima.cot.thinking import ONE_TOKEN, Thinking
 
 
 class Params(Model):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -21,7 +21,7 @@ from heima.config.data import (
     Place,
 )
 from heima.cot.rendering import RENDERINGS
-from heima.cot.sections import MAX_NUMBERED
+from heima.cot.thinking import ONE_TOKEN, Thinking
 
 
 class Schedule(Model):
@@ -97,46 +97,57 @@ class Teach(Model):
         return self
 
 
-class Training(Model):
-    """How every training run computes; what it learns is its schedule's.
-
-    Each saving can be turned off, for comparison; all but `tiles` are exact. What decides about
-    batches or about what the model sees (`group_by_length`, `images_once`, `tiles`) makes another
-    result; the rest changes no more than rounding, so that DVC does not watch it.
-
-    - `micro_batch_size`: samples that a process computes at once; none: its whole share of a batch.
-      Gradients of a batch add up over micro-batches and processes, whatever their number.
-    - `gradient_checkpointing`: compute activations again in the backward pass (non-reentrant).
-    - `group_by_length`: batches of samples of like length, for less padding.
-    - `images_once`: the turns of an image stand in one batch, which encodes it once.
-    - `labelled_only`: only positions with a label go through the lm_head, `logits_chunk` at once.
-    - `tiles`: `padded` fills every image up to the model's number of tiles, as it was pretrained;
-      `real` computes only the tiles that an image has, which changes what the model sees.
-    - `workers`: processes that read images ahead; none: the training process itself.
-    - `snapshot_steps`: updates between two snapshots of a run, from which a killed run goes on.
-    """
-
-    micro_batch_size: PositiveInt | None = None
-    gradient_checkpointing: bool = False
-    group_by_length: bool = True
-    images_once: bool = True
-    labelled_only: bool = True
-    logits_chunk: PositiveInt = 1024
-    tiles: Tiles = "padded"
-    workers: Annotated[int, Field(ge=0)] = 0
-    snapshot_steps: PositiveInt = 100
-
-
 class Hardware(Model):
-    """On how many processes stages that can use several run; no result depends on it but rounding.
+    """How stages use the machine; no result depends on it but by rounding, so DVC watches none.
 
     - `processes`: one a GPU; none: as many as there are GPUs, and one without a GPU.
     - `accelerate`: the configuration that training is launched with (`accelerate launch`), such as
       `profiles/accelerate/fsdp2.yaml`; none: each process holds the whole model.
+
+    Of training:
+
+    - `micro_batch_size`: samples that a process computes at once; none: its whole share of a batch.
+      Gradients of a batch add up over micro-batches and processes, whatever their number.
+    - `gradient_checkpointing`: compute activations again in the backward pass (non-reentrant).
+    - `labelled_only`: only positions with a label go through the lm_head, `logits_chunk` at once.
+    - `workers`: processes that read images ahead; none: the training process itself.
+    - `snapshot_steps`: updates between two snapshots of a run, from which a killed run goes on.
     """
 
     processes: PositiveInt | None = None
     accelerate: str | None = Field(default=None, min_length=1)
+    micro_batch_size: PositiveInt | None = None
+    gradient_checkpointing: bool = False
+    labelled_only: bool = True
+    logits_chunk: PositiveInt = 1024
+    workers: Annotated[int, Field(ge=0)] = 0
+    snapshot_steps: PositiveInt = 100
+
+
+class Training(Model):
+    """What every training run computes beside its schedule; each choice makes another result.
+
+    - `group_by_length`: batches of samples of like length, for less padding.
+    - `images_once`: the turns of an image stand in one batch, which encodes it once.
+    - `tiles`: `padded` fills every image up to the model's number of tiles, as it was pretrained;
+      `real` computes only the tiles that an image has, which changes what the model sees.
+    """
+
+    group_by_length: bool = True
+    images_once: bool = True
+    tiles: Tiles = "padded"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _results_alone(cls, given: Any) -> Any:
+        """What changes no result stood here, too, before it went to `hardware`."""
+        moved = [key for key in given if key in Hardware.model_fields]
+        if moved:
+            raise ValueError(
+                f"{', '.join(f'{key} = {given[key]!r}' for key in moved)} must stand in "
+                f"`hardware`; `training` has {', '.join(cls.model_fields)}"
+            )
+        return given
 
 
 class Lora(Model):
@@ -150,27 +161,6 @@ class Distill(Model):
 
     lora: Lora
     max_length: PositiveInt
-
-
-class Thinking(Model):
-    """How many thinking tokens stand for a section (docs/recipe.md, section 1).
-
-    `tokens`: so many, numbered; one has no number. `ratio`: that share of the section's own tokens,
-    at least one. A ratio repeats the section's one token: numbers would run out of reserved ids.
-    """
-
-    tokens: Annotated[int, Field(ge=1, le=MAX_NUMBERED)] | None = None
-    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Thinking:
-        if (self.tokens is None) == (self.ratio is None):
-            raise ValueError("give exactly one of tokens and ratio")
-        return self
-
-
-ONE_TOKEN = Thinking(tokens=1)
-"""The paper's method; everything else is an ablation."""
 
 
 class Checkpoint(Schedule):

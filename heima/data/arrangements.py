@@ -89,7 +89,7 @@ class Outcome(NamedTuple):
     fault: Fault | None
 
 
-class Judged(NamedTuple):
+class Arranged(NamedTuple):
     """The outcome of a turn under each arrangement.
 
     `altered` says for each of `PHASES` whether `str.replace` changes more of the answer than the
@@ -106,15 +106,15 @@ _ODD_SPACING = Outcome(
 )
 
 
-def judge(question: str, answer: str, *, spacing: str) -> Judged:
+def arrange(question: str, answer: str, *, spacing: str) -> Arranged:
     """What each arrangement makes of a turn; `spacing` is what `corrected` asks for."""
     if not question:
         empty = Outcome(None, Fault("empty_question", "the human message is empty"))
-        return Judged(empty, empty)
+        return Arranged(empty, empty)
     try:
         spans = parsing.spans(answer)
     except parsing.ParseError as error:
-        return Judged(Outcome(None, Fault(error.reason, str(error))), official(answer))
+        return Arranged(Outcome(None, Fault(error.reason, str(error))), official(answer))
     sections = {section: answer[start:end] for section, (start, end) in spans.items()}
     corrected = canonical = Outcome(sections, None)
     if not parsing.is_canonical(answer, spans):
@@ -125,11 +125,11 @@ def judge(question: str, answer: str, *, spacing: str) -> Judged:
         corrected = Outcome(None, Fault("thinking_token_in_text", f"{token} occurs in the text"))
     if _occurs_elsewhere(answer, spans):
         texts = zip(by_string(answer, sections), by_position(answer, spans), strict=True)
-        return Judged(corrected, official(answer), tuple(one != other for one, other in texts))
+        return Arranged(corrected, official(answer), tuple(one != other for one, other in texts))
     if _THINKING in answer:
-        return Judged(corrected, official(answer))
+        return Arranged(corrected, official(answer))
     # Both replace alike, so that filter A has nothing to drop, and spacing is all that counts.
-    return Judged(corrected, canonical)
+    return Arranged(corrected, canonical)
 
 
 def _thinking_token_in(text: str) -> str | None:

@@ -12,9 +12,9 @@ from typing import Literal
 
 import torch
 
-from heima.config import ONE_TOKEN, Thinking
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, ThinkingTokens, numbered, repeated
+from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.tokens import IGNORED, Encoded, Vocabulary
 from heima.data.turns import Turn
 
@@ -71,7 +71,6 @@ def encode_turns(
 def thinking_count(thinking: Thinking, length: int) -> int:
     """How many thinking tokens stand for a section of `length` tokens (docs/recipe.md, section 1).
 
-    >>> from heima.config import Thinking
     >>> half, four = Thinking(ratio=0.5), Thinking(tokens=4)
     >>> thinking_count(half, 9), thinking_count(half, 1), thinking_count(four, 9)
     (4, 1, 4)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import hashlib
 import os
 import re
 import zipfile
@@ -23,7 +22,7 @@ from heima.config import HubSource
 from heima.data import hub
 from heima.data.hub import HubError, RemoteFile, Repository
 from heima.data.records import Drop, read_records
-from heima.results.files import read_json, write_json
+from heima.results.files import read_json, sha256, write_json
 
 RECORDS = "train.jsonl"
 IMAGES = "images.zip"
@@ -274,10 +273,8 @@ def inspect(folder: Path) -> dict[str, Any]:
             f"example {(missing or ['no image'])[0]!r}; it holds "
             f"{sorted(members)[:_SHOWN]} and others: is it the zip of this data set?"
         )
-    with (folder / RECORDS).open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {
-        RECORDS: {"sha256": digest, "records": records, "unreadable": unreadable},
+        RECORDS: {"sha256": sha256(folder / RECORDS), "records": records, "unreadable": unreadable},
         IMAGES: {"bytes": (folder / IMAGES).stat().st_size, "members": len(members)},
         "images": {"named": len(named), "missing": len(missing)},
     }

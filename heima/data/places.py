@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
+
+from heima.results.files import sha256
 
 
 def locate(folder: str | Path) -> Path:
@@ -17,5 +18,4 @@ def locate(folder: str | Path) -> Path:
 
 def revision(folder: str | Path) -> str:
     """What identifies the source data: the SHA-256 of its `train.jsonl`."""
-    with (Path(folder) / "train.jsonl").open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    return f"sha256:{sha256(Path(folder) / 'train.jsonl')}"

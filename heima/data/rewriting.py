@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from heima.config import Rewrite
 from heima.cot.sections import SECTIONS
-from heima.data.arrangements import ARRANGEMENTS, FILTERS, PHASES, Fault, judge, pair
+from heima.data.arrangements import ARRANGEMENTS, FILTERS, PHASES, Fault, arrange, pair
 from heima.data.images import ImageFault, ImageZip
 from heima.data.records import Drop, parse_records
 from heima.data.turns import SCHEMA, TurnFile
@@ -64,7 +64,7 @@ def _places(path: Path, folder: Path, size: int) -> Iterator[_Place]:
             line += block.count(b"\n")
 
 
-class _Judgement(NamedTuple):
+class _TurnOutcome(NamedTuple):
     """What became of a turn: the fault that drops it, or None where the block's file holds it; and
     the reason why either arrangement drops it."""
 
@@ -78,7 +78,7 @@ class _Judgement(NamedTuple):
 
 
 class _Block(NamedTuple):
-    items: list[_Judgement | Drop]
+    items: list[_TurnOutcome | Drop]
     image_faults: dict[str, Fault]
 
 
@@ -96,7 +96,7 @@ class _Reader:
             file.seek(place.offset)
             lines = io.BytesIO(file.read(place.length))
         rows: list[tuple[Any, ...]] = []
-        items: list[_Judgement | Drop] = []
+        items: list[_TurnOutcome | Drop] = []
         names: dict[str, None] = {}
         for index, record in parse_records(lines, place.first_line):
             if isinstance(record, Drop):
@@ -112,17 +112,19 @@ class _Reader:
             for identity, question, answer in pairs:
                 # LLaVA marks the image's place in the question; here `image_first` decides it.
                 question = question.replace("<image>", "").strip()
-                judged = judge(question, answer, spacing=self._params.spacing)
-                sections, fault = getattr(judged, self._params.compat)
+                arranged = arrange(question, answer, spacing=self._params.spacing)
+                sections, fault = getattr(arranged, self._params.compat)
                 if sections:
                     texts = [sections[section] for section in SECTIONS]
                     rows.append((identity, image, question, *texts, image_first))
                 reasons = (
                     outcome.fault.reason if outcome.fault else None
-                    for outcome in (judged.corrected, judged.official)
+                    for outcome in (arranged.corrected, arranged.official)
                 )
                 moved = image_first != alternate
-                items.append(_Judgement(identity, image, moved, fault, *reasons, judged.altered))
+                items.append(
+                    _TurnOutcome(identity, image, moved, fault, *reasons, arranged.altered)
+                )
         columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
         with pa.ipc.new_file(place.spool, SCHEMA) as file:
             file.write(pa.record_batch(columns, SCHEMA))
@@ -242,10 +244,10 @@ class _Tallies:
         for block in blocks:
             faults = block.image_faults
             if self._params.verify_images == "exists":
-                names = {item.image for item in block.items if isinstance(item, _Judgement)}
+                names = {item.image for item in block.items if isinstance(item, _TurnOutcome)}
                 faults = image_faults(self._images, names, "exists")
             for item in block.items:
-                if isinstance(item, _Judgement):
+                if isinstance(item, _TurnOutcome):
                     fault = self._count(item, faults.get(item.image))
                     if fault:
                         self.dropped[fault.reason] += 1
@@ -254,7 +256,7 @@ class _Tallies:
                     self.dropped[item.reason] += 1
                     yield item
 
-    def _count(self, turn: _Judgement, image_fault: Fault | None) -> Fault | None:
+    def _count(self, turn: _TurnOutcome, image_fault: Fault | None) -> Fault | None:
         """Count a turn under both arrangements; return why it is not written."""
         fault = image_fault
         if turn.id in self._seen:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from heima.config import Decoding, InterpreterInput, Training
+from heima.config import Decoding, Hardware, InterpreterInput
 from heima.cot.sections import thinking_token
 from heima.data.encoding import pad, pad_text
 from heima.data.tokens import Encoded, Vocabulary
@@ -154,33 +154,37 @@ def reconstruct(
     decoding: Decoding,
     seed: int,
 ) -> list[Reconstruction]:
-    """Generate from each reading's prompt, and score its true text, in the given order."""
+    """Generate from each reading's prompt, and score its true text, in the given order.
+
+    All readings are one batch. What is drawn depends on `seed` and on the batch alone.
+    """
     reader.eval()
     torch.manual_seed(seed)
     tokenizer = vocabulary.tokenizer
-    collate = ReadingCollator(tokenizer.pad_token_id)
-    results: list[Reconstruction] = []
-    for start in range(0, len(readings), decoding.batch_size):
-        chunk = readings[start : start + decoding.batch_size]
-        sums, counts = _nll(reader, chunk, collate)
-        # Generation continues the prompt, so it pads on the left.
-        prompts = [one.encoded.input_ids[: one.encoded.body][::-1] for one in chunk]
-        ids = pad(prompts, tokenizer.pad_token_id).flip(1)
-        mask = pad([[1] * len(prompt) for prompt in prompts], 0).flip(1)
-        states = _pad_states(chunk)
-        place = next(reader.parameters()).device
-        generated = reader.llm.generate(
-            inputs_embeds=reader.embed(ids.to(place), states.to(place)),
-            attention_mask=mask.to(place),
-            max_new_tokens=decoding.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **sampling(decoding),
+    sums, counts = _nll(reader, readings, ReadingCollator(tokenizer.pad_token_id))
+    # Generation continues the prompt, so it pads on the left.
+    prompts = [one.encoded.input_ids[: one.encoded.body][::-1] for one in readings]
+    ids = pad(prompts, tokenizer.pad_token_id).flip(1)
+    mask = pad([[1] * len(prompt) for prompt in prompts], 0).flip(1)
+    states = _pad_states(readings)
+    place = next(reader.parameters()).device
+    generated = reader.llm.generate(
+        inputs_embeds=reader.embed(ids.to(place), states.to(place)),
+        attention_mask=mask.to(place),
+        max_new_tokens=decoding.max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling(decoding),
+    )
+    return [
+        Reconstruction(
+            vocabulary.decode(row),
+            nll,
+            count,
+            "stop" if tokenizer.eos_token_id in row else "length",
         )
-        for row, nll, count in zip(generated.tolist(), sums, counts, strict=True):
-            finish = "stop" if tokenizer.eos_token_id in row else "length"
-            results.append(Reconstruction(vocabulary.decode(row), nll, count, finish))
-    return results
+        for row, nll, count in zip(generated.tolist(), sums, counts, strict=True)
+    ]
 
 
 def _nll(
@@ -192,5 +196,5 @@ def _nll(
     labels = batch.pop("labels")
     for row, reading in enumerate(readings):
         labels[row, : reading.encoded.body] = -100
-    sums, counts = AnswerLoss(reader, Training(), body=reader.forward)(labels=labels, **batch)
+    sums, counts = AnswerLoss(reader, Hardware(), body=reader.forward)(labels=labels, **batch)
     return sums.tolist(), counts.tolist()

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from heima.config import Thinking
 from heima.cot.sections import numbered
+from heima.cot.thinking import Thinking
 from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.data.turns import Turn
@@ -47,11 +47,15 @@ class SectionStates:
         return self.values.split(self.counts.tolist())
 
 
-def join(parts: Sequence[SectionStates]) -> SectionStates:
-    """The states of several runs of turns, one after the other."""
-    return SectionStates(
-        torch.cat([part.values for part in parts]), torch.cat([part.counts for part in parts])
-    )
+def join(batches: Sequence[Mapping[str, SectionStates]]) -> dict[str, SectionStates]:
+    """The states of all batches, one after the other, by section."""
+    return {
+        section: SectionStates(
+            torch.cat([batch[section].values for batch in batches]),
+            torch.cat([batch[section].counts for batch in batches]),
+        )
+        for section in batches[0]
+    }
 
 
 @torch.inference_mode()
@@ -64,12 +68,13 @@ def extract(
     *,
     position: Position,
     batch_size: int,
-) -> dict[str, SectionStates]:
+) -> list[dict[str, SectionStates]]:
     """The last hidden states (after the final norm) of each section's thinking tokens.
 
     `position` is `at` for a token's own place p (the paper's text) or `predicting` for p-1, the
-    state that predicts it (the official code). Returns section -> states in the order of `samples`,
-    and of the tokens in each. Raises `ValueError` where a sample has not the tokens that `thinking`
+    state that predicts it (the official code). Returns section -> states for each batch of
+    neighbours (`join` puts them together), in the order of `samples` and of the tokens in each.
+    Raises `ValueError` where a sample has not the tokens that `thinking`
     asks for.
     """
     offset = {"at": 0, "predicting": 1}[position]
@@ -77,7 +82,7 @@ def extract(
         section: [vocabulary.thinking_ids[token] for token in tokens]
         for section, tokens in numbered(thinking.tokens or 1).items()
     }
-    found: dict[str, list[SectionStates]] = {section: [] for section in expected}
+    found = []
     look = body(model)
     for start in range(0, len(samples), batch_size):
         batch = collate(samples[start : start + batch_size])
@@ -88,11 +93,12 @@ def extract(
         }
         batch = {key: value.to(model.device) for key, value in batch.items()}
         hidden = look(**batch)
+        found.append({})
         for section, here in places.items():
             rows, columns = here.nonzero(as_tuple=True)
             values = hidden[rows.to(hidden.device), (columns - offset).to(hidden.device)]
-            found[section].append(SectionStates(values.cpu(), here.sum(dim=1)))
-    return {section: join(parts) for section, parts in found.items()}
+            found[-1][section] = SectionStates(values.cpu(), here.sum(dim=1))
+    return found
 
 
 def _places(

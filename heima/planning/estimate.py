@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from heima.config import ONE_TOKEN, Checkpoint, OpenAIJudge
+from heima.config import Checkpoint
+from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
 from heima.planning.parts import Parts, Stage
 from heima.planning.workload import benchmark_rows
@@ -44,8 +45,6 @@ INSTRUCTIONS = 320
 """Tokens of the judge's instructions for a reconstruction, and of the form of its reply."""
 REPLY = 10
 """Tokens of a judge's reply."""
-BATCH_PRICE = 0.5
-"""What a request through OpenAI's Batch API costs of its price."""
 
 
 class Estimate(Parts):
@@ -234,7 +233,7 @@ class Estimate(Parts):
             rows=options.batch_size,
             tokens=prompt + longest,
         )
-        return replace(decoded, gpus=1, memory=held, disk=samples * ROW_BYTES)
+        return replace(decoded, gpus=self.machine.gpus, memory=held, disk=samples * ROW_BYTES)
 
     def _judge(self) -> Stage:
         params = self.params
@@ -245,12 +244,11 @@ class Estimate(Parts):
             asked += 2 * self.workload.lengths.sections[one.section]
             calls += count
             tokens += count * asked
-        batch = isinstance(params.judge, OpenAIJudge) and params.judge.mode == "batch"
         return Stage(
             "judge",
             samples=calls,
             judge_calls=round(calls),
-            usd=self._price(tokens, calls * REPLY, BATCH_PRICE if batch else 1),
+            usd=self._price(tokens, calls * REPLY, batch=True),
             disk=calls * ROW_BYTES / 10,
             note="" if params.similarity.judged else "similarity.judged names no control",
         )
@@ -274,7 +272,8 @@ class Estimate(Parts):
         )
         return replace(
             decoded,
-            gpus=self.machine.gpus,
+            # vLLM decodes in one process (heima/vlm/vllm_engine.py).
+            gpus=1 if params.predict.engine == "vllm" else self.machine.gpus,
             memory=self._inference(params.predict.batch_size, prompt + longest),
             disk=prompts * ROW_BYTES,
         )
@@ -312,7 +311,7 @@ class Estimate(Parts):
             f"score@{name}",
             samples=calls,
             judge_calls=round(calls),
-            usd=self._price(tokens, calls * REPLY, 1),
+            usd=self._price(tokens, calls * REPLY),
         )
 
     def _latency(self) -> Stage:

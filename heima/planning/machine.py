@@ -46,7 +46,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Levers:
-    """How a training run computes; the names are those of the section `training` of params.
+    """How a training run computes; the names are those of `training` and `hardware` of params.
 
     - `micro_batch_size`: samples that a device computes at once; None: its share of a batch.
     - `gradient_checkpointing`: compute activations again in the backward pass.

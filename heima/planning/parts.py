@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from heima.config import OpenAIJudge, Params, Schedule, Thinking
+from heima.config import OpenAIJudge, Params, Schedule
+from heima.cot.thinking import Thinking
 from heima.families.registry import FAMILIES
 from heima.planning import flop_counts, memory
 from heima.planning.architectures import Architecture, costs
@@ -238,8 +239,9 @@ class Parts:
             gpu_hours=hours,
         )
 
-    def _price(self, prompt: float, reply: float, share: float) -> float:
+    def _price(self, prompt: float, reply: float, *, batch: bool = False) -> float:
+        """Dollars for a judge's tokens; `batch`: of what may wait, if the judge is asked so."""
         judge = self.params.judge
         if not isinstance(judge, OpenAIJudge) or judge.price is None:
             return 0.0
-        return share * (prompt * judge.price.input + reply * judge.price.output) / 1e6
+        return judge.price.usd(prompt, reply, mode=judge.mode if batch else "direct")

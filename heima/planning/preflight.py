@@ -160,7 +160,7 @@ def _devices(params: Params, estimate: Estimate) -> Iterator[str]:
 def _smaller(stage: str) -> str:
     kind = stage.partition("@")[0]
     return {
-        "distill": "lower training.micro_batch_size, or set training.gradient_checkpointing",
-        "interpret": "lower training.micro_batch_size, or set training.gradient_checkpointing",
+        "distill": "lower hardware.micro_batch_size, or set hardware.gradient_checkpointing",
+        "interpret": "lower hardware.micro_batch_size, or set hardware.gradient_checkpointing",
         "latency": "shorten latency.batch_sizes; sizes that do not fit are left out",
     }.get(kind, f"lower {kind}.batch_size")

@@ -14,10 +14,11 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from heima.config import Benchmark, Params, Thinking, ToySource
+from heima.config import Benchmark, Params, ToySource
 from heima.cot import parsing
 from heima.cot.rendering import RENDERINGS, Form, render
 from heima.cot.sections import SECTIONS
+from heima.cot.thinking import Thinking
 from heima.data.encoding import thinking_count
 from heima.data.turns import Turn, load_turns
 from heima.families.registry import FAMILIES

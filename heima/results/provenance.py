@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from heima.config import Params
 from heima.results import machine
+from heima.results.files import sha256
 
 
 def digest(value: BaseModel | Mapping[str, Any]) -> str:
@@ -27,11 +28,7 @@ def provenance(stage: str, params: Params, **details: Any) -> dict[str, Any]:
     "unknown" only where no fingerprint was taken, as in a direct call outside the pipeline.
     """
     fingerprint = Path("fingerprints") / f"{stage.partition('@')[0]}.json"
-    code = (
-        hashlib.sha256(fingerprint.read_bytes()).hexdigest()[:16]
-        if fingerprint.exists()
-        else "unknown"
-    )
+    code = sha256(fingerprint)[:16] if fingerprint.exists() else "unknown"
     return {
         "stage": stage,
         "profile": params.profile,

@@ -71,7 +71,7 @@ def bits(params: Params) -> dict[str, str]:
         collate = models.collator(processor, images, params)
 
         def fit(model: nn.Module, rendering: str, optimizer=None) -> loop.AnswerLoss:
-            answering = loop.AnswerLoss(model, params.training, body=body(model))
+            answering = loop.AnswerLoss(model, params.hardware, body=body(model))
             samples = encode_turns(turns, rendering, vocabulary, max_length=512)
             loop.train(
                 answering,
@@ -81,6 +81,7 @@ def bits(params: Params) -> dict[str, str]:
                 seed=_SEED,
                 precision=params.precision,
                 training=params.training,
+                hardware=params.hardware,
                 groups=[sample.image for sample in samples],
                 optimizer=optimizer,
             )

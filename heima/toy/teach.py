@@ -92,7 +92,7 @@ def teach_vlm(
     )
     model = twin.build_vlm(published, hidden_size=vlm.hidden_size, seed=params.seed)
     look = body(model)
-    answering = loop.AnswerLoss(model, params.training, body=look)
+    answering = loop.AnswerLoss(model, params.hardware, body=look)
     schedule, facts = vlm, {}
     if name == "base":
         reference = encode_turns(train, RENDERING["text-cot"], vocabulary, max_length=limit)
@@ -227,7 +227,7 @@ def teach_llm(
     reader = StateReader(
         model, [vocabulary.thinking_ids[thinking_token(section)] for section in COMPRESSIBLE]
     )
-    answering = loop.AnswerLoss(reader, params.training, body=reader.forward)
+    answering = loop.AnswerLoss(reader, params.hardware, body=reader.forward)
     collate = ReadingCollator(tokenizer.pad_token_id)
     curve = _fit(answering, samples, collate, llm, llm.muon_learning_rate, params)
     losses = loop.heldout_losses(answering, held, collate, batch_size=llm.batch_size)
@@ -307,6 +307,7 @@ def _fit(
         seed=params.seed,
         precision=params.precision,
         training=params.training,
+        hardware=params.hardware,
         groups=groups,
         optimizer=MuonWithAdamW(
             model,

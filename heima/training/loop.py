@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import get_cosine_schedule_with_warmup
 
-from heima.config import Schedule, Training
+from heima.config import Hardware, Schedule, Training
 from heima.data.tokens import IGNORED
 from heima.families.family import Body
 from heima.families.registry import pretrained
@@ -61,12 +61,12 @@ class AnswerLoss(nn.Module):
     """A model with the loss of its labelled tokens, as training and evaluation call it.
 
     `body` gives the hidden states for a batch without its labels (`heima.vlm.body`); None: `model`
-    computes them itself. With `training.labelled_only`,
+    computes them itself. With `hardware.labelled_only`,
     only positions that predict a label go through the lm_head, `logits_chunk` of them at once,
     so that no more logits than that are ever kept.
     """
 
-    def __init__(self, model: nn.Module, training: Training, *, body: Body | None = None) -> None:
+    def __init__(self, model: nn.Module, hardware: Hardware, *, body: Body | None = None) -> None:
         super().__init__()
         self.model = model
         base = pretrained(model)
@@ -74,8 +74,8 @@ class AnswerLoss(nn.Module):
             lambda **inputs: base.model(**inputs, use_cache=False).last_hidden_state
         )
         self._base = [base]  # in a list: it is part of `model` already
-        self._training = training
-        if training.gradient_checkpointing:
+        self._hardware = hardware
+        if hardware.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
@@ -102,7 +102,7 @@ class AnswerLoss(nn.Module):
         head = self._base[0].lm_head
         if labels is None:
             return head(hidden)
-        if not self._training.labelled_only:
+        if not self._hardware.labelled_only:
             sums, counts = token_losses(head(hidden), labels)
             return sums.sum() / num_items_in_batch if num_items_in_batch else (sums, counts)
         targets = labels[:, 1:]
@@ -115,7 +115,7 @@ class AnswerLoss(nn.Module):
 
     def _losses(self, head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Each token's loss; hidden is (tokens, hidden_size)."""
-        size = self._training.logits_chunk
+        size = self._hardware.logits_chunk
         if len(targets) <= size:
             return _cross_entropy(head, hidden, targets)
         return torch.cat(
@@ -151,6 +151,7 @@ def train(
     seed: int,
     precision: str,
     training: Training,
+    hardware: Hardware,
     groups: Sequence[str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     resume: Resume | None = None,
@@ -184,7 +185,7 @@ def train(
             progress["loss"] = 0.0  # what all had seen is the first one's (`_gather_loss`)
         accelerator.print(f"goes on after step {progress['step']}/{total}")
     model.train()
-    work = _Work(samples, collate, schedule, training, accelerator, seed, groups)
+    work = _Work(samples, collate, schedule, training, hardware, accelerator, seed, groups)
     sharded = accelerator.distributed_type == DistributedType.FSDP
     with contextlib.nullcontext() if sharded else merged_forward(model):
         for step, (items, micros) in enumerate(
@@ -210,7 +211,7 @@ def train(
             progress["step"], progress["since"] = step, progress["since"] + 1
             if step % max(1, total // _LOGS) == 0 or step == total:
                 _log(progress, rate, total, accelerator)
-            if resume and step % training.snapshot_steps == 0 and step < total:
+            if resume and step % hardware.snapshot_steps == 0 and step < total:
                 _gather_loss(progress, accelerator)
                 saved = {**progress, "scheduler": scheduler.state_dict()}
                 resume.save(model, optimizer.optimizer, saved)
@@ -243,6 +244,7 @@ class _Work:
         collate: Collate,
         schedule: Schedule,
         training: Training,
+        hardware: Hardware,
         accelerator: Accelerator,
         seed: int,
         groups: Sequence[str] | None,
@@ -251,6 +253,7 @@ class _Work:
         self._collate = collate
         self._schedule = schedule
         self._training = training
+        self._hardware = hardware
         self._accelerator = accelerator
         self._seed = seed
         self._groups = groups or range(len(samples))
@@ -275,7 +278,7 @@ class _Work:
                 batch,
                 process=self._accelerator.process_index,
                 processes=self._accelerator.num_processes,
-                micro_batch_size=self._training.micro_batch_size,
+                micro_batch_size=self._hardware.micro_batch_size,
             )
             for batch in batches
         ]
@@ -284,7 +287,7 @@ class _Work:
                 self._samples,
                 batch_sampler=[micro.indices for share in shares for micro in share],
                 collate_fn=self._collate,
-                num_workers=self._training.workers,
+                num_workers=self._hardware.workers,
                 pin_memory=torch.cuda.is_available(),
             )
         )

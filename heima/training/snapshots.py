@@ -7,7 +7,6 @@ of them. A snapshot appears by a rename, when all of it is written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -25,13 +24,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from heima.config import Params
+from heima.results.files import sha256
 from heima.results.provenance import digest
 
 ROOT = Path(".cache/training")
 """Outside of what DVC deletes before a stage runs."""
-
-TRAINING = ("training.group_by_length", "training.images_once", "training.tiles")
-"""What decides about a run's updates; all else in `training` changes no more than rounding."""
 
 _PROGRESS = "progress.json"
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -121,10 +118,5 @@ def key(stage: str, params: Params, *used: str, inputs: Iterable[Path]) -> str:
         for file in (path.rglob("*") if path.is_dir() else [path])
         if file.is_file()
     )
-    hashes = {str(file): _sha256(file) for file in files}
+    hashes = {str(file): sha256(file) for file in files}
     return digest({"stage": stage, "params": chosen, "files": hashes})
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
@@ -29,6 +28,7 @@ from heima.cot.sections import SECTIONS
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
 from heima.families.images import ImageCache, distinct
+from heima.vlm.processes import batch_seed
 from heima.vlm.sampling import sampling
 
 _TAG = re.compile(rf"</?(?:{'|'.join(section.upper() for section in SECTIONS)})>")
@@ -86,8 +86,8 @@ class Plan:
     seed: int
 
     def seed_of(self, batch: int) -> int:
-        """The seed of a batch; those of other batches and of other runs are unrelated to it."""
-        return int(np.random.SeedSequence((self.seed, batch)).generate_state(1, np.uint64)[0])
+        """The seed of a batch."""
+        return batch_seed(self.seed, batch)
 
     def in_order(self, batches: Iterable[Sequence[Generation]]) -> list[Generation]:
         """The generations of all batches, given in the order of the batches, by prompt."""

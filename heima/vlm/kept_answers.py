@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from heima.config import Params
-from heima.results.files import write_json
+from heima.results.files import sha256, write_json
 from heima.results.provenance import digest, provenance
 from heima.vlm.generation import Counts, Generation, Plan
 
@@ -47,7 +47,7 @@ def weights_digest(models: Path, name: str) -> str:
             given = json.loads(pointer.read_text(encoding="utf-8")).get("path")
             files |= _files(Path(given)) if given else {}
         for relative, file in sorted(files.items()):
-            total.update(f"{relative}\0{_sha256(file)}\n".encode())
+            total.update(f"{relative}\0{sha256(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -55,11 +55,6 @@ def _files(folder: Path) -> dict[str, Path]:
     return {
         file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()
     }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def key(planned: Plan, params: Params, *, weights: str, prefix: str) -> dict[str, Any]:

@@ -12,12 +12,12 @@ wrongly), and AdamW divides by them. What else is left to MKL was the same on al
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from heima.results import machine
 
@@ -26,10 +26,10 @@ def install() -> None:
     """Give torch these kernels and take oneDNN from it, if the pins are in force; once.
 
     oneDNN divides its sums by the size of the CPU's caches. Tensors of other types than the
-    replacements say stay with torch's own kernels. So does all that one of several processes
-    computes: FSDP resizes the memory of weights, which it may not once numpy has seen it.
+    replacements say stay with torch's own kernels. So does all that a process computes which FSDP
+    is asked to shard: it resizes the memory of weights, which it may not once numpy has seen it.
     """
-    if _installed or not machine.pinned() or "RANK" in os.environ:
+    if _installed or not machine.pinned() or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
     torch.backends.mkldnn.set_flags(False)
     library = torch.library.Library("aten", "IMPL")

@@ -40,6 +40,9 @@ kernels.install()
 ROOT = Path("models")
 """Where the pipeline keeps models."""
 
+WHOLE = ("text-cot", "base")
+"""The VLMs that are whole models there; all others are adapters on `text-cot`."""
+
 
 def device() -> torch.device:
     """A GPU where there is one; processes started by torchrun or accelerate have one each."""
@@ -90,7 +93,7 @@ def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, 
 
     The adapter is merged into the weights: generation is about 1.3 times faster.
     """
-    full = name if name in ("base", "text-cot") else "text-cot"
+    full = name if name in WHOLE else "text-cot"
     model = AutoModelForImageTextToText.from_pretrained(
         **_source(models / full), dtype=dtype(params), use_safetensors=True
     )

@@ -7,7 +7,6 @@ whoever loads the model later loads those very files, without asking the hub.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection
@@ -19,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from heima.config import PretrainedModel
 from heima.data import hub, hub_cache
 from heima.data.hub import Repository
-from heima.results.files import write_json
+from heima.results.files import sha256, write_json
 from heima.vlm.pointer import PATTERNS, POINTER, ModelError
 
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
@@ -157,11 +156,9 @@ def _facts(title: str, file: Path) -> dict[str, Any]:
     The cache names the file behind a link by its SHA-256, or by its id in git where it is small.
     """
     size, blob = file.stat().st_size, file.resolve().name
-    with file.open("rb") as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    found = blob
+    digest, found = sha256(file), blob
     if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
-        found = sha256
+        found = digest
     elif file.is_symlink() and re.fullmatch(r"[0-9a-f]{40}", blob):
         with file.open("rb") as content:
             found = hub.checksum("git-blob:", content, size).partition(":")[2]
@@ -170,4 +167,4 @@ def _facts(title: str, file: Path) -> dict[str, Any]:
             f"{title}: {file.name} is damaged in the hub's cache, its checksum is {found}, not "
             f"{blob}: delete {file.resolve()} and run the stage again"
         )
-    return {"bytes": size, "sha256": sha256}
+    return {"bytes": size, "sha256": digest}

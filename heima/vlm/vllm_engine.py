@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from heima.config import PRETRAINED, Decoding, Params
+from heima.config import Decoding, Params
 from heima.families.registry import FAMILIES
 from heima.vlm.generation import Prompt
-from heima.vlm.models import load_processor, load_vlm
+from heima.vlm.models import WHOLE, load_processor, load_vlm
 from heima.vlm.pointer import locate
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -128,7 +128,7 @@ class Vllm:
 def _source(models: Path, name: str, params: Params, scratch: Path) -> str:
     """The folder that vLLM loads: a full model's, or `scratch` with one that was changed: by an
     adapter that is merged, or by thinking tokens that are added."""
-    if name in PRETRAINED and not FAMILIES[params.family].added:
+    if name in WHOLE and not FAMILIES[params.family].added:
         return str(locate(models / name))
     model, _ = load_vlm(models, name, params)
     model.save_pretrained(scratch)

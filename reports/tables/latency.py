@@ -1,4 +1,4 @@
-"""The table of latency: the phases of an answer, case by case and batch size by batch size."""
+"""The table of latency: the parts of an answer, case by case and batch size by batch size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def latency_block(
             entries[case, column] = Label("–", LATENCY) if cell is None else Entry.of(cell, LATENCY)
         return Panel(title, "case", rows, digits, entries)
 
-    panels = [grid(f"Batch {size}: phases", LATENCY_DIGITS, size) for size in sizes]
+    panels = [grid(f"Batch {size}: latency", LATENCY_DIGITS, size) for size in sizes]
     panels += [grid(f"Batch {size}: work", UTILISATION, size) for size in sizes]
     others = tuple(case for case in cases if any(f"{case}{VERSUS}" in group for group in cells))
     if others:

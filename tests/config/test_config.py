@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from heima import config
 from heima.cot.rendering import constant_prefix
+from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.encoding import thinking_count
 from heima.toy.world import KINDS
 from stages import profile, resolve
@@ -63,6 +64,10 @@ def edit(raw: dict, key: str, value) -> str:
         ("checkpoints.answer-only.thinking", {"tokens": 2}, r"answer-only has no thinking tokens"),
         ("checkpoints.p2.thinking", {"ratio": 0.5},
          r"checkpoints\.p2\.thinking = \{ratio: 0\.5\} must be \{tokens: 1\}, that of p1"),
+        ("training.micro_batch_size", 6,
+         r"training: micro_batch_size = 6 must stand in `hardware`; `training` has group_by"),
+        ("training.tile", "real", r"training\.tile = 'real': unknown key"),
+        ("hardware.tiles", "real", r"hardware\.tiles = 'real': unknown key"),
         ("states.checkpoint", "p8", r"states\.checkpoint = 'p8' is not one of"),
         ("variants.heima.model", "p8", r"variants\.heima\.model = 'p8' is not one of"),
         ("reconstruct.controls", ["zero"], r"must name `own`"),
@@ -144,8 +149,8 @@ def test_a_chain_has_one_number_of_thinking_tokens(raw_params, thinking):
             config.parse(yaml.safe_dump(raw_params))
         del variants["heima-forced-prefix"], raw_params["latency"]["cases"]["heima-forced-prefix"]
     params = config.parse(yaml.safe_dump(raw_params))
-    assert params.thinking("recover") == config.Thinking(**thinking)
-    assert params.thinking("p3-one") == params.thinking("base") == config.ONE_TOKEN
+    assert params.thinking("recover") == Thinking(**thinking)
+    assert params.thinking("p3-one") == params.thinking("base") == ONE_TOKEN
     for name in ("p1", "p3"):
         checkpoints[name] = {**checkpoints[name], "thinking": {"tokens": 2}}
         with pytest.raises(config.ConfigError, match=r"must be .* earlier in its chain"):
@@ -163,7 +168,7 @@ def test_the_prefix_of_a_model_is_what_its_answers_begin_with(raw_params):
 
 @given(st.integers(1, 4000), st.floats(0.001, 0.999))
 def test_a_ratio_rounds_down_to_at_least_one(length, ratio):
-    count = thinking_count(config.Thinking(ratio=ratio), length)
+    count = thinking_count(Thinking(ratio=ratio), length)
     assert 1 <= count <= length
     assert count == 1 or count <= ratio * length < count + 1
 

@@ -345,15 +345,17 @@ def test_replacing_by_position_alters_nothing_outside_of_a_section(answer):
 
 @settings(max_examples=300, deadline=None)
 @given(plain, answers())
-def test_the_shortcut_judges_as_the_official_arrangement_in_full(question, answer):
-    judged = arrangements.judge(question.strip() or "?", answer, spacing="canonical")
+def test_the_shortcut_arranges_as_the_official_arrangement_in_full(question, answer):
+    arranged = arrangements.arrange(question.strip() or "?", answer, spacing="canonical")
     full = arrangements.official(answer)
-    assert judged.official.sections == full.sections
-    assert (judged.official.fault and judged.official.fault.reason) == (
+    assert arranged.official.sections == full.sections
+    assert (arranged.official.fault and arranged.official.fault.reason) == (
         full.fault and full.fault.reason
     )
-    if judged.corrected.sections and judged.official.sections:
-        assert judged.corrected.sections == judged.official.sections and not any(judged.altered)
+    if arranged.corrected.sections and arranged.official.sections:
+        assert arranged.corrected.sections == arranged.official.sections and not any(
+            arranged.altered
+        )
 
 
 @settings(max_examples=25, deadline=None)

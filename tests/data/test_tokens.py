@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from transformers import LlamaTokenizer
 
-from heima.config import Thinking
 from heima.cot.rendering import RENDERINGS, constant_prefix, is_constant, render
 from heima.cot.sections import COMPRESSIBLE, MAX_NUMBERED, THINKING_TOKENS, numbered, thinking_token
+from heima.cot.thinking import Thinking
 from heima.data.encoding import encode_turns
 from heima.data.tokens import IGNORED, Vocabulary
 from heima.families.registry import FAMILIES

@@ -13,8 +13,9 @@ import torch
 
 from eval import bertscore
 from eval.bertscore import BertScore
-from eval.resources import MissingResource, check_hash, sha256
+from eval.resources import MissingResource, check_hash
 from heima.config import Similarity
+from heima.results.files import sha256
 
 WORDS = "The red circle's value is 9, not 3.5; squares (blue) sum to twenty-one. So: B & C!".split()
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]

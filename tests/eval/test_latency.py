@@ -1,4 +1,4 @@
-"""Latency: phases that add up, the tokens of prediction, cases in turn, work by hand."""
+"""Latency: parts that add up, the tokens of prediction, cases in turn, work by hand."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def predicted(setup, *, limit, prefix=""):
     return [answer.counts.decoded for answer in answers]
 
 
-def test_phases_add_up(measured):
+def test_parts_add_up(measured):
     for timing in measured.timings:
         before = timing.preprocess_ms + timing.vision_ms + timing.prefill_ms
         assert min(timing.preprocess_ms, timing.vision_ms, timing.prefill_ms) > 0
@@ -211,8 +211,8 @@ def test_flops_by_hand_and_linear_in_the_batch(setup):
     one, three = work["text-cot", 1], work["text-cot", 3]
     model = setup.cases["text-cot"].model
     assert one.vision_flops == vision_flops(model, images=1)
-    for phase in ("vision_flops", "prefill_flops", "decode_flops", "flops"):
-        assert getattr(three, phase) == 3 * getattr(one, phase) > 0
+    for part in ("vision_flops", "prefill_flops", "decode_flops", "flops"):
+        assert getattr(three, part) == 3 * getattr(one, part) > 0
     # The lm_head sees the last position alone; each step has one position a row.
     head = 2 * model.lm_head.weight.numel()
     assert one.decode_flops > 4 * head

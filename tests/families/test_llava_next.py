@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from heima.config import ONE_TOKEN, Decoding, Training
+from heima.config import Decoding, Hardware
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, thinking_token
+from heima.cot.thinking import ONE_TOKEN
 from heima.data.encoding import Sample
 from heima.families import batches, registry
 from heima.families.batches import Collator
@@ -153,13 +154,13 @@ def test_rows_of_one_image_share_its_features_and_their_gradients_add_up(
 
 def test_only_layers_that_the_model_has_are_sharded(llava_vlm):
     """transformers names CLIP's text part, too, of which LLaVA-NeXT has none."""
-    layers = AnswerLoss(llava_vlm, Training())._no_split_modules
+    layers = AnswerLoss(llava_vlm, Hardware())._no_split_modules
     assert {"LlamaDecoderLayer", "CLIPEncoderLayer"} <= set(layers)
     assert set(layers) <= {type(module).__name__ for module in llava_vlm.modules()}
 
 
 def test_a_family_is_found_by_the_model_and_an_unknown_one_told(llava_vlm, toy_llm):
-    assert registry.of(AnswerLoss(llava_vlm, Training())) is FAMILY
+    assert registry.of(AnswerLoss(llava_vlm, Hardware())) is FAMILY
     with pytest.raises(ValueError, match="type 'llama' is none of mllama, llava_next"):
         registry.of(toy_llm)
 
@@ -238,9 +239,10 @@ def test_an_image_is_encoded_once_in_a_batch(
 def test_states_are_those_of_step_by_step_decoding(
     llava_vlm, llava_vocabulary, samples, collate, position, offset
 ):
-    found = states.extract(
+    batches = states.extract(
         llava_vlm, samples, collate, llava_vocabulary, ONE_TOKEN, position=position, batch_size=3
     )
+    found = states.join(batches)
     for row, sample in enumerate(samples):
         batch = collate([sample])
         with torch.inference_mode():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from heima.config import Decoding, Schedule, Training
+from heima.config import Decoding, Hardware, Schedule, Training
 from heima.cot.sections import COMPRESSIBLE, thinking_token
 from heima.data.encoding import pad
 from heima.families.registry import FAMILIES
@@ -16,6 +16,7 @@ from heima.interpreting import interpreter, wordings
 from heima.interpreting.states import SectionStates
 from heima.training.loop import AnswerLoss, train
 from heima.vlm import models
+from heima.vlm.processes import batches
 
 
 @pytest.fixture
@@ -49,7 +50,11 @@ def readings(toy_turns, own_states, toy_vocabulary, source="own", wordings="plai
 
 def reconstruct(reader, some, toy_vocabulary, batch_size):
     decoding = Decoding(temperature=0.0, top_k=50, max_new_tokens=6, batch_size=batch_size)
-    return interpreter.reconstruct(reader, some, toy_vocabulary, decoding=decoding, seed=0)
+    return [
+        one
+        for batch in batches(some, batch_size)
+        for one in interpreter.reconstruct(reader, batch, toy_vocabulary, decoding=decoding, seed=0)
+    ]
 
 
 def test_only_the_thinking_tokens_embedding_is_replaced(
@@ -186,8 +191,17 @@ def test_an_interpreter_learns_to_use_its_state(params, toy_llm, toy_turns, toy_
     turns = [replace(turn, question="What is at a1?") for turn in toy_turns]
     some = readings(turns, own, toy_vocabulary)
     collate = interpreter.ReadingCollator(toy_vocabulary.tokenizer.pad_token_id)
-    loss = AnswerLoss(reader, Training(), body=reader.forward)
-    train(loss, some, collate, schedule, seed=0, precision="fp32", training=Training())
+    loss = AnswerLoss(reader, Hardware(), body=reader.forward)
+    train(
+        loss,
+        some,
+        collate,
+        schedule,
+        seed=0,
+        precision="fp32",
+        training=Training(),
+        hardware=Hardware(),
+    )
     mine, others = (
         sum(r.nll for r in reconstruct(reader, readings(turns, state, toy_vocabulary),
                                        toy_vocabulary, 48))

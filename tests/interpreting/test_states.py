@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heima.config import ONE_TOKEN, Thinking
 from heima.cot.sections import COMPRESSIBLE, THINKING_TOKENS, thinking_token
+from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.families.batches import Collator
@@ -28,14 +28,16 @@ def samples(toy_turns, toy_vocabulary):
 
 
 def extract(toy_vlm, samples, collate, toy_vocabulary, position, batch_size=5, thinking=ONE_TOKEN):
-    return states.extract(
-        toy_vlm,
-        samples,
-        collate,
-        toy_vocabulary,
-        thinking,
-        position=position,
-        batch_size=batch_size,
+    return states.join(
+        states.extract(
+            toy_vlm,
+            samples,
+            collate,
+            toy_vocabulary,
+            thinking,
+            position=position,
+            batch_size=batch_size,
+        )
     )
 
 

@@ -5,6 +5,9 @@ The stages themselves run, on a toy model that has learnt nothing and a handful 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from heima import config
 from heima.cot import parsing
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, numbered, repeated
+from heima.cot.thinking import Thinking
 from heima.data.encoding import encode_turns, thinking_count
 from heima.interpreting import states
 from heima.results.cells import read_metrics
@@ -23,9 +27,10 @@ from heima.results.files import read_jsonl
 from heima.vlm.generation import Decoder, Plan, Prompt
 from stages import distill, interpret, reconstruct, resolve
 from stages import states as states_stage
+from tests.conftest import ROOT
 from tests.fabricated import write_turns
 
-VARIANTS = {"two": config.Thinking(tokens=2), "adaptive": config.Thinking(ratio=0.4)}
+VARIANTS = {"two": Thinking(tokens=2), "adaptive": Thinking(ratio=0.4)}
 CONTROLS = ["own", "shuffled", "mean", "zero"]
 
 
@@ -102,6 +107,44 @@ def test_sections_are_rebuilt_from_the_last_of_several_states(
     for row in read_jsonl("reconstructions/reasoning/42.jsonl"):
         nll[row["control"]] += row["nll"]
     assert nll["own"] < 0.7 * min(nll[control] for control in CONTROLS[1:]), nll
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("thinking", [VARIANTS["adaptive"]])
+def test_two_processes_give_the_bytes_of_one(raw_params):
+    """Of states and of sampled reconstructions; the stages start themselves twice."""
+    raw_params["interpret"].update(steps=2)
+    raw_params["reconstruct"].update(temperature=0.6, batch_size=5)
+
+    def set_processes(count):
+        raw_params["hardware"] = {"processes": count}
+        Path("params.yaml").write_text(yaml.safe_dump(raw_params), encoding="utf-8")
+        resolve.write(config.load())
+
+    def written():
+        files = [*Path("states/42").iterdir(), Path("reconstructions/reasoning/42.jsonl")]
+        return {str(file): file.read_bytes() for file in files}
+
+    set_processes(1)
+    distill.main("one-shot", 42)
+    states_stage.main(42)
+    interpret.main("reasoning", "own", 42)
+    reconstruct.main("reasoning", 42)
+    one = written()
+    assert len({row["text"] for row in read_jsonl("reconstructions/reasoning/42.jsonl")}) > 10
+
+    set_processes(2)
+    for command in (["stages.states", "42"], ["stages.reconstruct", "reasoning", "42"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+            timeout=120,
+        )
+        assert f"{command[0]} on 2 processes" in done.stdout
+    assert written() == one
 
 
 def test_answers_are_counted_and_shown_token_by_token(turns, toy_vocabulary, thinking):

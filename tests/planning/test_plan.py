@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from heima import config
 from heima.config import PretrainedModel
+from heima.cot.thinking import ONE_TOKEN
 from heima.planning import architectures, preflight, workload
 from heima.planning.estimate import Estimate
 from heima.planning.machine import GPUS, Machine
@@ -124,6 +125,20 @@ def test_hours_follow_the_machine(estimate, paper):
     assert after.memory["frozen weights"] == pytest.approx(2 * before.memory["frozen weights"])
 
 
+def test_the_work_is_divided_as_the_stages_divide_it(estimate, paper):
+    """All that computes on GPUs, but what `stages.launch` does not start on each of them."""
+    of_kind = {one.name.partition("@")[0]: one for one in estimate.stages if one.gpu_hours}
+    alone = {kind for kind, one in of_kind.items() if one.gpus == 1}
+    assert of_kind.keys() == alone | {
+        path.stem
+        for path in (ROOT / "stages").glob("*.py")
+        if "launch.on_all_devices(" in path.read_text(encoding="utf-8")
+    }
+    assert alone == {"latency"}
+    vllm = paper.model_copy(update={"predict": paper.predict.model_copy(update={"engine": "vllm"})})
+    assert stage(planned(vllm, work=estimate.workload), "predict@heima").gpus == 1
+
+
 def test_a_batch_of_judgements_costs_half(estimate, paper):
     direct = paper.model_copy(update={"judge": paper.judge.model_copy(update={"mode": "direct"})})
     other = planned(direct, work=estimate.workload)
@@ -139,7 +154,7 @@ def test_the_toy_is_planned_by_its_own_world(params):
     estimate = planned(params, Machine("cpu", plan.CPU, 1, 0.35, 0.25), work)
     assert [one.name for one in estimate.stages] == names_of_dvc(params)
     # The toy's answer with three thinking tokens: eight tags, an answer of a word, the end.
-    assert work.lengths.answer("p3", config.ONE_TOKEN) == pytest.approx(13, abs=0.2)
+    assert work.lengths.answer("p3", ONE_TOKEN) == pytest.approx(13, abs=0.2)
     assert total(estimate.stages).usd == 0
 
 

@@ -381,8 +381,8 @@ def test_latency_names_device_cuts_and_what_did_not_fit(built):
     lines = {
         (line["panel"], line["row"], line["column"]): line for line in lines_of(built["latency"])
     }
-    assert lines["Batch 8: phases", "answer-only", "tpot_ms"]["value"] == "–"
-    assert float(lines["Batch 8: phases", "heima", "tpot_ms"]["value"]) > 0
+    assert lines["Batch 8: latency", "answer-only", "tpot_ms"]["value"] == "–"
+    assert float(lines["Batch 8: latency", "heima", "tpot_ms"]["value"]) > 0
     speed = "End-to-end time of text-cot over that of the case"
     assert ("text-cot" in {row for panel, row, _ in lines if panel == speed}) is False
     assert {column for panel, _, column in lines if panel == speed} == {

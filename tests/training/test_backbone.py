@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import MllamaProcessor
 
-from heima.config import Lora, Training
+from heima.config import Hardware, Lora
 from heima.data.encoding import Sample
 from heima.data.images import ImageZip
 from heima.families.batches import Collator
@@ -99,14 +99,14 @@ def test_images_once_gives_transformers_states(vlm, processor, images, samples, 
     torch.testing.assert_close(found[here], states[here], rtol=1e-4, atol=1e-5)
 
 
-def gradients(vlm, parts, settings):
+def gradients(vlm, parts, hardware):
     """The loss of a batch, given in parts, and its gradients."""
     model = add_lora(copy.deepcopy(vlm), FAMILIES["toy-mllama"].vlm_lora, LORA, seed=1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(weight, std=0.1)
-    answering = loop.AnswerLoss(model, settings, body=body(model, tiles=settings.tiles)).train()
+    answering = loop.AnswerLoss(model, hardware, body=body(model)).train()
     items = sum(int((part["labels"][:, 1:] != -100).sum()) for part in parts)
     losses = []
     for part in parts:
@@ -132,7 +132,7 @@ def test_every_exact_saving_leaves_loss_and_gradients(vlm, processor, images, sa
     reference = pretrained(model)(**plain(expected)).loss
     reference.backward()
     batch = Collator(FAMILIES["toy-mllama"], processor, images)(samples)
-    loss, found = gradients(vlm, [batch], Training(**settings))
+    loss, found = gradients(vlm, [batch], Hardware(**settings))
     assert loss == pytest.approx(reference.item(), rel=1e-5)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -141,8 +141,8 @@ def test_every_exact_saving_leaves_loss_and_gradients(vlm, processor, images, sa
 
 def test_gradients_of_micro_batches_add_up(vlm, processor, images, samples):
     collate = Collator(FAMILIES["toy-mllama"], processor, images)
-    whole, expected = gradients(vlm, [collate(samples)], Training())
-    parts, found = gradients(vlm, [collate(samples[:1]), collate(samples[1:])], Training())
+    whole, expected = gradients(vlm, [collate(samples)], Hardware())
+    parts, found = gradients(vlm, [collate(samples[:1]), collate(samples[1:])], Hardware())
     assert parts == pytest.approx(whole, rel=1e-5)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
@@ -191,7 +191,7 @@ def test_real_tiles_are_what_an_encoder_of_fewer_tiles_would_see(vlm, processor,
 
 def test_the_shift_of_real_tiles_is_that_of_the_logits(vlm, processor, images, samples):
     collate = Collator(FAMILIES["toy-mllama"], processor, images)
-    answering = loop.AnswerLoss(vlm, Training(), body=body(vlm))
+    answering = loop.AnswerLoss(vlm, Hardware(), body=body(vlm))
     shift = tile_shift(answering, samples, collate, batch_size=2)
     padded = loop.heldout_losses(answering, samples, collate, batch_size=2)
     counts = [sample.labelled for sample in samples]

@@ -14,7 +14,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
-from heima.config import Schedule, Training
+from heima.config import Hardware, Schedule
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.data.tokens import IGNORED
@@ -58,20 +58,21 @@ def distilled(root, params, samples, collate, init="text-cot"):
     return model, fit(model, params, samples, collate)
 
 
-def answering(model, settings) -> loop.AnswerLoss:
-    return loop.AnswerLoss(model, settings, body=body(model, tiles=settings.tiles))
+def answering(model, hardware) -> loop.AnswerLoss:
+    return loop.AnswerLoss(model, hardware, body=body(model))
 
 
 def fit(model, params, samples, collate, schedule=SCHEDULE, **options):
-    settings = options.pop("training", params.training)
+    hardware = options.pop("hardware", params.hardware)
     return loop.train(
-        answering(model, settings),
+        answering(model, hardware),
         samples,
         collate,
         schedule,
         seed=3,
         precision="fp32",
-        training=settings,
+        training=params.training,
+        hardware=hardware,
         **options,
     )
 
@@ -167,7 +168,7 @@ def test_heldout_losses_equal_a_naive_sum_and_do_not_depend_on_the_batch(
     toy_vlm, samples, collate, settings
 ):
     plain = copy.deepcopy(toy_vlm)
-    loss = answering(copy.deepcopy(toy_vlm), Training(**settings))
+    loss = answering(copy.deepcopy(toy_vlm), Hardware(**settings))
     batched = loop.heldout_losses(loss, samples, collate, batch_size=7)
     for sample, value in list(zip(samples, batched, strict=True))[:5]:
         batch = collate([sample])
@@ -206,7 +207,7 @@ def test_the_pixels_are_those_of_the_processor(collate, samples, toy_processor, 
 def test_flops_grow_with_the_text(toy_vlm, toy_turns, toy_vocabulary, collate):
     short, long = (
         loop.flops_per_sample(
-            answering(copy.deepcopy(toy_vlm), Training()),
+            answering(copy.deepcopy(toy_vlm), Hardware()),
             encode_turns(toy_turns, rendering, toy_vocabulary, max_length=512),
             collate,
             batch_size=8,

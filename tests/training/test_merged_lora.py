@@ -9,7 +9,7 @@ import torch
 from peft.tuners import lora
 from torch import nn
 
-from heima.config import Lora, Training
+from heima.config import Hardware, Lora
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.families.batches import Collator
@@ -35,8 +35,8 @@ def merged_layers(model) -> list[str]:
 
 
 def loss_and_gradients(model, batch, *, checkpointing, merged):
-    training = Training(gradient_checkpointing=checkpointing)
-    answering = AnswerLoss(model, training, body=body(model)).train()
+    hardware = Hardware(gradient_checkpointing=checkpointing)
+    answering = AnswerLoss(model, hardware, body=body(model)).train()
     answering.zero_grad()
     if merged:
         with merged_forward(answering):

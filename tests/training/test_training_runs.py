@@ -33,7 +33,7 @@ def folder(tmp_path_factory, toy_vlm, toy_processor, toy_turns, toy_source):
     raw["checkpoints"]["p3"].update(steps=STEPS, batch_size=10, warmup_steps=2)
     raw["checkpoints"]["one-shot"]["matched"] = raw["checkpoints"]["answer-only"]["matched"] = []
     raw["distill"]["lora"]["dropout"] = 0.1
-    raw["training"].update(snapshot_steps=SNAPSHOT, micro_batch_size=4)
+    raw["hardware"].update(snapshot_steps=SNAPSHOT, micro_batch_size=4)
     (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     raw["distill"]["lora"]["dropout"] = 0.0
     (folder / "sharded").mkdir()
@@ -56,7 +56,7 @@ def llava_folder(folder):
         (made / name).symlink_to(folder / name)
     raw = yaml.safe_load((folder / "sharded" / "params.yaml").read_text(encoding="utf-8"))
     raw["family"] = "toy-llava-next"
-    raw["training"]["gradient_checkpointing"] = True
+    raw["hardware"]["gradient_checkpointing"] = True
     (made / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     return made
 
@@ -70,7 +70,7 @@ def bf16_folder(folder):
         (made / name).symlink_to(folder / name)
     raw = yaml.safe_load((folder / "sharded" / "params.yaml").read_text(encoding="utf-8"))
     raw["precision"] = "bf16"
-    raw["training"]["gradient_checkpointing"] = True
+    raw["hardware"]["gradient_checkpointing"] = True
     (made / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     return made
 

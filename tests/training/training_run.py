@@ -38,7 +38,7 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
     vocabulary = models.vocabulary(processor.tokenizer, params)
     samples = encode_turns(turns, "p3", vocabulary, max_length=512)
     collate = models.collator(processor, images, params)
-    answering = loop.AnswerLoss(model, params.training, body=body(model))
+    answering = loop.AnswerLoss(model, params.hardware, body=body(model))
     if kill:
         _kill_at(answering, kill)
     curve = loop.train(
@@ -49,6 +49,7 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
         seed=params.seed,
         precision=params.precision,
         training=params.training,
+        hardware=params.hardware,
         groups=[sample.image for sample in samples],
         resume=Resume(folder / "snapshots" / out),
     )
