@@ -1,4 +1,4 @@
-"""Rows of the six benchmarks as cases: what the rules need, whatever file a row comes from.
+"""Rows of the benchmarks as cases: what the rules need, whatever file a row comes from.
 
 Two layouts are read: that of the data sets on the hub (columns of lmms-eval's tasks), and that of
 VLMEvalKit's tables (a column for each option, and what its result files repeat).
@@ -14,23 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heima.config.benchmarks import BENCHMARKS
+
 Row = Mapping[str, Any]
-
-SPLITS: dict[str, tuple[str | None, str]] = {
-    "mmstar": (None, "val"),
-    "mmbench": ("en", "dev"),
-    "mmvet": (None, "test"),
-    "mathvista": (None, "testmini"),
-    "ai2d": (None, "test"),
-    "hallusionbench": (None, "image"),
-}
-"""Benchmark -> configuration and split of its data; the tasks' yaml files say the same."""
-
-CHOICE = ("mmstar", "mmbench", "ai2d")
-"""The benchmarks of single-choice questions."""
-
-ROTATION = 1_000_000
-"""MMBench numbers the rotations of question i as i, i + 1e6, …"""
 
 
 class RowError(ValueError):
@@ -104,14 +90,14 @@ def name(row: Row) -> str:
     raise RowError("it has no index")
 
 
-def required(benchmark: str) -> tuple[str, ...]:
-    """The columns that VLMEvalKit's result files of a benchmark must have besides `prediction`."""
-    columns = ("index", "question", "answer")
-    if benchmark in CHOICE:
-        return (*columns, "A", "B")
-    if benchmark == "mathvista":
-        return (*columns, "question_type", "answer_type", "choices", "answer_option")
-    return columns
+def question_number(benchmark: str, index: int) -> int:
+    """The number that the rotations of a question share.
+
+    >>> question_number("mmbench", 2_000_007), question_number("mmstar", 2_000_007)
+    (7, 2000007)
+    """
+    rotation = BENCHMARKS[benchmark].dataset.rotation
+    return index % rotation if rotation else index
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
@@ -226,7 +212,7 @@ def _mmstar(row: Row) -> Case:
 def _mmbench(row: Row) -> Case:
     answer = _present(row, "answer")
     try:
-        unit = str(int(float(name(row))) % ROTATION)
+        unit = str(question_number("mmbench", int(float(name(row)))))
     except ValueError as error:
         raise RowError(f"its index {name(row)!r} is no number") from error
     return _single_choice(row, _present(row, "question"), _columns(row), answer, unit)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from heima.config.base import (
     PRETRAINED,
     TOY_FAMILIES,
-    Benchmark,
+    BenchmarkName,
     ConfigError,
     Control,
     InterpreterInput,
@@ -30,6 +30,7 @@ from heima.config.base import (
     Seed,
     Tiles,
 )
+from heima.config.benchmarks import BENCHMARKS
 from heima.config.data import (
     DatasetSource,
     FolderSource,
@@ -78,11 +79,12 @@ RESOLVED = Path("resolved.yaml")
 """Every parameter that a stage reads, with its default (`load_resolved`)."""
 
 __all__ = [
+    "BENCHMARKS",
     "ONE_TOKEN",
     "PRETRAINED",
     "RESOLVED",
     "TOY_FAMILIES",
-    "Benchmark",
+    "BenchmarkName",
     "Checkpoint",
     "ConfigError",
     "Control",

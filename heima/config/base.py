@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
 )
+
+from heima.config.benchmarks import known
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -18,7 +21,7 @@ QuestionKind = Literal[
     "look-option", "sum-option", "look-free", "sum-number", "look-yes-no", "sum-yes-no"
 ]
 InterpreterInput = Literal["own", "question-only"]
-Benchmark = Literal["mmstar", "mmbench", "mmvet", "mathvista", "ai2d", "hallusionbench"]
+BenchmarkName = Annotated[str, AfterValidator(known)]
 ProtocolName = Literal["lmms", "vlmevalkit"]
 Tiles = Literal["padded", "real"]
 

@@ -13,12 +13,13 @@ from heima.config.base import (
     PRETRAINED,
     TOY_FAMILIES,
     WITHOUT_VLLM,
-    Benchmark,
+    BenchmarkName,
     Model,
     Name,
     ProtocolName,
     Seed,
 )
+from heima.config.benchmarks import BENCHMARKS, parts
 from heima.config.data import (
     FolderSource,
     HubSource,
@@ -78,7 +79,7 @@ class Params(Model):
     reconstruct: Reconstruct
     reconstructions: dict[Name, NamedReconstruction] = Field(min_length=1)
     similarity: Similarity
-    benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
+    benchmarks: tuple[BenchmarkName, ...] = Field(min_length=1)
     protocols: dict[ProtocolName, Protocol] = Field(min_length=1)
     predict: Predict
     judge: Annotated[EmbeddedRules | OpenAIJudge, Field(discriminator="backend")]
@@ -290,6 +291,17 @@ class Params(Model):
         """The name of the data that a protocol reads for a benchmark."""
         return self.protocols[protocol].data.get(benchmark, benchmark)
 
+    def _with_data(self) -> set[str]:
+        """The benchmarks whose data is drawn or given, asked or not."""
+        source = self.source
+        given = set(source.benchmark_sizes if source.kind == "toy" else source.benchmarks)
+        return {
+            benchmark
+            for benchmark in BENCHMARKS
+            if benchmark in given
+            or any(self.data_name(protocol, benchmark) in given for protocol in self.protocols)
+        }
+
     def decoding(self, protocol: str) -> Decoding:
         """How answers are decoded under a protocol."""
         rules = self.protocols[protocol]
@@ -327,6 +339,7 @@ class Params(Model):
                 for name in self.protocols
             },
             "sections": list(self.sections),
+            "benchmarks": parts(self._with_data()),
         }
 
     @property

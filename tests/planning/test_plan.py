@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from heima import config
 from heima.config import PretrainedModel
+from heima.config.benchmarks import BENCHMARKS
 from heima.planning import architectures, preflight, workload
 from heima.planning.estimate import Estimate
 from heima.planning.machine import GPUS, Machine
@@ -80,7 +81,8 @@ def test_the_recipes_counts(estimate, paper):
     assert stage(estimate, "distill@p1-42").samples == 215_095 - held
     judged = len(paper.reconstructions) * len(paper.similarity.judged) * held
     assert stage(estimate, "judge").judge_calls == judged
-    assert stage(estimate, "predict@heima").samples == 4 * sum(workload.BENCHMARK_ROWS.values())
+    rows = sum(one.rows for one in BENCHMARKS.values())
+    assert stage(estimate, "predict@heima").samples == 4 * rows
 
 
 def test_compression_shortens_what_is_computed(estimate):
