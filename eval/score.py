@@ -181,7 +181,7 @@ def joined(benchmark: str, rows: Sequence[Row], docs: Sequence[Row]) -> list[Ans
 
 
 def _named(benchmark: str, place: int, row: Row) -> str:
-    return cases.name(row) if BENCHMARKS[benchmark].dataset.identity else str(place)
+    return cases.name(benchmark, row) if BENCHMARKS[benchmark].dataset.identity else str(place)
 
 
 def _text(row: Row) -> str:

@@ -51,4 +51,6 @@ class AskingTask:
         try:
             return cases.read(self.benchmark, doc)
         except cases.RowError as error:
-            raise ValueError(f"{self.benchmark} sample {cases.name(doc)}: {error}") from error
+            raise ValueError(
+                f"{self.benchmark} sample {cases.name(self.benchmark, doc)}: {error}"
+            ) from error
