@@ -1,4 +1,4 @@
-"""The six tasks of protocol `vlmevalkit`, run by lmms-eval on hand-made predictions."""
+"""The tasks of protocol `vlmevalkit`, run by lmms-eval on hand-made predictions."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def right_or_wrong(benchmark, place, doc):
     return text if form == 2 else concluded(text) + " </CONCLUSION>"
 
 
-def test_six_tasks(workspace, open_gateway):
+def test_every_task(workspace, open_gateway):
     from eval.breakdown import RULES as BREAKDOWN
 
     gateway = open_gateway(RULES)
