@@ -14,7 +14,6 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageFile
 
 from eval.benchmark_data import BenchmarkDataError
-from eval.vlmevalkit.cases import SPLITS, RowError, split_options
+from eval.vlmevalkit.cases import RowError, split_options
+from heima.config.benchmarks import BENCHMARKS, Dataset
 
 Row = Mapping[str, Any]
 Fault = tuple[int, str]
@@ -52,32 +52,27 @@ def check(benchmark: str, rows: Iterable[Row]) -> list[Fault]:
 
     Args:
         benchmark: a name of `Params.benchmarks`.
-        rows: documents with the columns of `columns(benchmark)`; images as `datasets` stores
+        rows: documents with the columns of its `Dataset`; images as `datasets` stores
             them, {"bytes": …, "path": …} or the bytes alone.
     """
-    rules = _RULES[benchmark]
+    dataset, answer_faults = BENCHMARKS[benchmark].dataset, _FAULTS[benchmark]
     faults: list[Fault] = []
     seen: dict[tuple[Any, ...], int] = {}
     for place, row in enumerate(rows):
-        faults += [(place, reason) for reason in _image_faults(row[rules.image])]
+        faults += [(place, reason) for reason in _image_faults(row[dataset.image])]
         if _empty(row["question"]):
             faults.append((place, "empty question"))
-        faults += [(place, reason) for reason in rules.faults(row)]
-        if rules.identity:
-            identity = tuple(row[column] for column in rules.identity)
+        faults += [(place, reason) for reason in answer_faults(row)]
+        if dataset.identity:
+            identity = tuple(row[column] for column in dataset.identity)
             first = seen.setdefault(identity, place)
             if first != place:
                 shown = ", ".join(
                     f"{column} {value}"
-                    for column, value in zip(rules.identity, identity, strict=True)
+                    for column, value in zip(dataset.identity, identity, strict=True)
                 )
                 faults.append((place, f"duplicate index: {shown} is row {first} too"))
     return faults
-
-
-def columns(benchmark: str) -> tuple[str, ...]:
-    """The columns that a benchmark's tasks read, under either protocol."""
-    return _RULES[benchmark].columns
 
 
 def check_folder(benchmark: str, folder: Path) -> list[Fault]:
@@ -86,21 +81,21 @@ def check_folder(benchmark: str, folder: Path) -> list[Fault]:
     Raises `BenchmarkDataError` if the folder has no such configuration, split or column, or a file
     that is not parquet.
     """
-    rules = _RULES[benchmark]
-    return check(benchmark, _rows(rules, _split_files(benchmark, rules, folder)))
+    dataset = BENCHMARKS[benchmark].dataset
+    return check(benchmark, _rows(dataset, _split_files(benchmark, dataset, folder)))
 
 
-def _split_files(benchmark: str, rules: _Rules, folder: Path) -> list[Path]:
+def _split_files(benchmark: str, dataset: Dataset, folder: Path) -> list[Path]:
     """The files of the split, in their order, as `datasets` resolves them from the README."""
     from datasets import Features, load_dataset_builder
     from datasets import Image as ImageFeature
 
-    configuration, split = SPLITS[benchmark]
+    split = dataset.split
     place = f"{folder}, as the data of {benchmark},"
     try:
         with tempfile.TemporaryDirectory() as cache:
             builder = load_dataset_builder(
-                str(folder.resolve()), name=configuration, cache_dir=cache
+                str(folder.resolve()), name=dataset.configuration, cache_dir=cache
             )
     except (ValueError, FileNotFoundError) as error:
         raise BenchmarkDataError(f"{place} cannot be read: {error}") from error
@@ -115,27 +110,27 @@ def _split_files(benchmark: str, rules: _Rules, folder: Path) -> list[Path]:
             schema = pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise BenchmarkDataError(f"{file} is not a readable parquet file: {error}") from error
-        lacking = [column for column in rules.columns if column not in schema.names]
+        lacking = [column for column in dataset.columns if column not in schema.names]
         if lacking:
             raise BenchmarkDataError(
                 f"{place} lacks the columns {', '.join(lacking)}: {file.name} has "
                 f"{', '.join(schema.names)}"
             )
         features = builder.info.features or Features.from_arrow_schema(schema)
-        if not isinstance(features.get(rules.image), ImageFeature):
+        if not isinstance(features.get(dataset.image), ImageFeature):
             raise BenchmarkDataError(
-                f"{place} does not type its column {rules.image} as an image, neither in the "
+                f"{place} does not type its column {dataset.image} as an image, neither in the "
                 f"README nor in {file.name}: `datasets` would not decode it"
             )
     return files
 
 
-def _rows(rules: _Rules, files: Iterable[Path]) -> Iterator[Row]:
+def _rows(dataset: Dataset, files: Iterable[Path]) -> Iterator[Row]:
     for file in files:
         # With a buffer and without pre-buffering, pages are read as they are needed.
         with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
             try:
-                for batch in parquet.iter_batches(batch_size=16, columns=list(rules.columns)):
+                for batch in parquet.iter_batches(batch_size=16, columns=list(dataset.columns)):
                     yield from batch.to_pylist()
             except (pa.ArrowInvalid, OSError) as error:
                 raise BenchmarkDataError(f"{file} cannot be read: {error}") from error
@@ -229,57 +224,12 @@ def _hallusionbench_faults(row: Row) -> list[str]:
     return [] if answer in ("0", "1") else [f"answer is neither 0 nor 1: {row['gt_answer']!r}"]
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """What must hold for a row of a benchmark.
-
-    `identity` are the columns that no two rows share; AI2D has none.
-    """
-
-    columns: tuple[str, ...]
-    faults: Callable[[Row], list[str]]
-    identity: tuple[str, ...] = ()
-    image: str = "image"
-
-
-_RULES: dict[str, _Rules] = {
-    "mmstar": _Rules(
-        columns=("index", "question", "image", "answer", "category", "l2_category"),
-        faults=_mmstar_faults,
-        identity=("index",),
-    ),
-    "mmbench": _Rules(
-        columns=(
-            *("index", "question", "hint", "answer", "A", "B", "C", "D", "E"),
-            *("category", "L2-category", "source", "split", "image"),
-        ),
-        faults=_mmbench_faults,
-        identity=("index",),
-    ),
-    "mmvet": _Rules(
-        columns=("question_id", "question", "answer", "capability", "image"),
-        faults=_answer_faults,
-        identity=("question_id",),
-    ),
-    "mathvista": _Rules(
-        columns=(
-            *("pid", "question", "decoded_image", "choices", "unit", "precision", "answer"),
-            *("question_type", "answer_type", "metadata", "query"),
-        ),
-        faults=_mathvista_faults,
-        identity=("pid",),
-        image="decoded_image",
-    ),
-    "ai2d": _Rules(
-        columns=("question", "options", "answer", "image"),
-        faults=_ai2d_faults,
-    ),
-    "hallusionbench": _Rules(
-        columns=(
-            *("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id"),
-            *("question", "gt_answer_details", "gt_answer", "filename", "image"),
-        ),
-        faults=_hallusionbench_faults,
-        identity=("category", "subcategory", "set_id", "figure_id", "question_id"),
-    ),
+_FAULTS: dict[str, Callable[[Row], list[str]]] = {
+    "mmstar": _mmstar_faults,
+    "mmbench": _mmbench_faults,
+    "mmvet": _answer_faults,
+    "mathvista": _mathvista_faults,
+    "ai2d": _ai2d_faults,
+    "hallusionbench": _hallusionbench_faults,
 }
+"""Benchmark -> what is wrong with the options and the answer of a row."""

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from eval.benchmark_check import MISSING_IMAGE, Fault, check_folder
 from eval.benchmark_data import (
@@ -28,7 +28,8 @@ from eval.benchmark_data import (
     inspect,
     is_tsv,
 )
-from heima.config import Benchmark, DatasetSource, Params
+from heima.config import DatasetSource, Params
+from heima.config.benchmarks import BENCHMARKS
 from heima.data.hub import Repository
 from heima.results.files import sha256, write_json
 
@@ -110,7 +111,7 @@ def _benchmarks_of(params: Params, name: str) -> list[str]:
     """The benchmarks whose tasks read this data under some protocol."""
     return [
         benchmark
-        for benchmark in get_args(Benchmark)
+        for benchmark in BENCHMARKS
         if any(params.data_name(protocol, benchmark) == name for protocol in params.protocols)
     ]
 
@@ -181,7 +182,7 @@ def _convert(
 
 
 def convert_mmbench(tsv: Path, folder: Path) -> list[Fault]:
-    """Write VLMEvalKit's MMBench file as a data set folder: configuration `en`, split `dev`.
+    """Write VLMEvalKit's MMBench file as a data set folder like the hub's.
 
     Reads the file twice and holds one row group; images that rows share are read again where they
     are referred to. Returns the rows whose image could not be read; they are written without one.
@@ -192,6 +193,7 @@ def convert_mmbench(tsv: Path, folder: Path) -> list[Fault]:
     import pyarrow.parquet as pq
     from datasets import Features, Image, Value
 
+    dataset = BENCHMARKS["mmbench"].dataset
     text = (*("question", "hint", "answer", "A", "B", "C", "D", "E", "category"), "L2-category")
     schema = Features(
         {
@@ -202,7 +204,7 @@ def convert_mmbench(tsv: Path, folder: Path) -> list[Fault]:
     ).arrow_schema
     images = {row["index"]: at for at, row in _table(tsv) if len(row["image"]) > _REFERENCE}
     folder.mkdir(parents=True)
-    unnamed = folder / "dev.parquet"
+    unnamed = folder / f"{dataset.split}.parquet"
     faults: list[Fault] = []
     with pq.ParquetWriter(unnamed, schema) as writer:
         group: list[dict[str, Any]] = []
@@ -217,10 +219,10 @@ def convert_mmbench(tsv: Path, folder: Path) -> list[Fault]:
         if group:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
     # `datasets` caches by file name, not by content: an equal name would return old rows.
-    file = unnamed.rename(folder / f"dev-{sha256(unnamed)[:12]}.parquet")
+    file = unnamed.rename(folder / f"{dataset.split}-{sha256(unnamed)[:12]}.parquet")
     (folder / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: en\n  data_files:\n"
-        f"  - split: dev\n    path: {file.name}\n---\n"
+        f"---\nconfigs:\n- config_name: {dataset.configuration}\n  data_files:\n"
+        f"  - split: {dataset.split}\n    path: {file.name}\n---\n"
         f"{tsv.name} of VLMEvalKit, converted by eval.benchmark_sources.\n",
         encoding="utf-8",
     )
@@ -241,7 +243,7 @@ def _mmbench_row(tsv: Path, row: dict[str, str]) -> dict[str, Any]:
         **{column: row[column] for column in ("question", "answer", "category")},
         **optional,
         "L2-category": broad or "nan",
-        "split": row.get("split") or "dev",
+        "split": row.get("split") or BENCHMARKS["mmbench"].dataset.split,
     }
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from eval.vlmevalkit import cases
-
-_ROTATIONS = 1_000_000
-"""MMBench numbers the rotations of question i as i, i + 1e6, …; all must be right."""
+from heima.config.benchmarks import BENCHMARKS, Benchmark, Scoring
 
 Docs = Sequence[Mapping[str, Any]]
 Samples = Sequence[Mapping[str, Any]]
@@ -51,76 +50,56 @@ def _rotations_right(samples: Samples) -> list[float]:
     """
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
+    rows = [sample["gpt_eval_score"] for sample in samples]
+    units = [cases.question_number("mmbench", row["index"]) for row in rows]
     groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for sample in samples:
-        groups[sample["gpt_eval_score"]["index"] % _ROTATIONS].append(sample["gpt_eval_score"])
+    for unit, row in zip(units, rows, strict=True):
+        groups[unit].append(row)
     hits = {}
-    for index, group in groups.items():
+    for unit, group in groups.items():
         right = {row["index"]: row["answer"] for row in group}
-        hits[index] = float(mmbench_evaluator.eval_sub_data(_Table(group), right))
-    return [hits[sample["gpt_eval_score"]["index"] % _ROTATIONS] for sample in samples]
+        hits[unit] = float(mmbench_evaluator.eval_sub_data(_Table(group), right))
+    return [hits[unit] for unit in units]
+
+
+_SCORES: dict[str, Callable[[Samples], list[float]]] = {"mmbench": _rotations_right}
+"""Benchmark -> its samples' scores under `lmms`, where they do not stand in the samples."""
+
+
+def _in_samples(scoring: Scoring, samples: Samples) -> list[float]:
+    found = [one[scoring.metric] for one in samples]
+    return [float(one if scoring.score is None else one[scoring.score]) for one in found]
 
 
 def _commonest(answers: Sequence[str]) -> float:
     return max(Counter(answers).values()) / len(answers)
 
 
-def _guess_rotations(docs: Docs) -> list[float]:
-    """A guess must be right in every rotation of a question."""
+def _guess(benchmark: Benchmark, docs: Docs) -> list[float]:
+    """One of the options (in every rotation), or the commonest of the answers without options."""
+    answer = benchmark.scoring.answer
+    if not benchmark.scoring.options and benchmark.scoring.option_count is None:
+        return [_commonest([doc[answer] for doc in docs])]
+    counts = [_options(benchmark.scoring, doc) for doc in docs]
+    free = [doc[answer] for doc, count in zip(docs, counts, strict=True) if not count]
+    unit = _unit(benchmark)
     chance: dict[int, float] = defaultdict(lambda: 1.0)
-    for doc in docs:
-        options = [doc[letter] for letter in "ABCDE" if doc[letter] not in (None, "", "nan")]
-        chance[doc["index"] % _ROTATIONS] /= len(options)
+    for place, (doc, count) in enumerate(zip(docs, counts, strict=True)):
+        belongs = unit(doc) if unit else place
+        if count:
+            chance[belongs] /= count
+        else:
+            chance[belongs] *= _commonest(free)
     return list(chance.values())
 
 
-def _guess_mathvista(docs: Docs) -> list[float]:
-    """One of the choices, or the commonest of the free answers."""
-    free = [doc["answer"] for doc in docs if not doc["choices"]]
-    return [1 / len(doc["choices"]) if doc["choices"] else _commonest(free) for doc in docs]
-
-
-LMMS: dict[str, Rules] = {
-    "mmstar": Rules(
-        metric="average",
-        scale=100,
-        scores=lambda samples: [one["average"]["score"] for one in samples],
-        guess=lambda docs: [1 / 4] * len(docs),
-        stratum=lambda doc: doc["l2_category"],
-    ),
-    "mmbench": Rules(
-        metric="gpt_eval_score",
-        scale=1,
-        scores=_rotations_right,
-        guess=_guess_rotations,
-        unit=lambda doc: doc["index"] % _ROTATIONS,
-    ),
-    "mmvet": Rules(
-        metric="gpt_eval_score",
-        scale=1,
-        scores=lambda samples: [one["gpt_eval_score"]["score"] for one in samples],
-        guess=lambda docs: [_commonest([doc["answer"] for doc in docs])],
-    ),
-    "mathvista": Rules(
-        metric="llm_as_judge_eval",
-        scale=1,
-        scores=lambda samples: [float(one["llm_as_judge_eval"]["true_false"]) for one in samples],
-        guess=_guess_mathvista,
-    ),
-    "ai2d": Rules(
-        metric="exact_match",
-        scale=100,
-        scores=lambda samples: [one["exact_match"] for one in samples],
-        guess=lambda docs: [1 / len(doc["options"]) for doc in docs],
-    ),
-    "hallusionbench": Rules(
-        metric="aAcc",
-        scale=1,
-        # The aggregation writes its verdict into the sample.
-        scores=lambda samples: [float(one["aAcc"]["correct"]) for one in samples],
-        guess=lambda docs: [_commonest([doc["gt_answer"] for doc in docs])],
-    ),
-}
+def _options(scoring: Scoring, doc: Mapping[str, Any]) -> int:
+    """How many options a row has, 0 for a free answer."""
+    if scoring.option_count is not None:
+        return scoring.option_count
+    if len(scoring.options) == 1:
+        return len(doc[scoring.options[0]] or ())
+    return sum(doc[column] not in (None, "", "nan") for column in scoring.options)
 
 
 def _guess_vlmevalkit(benchmark: str, docs: Docs) -> list[float]:
@@ -133,19 +112,38 @@ def _guess_vlmevalkit(benchmark: str, docs: Docs) -> list[float]:
     return list(chance.values())
 
 
-def _vlmevalkit(benchmark: str) -> Rules:
+def _unit(benchmark: Benchmark) -> Callable[[Mapping[str, Any]], int] | None:
+    """What the rotations of a question share; None: each row is a question."""
+    if benchmark.dataset.rotation is None:
+        return None
+    return lambda doc: cases.question_number(benchmark.name, doc["index"])
+
+
+def _lmms(benchmark: Benchmark) -> Rules:
+    stratum = benchmark.scoring.stratum
+    return Rules(
+        metric=benchmark.scoring.metric,
+        scale=benchmark.scoring.scale,
+        scores=_SCORES.get(benchmark.name, functools.partial(_in_samples, benchmark.scoring)),
+        guess=functools.partial(_guess, benchmark),
+        unit=_unit(benchmark),
+        stratum=(lambda doc: doc[stratum]) if stratum else None,
+    )
+
+
+def _vlmevalkit(benchmark: Benchmark) -> Rules:
     """The aggregation writes each score into its sample."""
     return Rules(
         metric="accuracy",
         scale=100,
         scores=lambda samples: [one["accuracy"]["score"] for one in samples],
-        guess=lambda docs: _guess_vlmevalkit(benchmark, docs),
-        unit=(lambda doc: doc["index"] % _ROTATIONS) if benchmark == "mmbench" else None,
+        guess=functools.partial(_guess_vlmevalkit, benchmark.name),
+        unit=_unit(benchmark),
     )
 
 
 RULES: dict[str, dict[str, Rules]] = {
-    "lmms": LMMS,
-    "vlmevalkit": {benchmark: _vlmevalkit(benchmark) for benchmark in LMMS},
+    protocol: {name: rules(benchmark) for name, benchmark in BENCHMARKS.items()}
+    for protocol, rules in (("lmms", _lmms), ("vlmevalkit", _vlmevalkit))
 }
 """Protocol -> benchmark -> its rules."""

@@ -9,13 +9,13 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
-from eval.tasks import TASKS
 from heima import config
+from heima.config.benchmarks import BENCHMARKS
 from heima.results.files import read_jsonl
 
 
 class ChatModel(lmms):
-    """A model that answers one user message; the six tasks ask for nothing else."""
+    """A model that answers one user message; the tasks ask for nothing else."""
 
     is_simple = False
 
@@ -46,10 +46,10 @@ class HeimaReplay(ChatModel):
     ) -> None:
         super().__init__()
         self._rows = {
-            (names[benchmark], row["doc_id"]): row
+            (task, row["doc_id"]): row
             for benchmark in config.load(params).benchmarks
             for row in read_jsonl(Path(predictions) / f"{benchmark}.jsonl")
-            for names in TASKS.values()
+            for task in BENCHMARKS[benchmark].tasks.values()
         }
         self._folder = predictions
 

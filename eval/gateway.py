@@ -43,6 +43,7 @@ from eval.judge.cache import Body, Reply, ReplyCache
 from eval.judge.client import Judge
 from eval.judge.endpoint import Endpoint, Fault, Rejected, Unusable
 from heima.config import EmbeddedRules, OpenAIJudge
+from heima.config.benchmarks import BENCHMARKS
 
 VERSION = "benchmarks-1"
 """Of how a benchmark's prompt becomes a request; part of every cached reply's key."""
@@ -55,10 +56,8 @@ each has waited for its retries."""
 _CLIENTS = 4
 """What lmms-eval starts by itself."""
 
-_TASKS_THAT_KEEP_THE_URL = (
-    "lmms_eval.tasks.mathvista.mathvista_evals",
-    "lmms_eval.tasks.hallusion_bench.utils",
-    "lmms_eval.tasks.mmbench.en_utils",
+_TASKS_THAT_KEEP_THE_URL = tuple(
+    benchmark.judge_module for benchmark in BENCHMARKS.values() if benchmark.judge_module
 )
 
 Messages = tuple[tuple[str, str], ...]

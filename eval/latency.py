@@ -27,6 +27,7 @@ from eval.timing import (
 )
 from heima import config
 from heima.config import Params, Peaks
+from heima.config.benchmarks import BENCHMARKS
 from heima.results.cells import Cell, write_metrics
 from heima.results.files import write_jsonl
 from heima.results.provenance import provenance
@@ -141,7 +142,7 @@ def latency(
             params,
             **environment(model),
             peaks={**peaks.model_dump(), "source": "stated" if stated else "measured"},
-            task=tasks.TASKS[asked.protocol][asked.benchmark],
+            task=BENCHMARKS[asked.benchmark].tasks[asked.protocol],
             data=edition(params, params.data_name(asked.protocol, asked.benchmark)),
             questions=len(setup.questions),
             limits={name: case.max_new_tokens for name, case in setup.cases.items()},

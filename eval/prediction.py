@@ -225,7 +225,7 @@ def _write(
         "decoding": {p: params.decoding(p).model_dump(mode="json") for p in params.protocols},
         "seeds": {p: list(rules.seeds) for p, rules in params.protocols.items()},
         "lmms_eval": tasks.lmms_eval_version(),
-        "tasks": {p: {b: tasks.TASKS[p][b] for b in params.benchmarks} for p in params.protocols},
+        "tasks": tasks.names(params),
         "data": benchmark_data.revisions(params),
     }
     seconds: dict[str, list[float]] = defaultdict(list)

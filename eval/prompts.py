@@ -1,6 +1,6 @@
 """Judge prompts, of lmms-eval 0.7.3's tasks and our own: recognised, taken apart, replies checked.
 
-Four of lmms-eval's six tasks ask a judge, and so do the protocol `vlmevalkit` (MM-Vet and
+Four of lmms-eval's tasks ask a judge, and so do the protocol `vlmevalkit` (MM-Vet and
 MathVista with the same prompts) and the similarity of reconstructions. Each has one fixed wording,
 so a prompt tells by itself what is asked and what a usable reply looks like:
 

@@ -36,7 +36,8 @@ from eval.units import Units, image_label
 from eval.vlmevalkit import cases
 from eval.vlmevalkit.cases import Row, shortened
 from heima import config
-from heima.config import Benchmark, DatasetSource, FolderSource, Params, ProtocolName
+from heima.config import DatasetSource, FolderSource, Params, ProtocolName
+from heima.config.benchmarks import BENCHMARKS
 from heima.cot import parsing
 from heima.results.cells import Cell
 from heima.results.files import write_jsonl
@@ -123,7 +124,7 @@ def whole(benchmark: str, rows: Sequence[Row]) -> list[Answer]:
     except ValueError as error:
         raise InputError(str(error)) from error
     read_cases = [cases.read(benchmark, row) for row in rows]
-    if benchmark == "mmbench":
+    if rotation := BENCHMARKS[benchmark].dataset.rotation:
         turns = Counter(case.unit for case in read_cases)
         cut = sorted(
             {one.unit for one in read_cases if turns[one.unit] != len(one.options)}, key=int
@@ -131,12 +132,21 @@ def whole(benchmark: str, rows: Sequence[Row]) -> list[Answer]:
         if cut:
             raise InputError(
                 f"{len(cut)} questions do not stand there once for each of their options (index "
-                f"i, i + {cases.ROTATION}, …): {_shown(cut)}"
+                f"i, i + {rotation}, …): {_shown(cut)}"
             )
     return [
         Answer(row, _text(row), case.figure or case.unit, _concluded(row))
         for row, case in zip(rows, read_cases, strict=True)
     ]
+
+
+def required(benchmark: str) -> tuple[str, ...]:
+    """The columns that VLMEvalKit's result files of a benchmark must have besides `prediction`."""
+    more = {
+        "choice": ("A", "B"),
+        "extracted": ("question_type", "answer_type", "choices", "answer_option"),
+    }
+    return ("index", "question", "answer", *more.get(BENCHMARKS[benchmark].scoring.kind, ()))
 
 
 def joined(benchmark: str, rows: Sequence[Row], docs: Sequence[Row]) -> list[Answer]:
@@ -150,7 +160,7 @@ def joined(benchmark: str, rows: Sequence[Row], docs: Sequence[Row]) -> list[Ans
         raise InputError(f"rows without doc_id or index: {_shown(without)}")
     places: dict[str, int] = {}
     for place, doc in enumerate(docs):
-        places[str(place) if key == "doc_id" or benchmark == "ai2d" else cases.name(doc)] = place
+        places[str(place) if key == "doc_id" else _named(benchmark, place, doc)] = place
     names = [str(row[key]) for row in rows]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -165,6 +175,10 @@ def joined(benchmark: str, rows: Sequence[Row], docs: Sequence[Row]) -> list[Ans
         Answer(doc, _text(found.get(place, {})), doc["image"], _concluded(found.get(place, {})))
         for place, doc in enumerate(docs)
     ]
+
+
+def _named(benchmark: str, place: int, row: Row) -> str:
+    return cases.name(benchmark, row) if BENCHMARKS[benchmark].dataset.identity else str(place)
 
 
 def _text(row: Row) -> str:
@@ -186,11 +200,11 @@ def load(benchmark: str, folder: Path) -> list[dict[str, Any]]:
     """
     import datasets
 
-    configuration, split = cases.SPLITS[benchmark]
+    dataset = BENCHMARKS[benchmark].dataset
     with tempfile.TemporaryDirectory() as cache:
         try:
             data = datasets.load_dataset(
-                str(folder.resolve()), configuration, split=split, cache_dir=cache
+                str(folder.resolve()), dataset.configuration, split=dataset.split, cache_dir=cache
             )
         except (FileNotFoundError, ValueError) as error:
             raise InputError(f"{folder} does not hold {benchmark}: {error}") from error
@@ -202,7 +216,7 @@ def load(benchmark: str, folder: Path) -> list[dict[str, Any]]:
         docs = []
         for place, row in enumerate(data):
             content = row.pop(pictures[0])["bytes"]
-            if benchmark == "ai2d":
+            if not dataset.identity:
                 row.setdefault("index", place)
             docs.append({**row, "image": image_label(content)})
     return docs
@@ -223,10 +237,10 @@ def score_vlmevalkit(benchmark: str, answers: Sequence[Answer]) -> Scores:
             f"scored:\n{shortened(unanswered)}"
         )
     by = Counter(one["by"] for one in samples)
-    more = {}
-    if benchmark == "hallusionbench":
-        more["figure_accuracy"] = 100 * scoring.figure_accuracy(samples)
-        more["question_accuracy"] = 100 * scoring.question_accuracy(samples)
+    more = {
+        metric: 100 * getattr(scoring, metric)(samples)
+        for metric in BENCHMARKS[benchmark].scoring.group_metrics
+    }
     rows = [
         {
             **{key: sample[key] for key in ("unit", "score", "categories")},
@@ -325,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--benchmark", required=True, choices=get_args(Benchmark))
+    parser.add_argument("--benchmark", required=True, choices=tuple(BENCHMARKS))
     parser.add_argument("--protocol", required=True, choices=get_args(ProtocolName))
     parser.add_argument("--params", default="params.yaml", help="the judge, seed and data")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the benchmark's data set")
@@ -354,7 +368,7 @@ def _run(given: argparse.Namespace) -> int:
     columns = {column for row in rows for column in row}
     if not columns & {"text", "prediction"}:
         raise InputError(f"{given.file} has no column text or prediction, only {sorted(columns)}")
-    lacking = [column for column in cases.required(benchmark) if column not in columns]
+    lacking = [column for column in required(benchmark) if column not in columns]
     complete = not lacking and protocol == "vlmevalkit"
     if given.file.suffix == ".xlsx" and lacking and protocol == "vlmevalkit":
         raise InputError(
@@ -389,7 +403,7 @@ def _run(given: argparse.Namespace) -> int:
             )
         identity = gateway.identity
     missing = [
-        str(place) if benchmark == "ai2d" else cases.name(one.row)
+        _named(benchmark, place, one.row)
         for place, one in enumerate(answers)
         if not one.text.strip()
     ]

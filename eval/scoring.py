@@ -26,6 +26,7 @@ from eval.gateway import Gateway, JudgeError
 from eval.units import Row, Units, image_label
 from heima import config
 from heima.config import Params
+from heima.config.benchmarks import BENCHMARKS
 from heima.results.cells import Cell, write_metrics
 from heima.results.files import read_json, read_jsonl, write_jsonl
 from heima.results.provenance import provenance
@@ -125,7 +126,7 @@ def score(
             model=made["model"],
             judge={**gateway.identity, **{name: judge[name] for name in ("models", "replies")}},
             lmms_eval=tasks.lmms_eval_version(),
-            tasks={p: {b: tasks.TASKS[p][b] for b in params.benchmarks} for p in params.protocols},
+            tasks=tasks.names(params),
             training_seeds=made["training_seeds"],
             seeds={p: list(rules.seeds) for p, rules in params.protocols.items()},
             data=revisions,
@@ -185,7 +186,7 @@ class ScoredRun:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         for benchmark, one in loaded.items():
             rules = RULES[protocol][benchmark]
-            name = tasks.TASKS[protocol][benchmark]
+            name = BENCHMARKS[benchmark].tasks[protocol]
             samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
             found = _rows(protocol, benchmark, one, samples, answers[benchmark])
             self.rows[benchmark] = [{"protocol": protocol, "seed": seed, **row} for row in found]
@@ -240,8 +241,9 @@ def _official(results: Mapping[str, Any], metric: str, benchmark: str) -> float:
     found = [value for key, value in results.items() if key.partition(",")[0] == metric]
     if len(found) != 1:
         raise ValueError(f"{benchmark}: lmms-eval gives no single {metric!r} in {sorted(results)}")
-    # MathVista's aggregation returns None for an accuracy of 0.
-    value = 0.0 if found[0] is None and benchmark == "mathvista" else found[0]
+    value = found[0]
+    if value is None and BENCHMARKS[benchmark].scoring.none_is_zero:
+        value = 0.0
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{benchmark}: lmms-eval's {metric} is {value!r}, not a number")
     return float(value)

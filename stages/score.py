@@ -1,4 +1,4 @@
-"""Score one variant's saved predictions of the six benchmarks.
+"""Score one variant's saved predictions of the benchmarks.
 
     python -m stages.score heima
 

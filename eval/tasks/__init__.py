@@ -1,10 +1,11 @@
 """The benchmarks' tasks under both protocols, on a local copy of their data.
 
-`lmms` is lmms-eval's own six tasks: prompts, scoring and aggregation stay lmms-eval's. Four things
+`lmms` is lmms-eval's own tasks: prompts, scoring and aggregation stay lmms-eval's. Four things
 change: where the data lies, how many tokens an answer may have (ai2d's own 16 and hallusion_bench's
 128 would cut a staged answer before its conclusion), no stop strings, and that the conclusion is
-what is scored. `vlmevalkit` is our own six (`eval/tasks/vlmevalkit/`), for which only the data's
-place, the limit and the conclusion are set here.
+what is scored. `vlmevalkit` is our own (`eval/vlmevalkit/`; a page about each in
+`eval/tasks/vlmevalkit/`), for which only the data's place, the limit and the conclusion are set
+here.
 """
 
 from __future__ import annotations
@@ -26,32 +27,23 @@ from lmms_eval.utils import load_yaml_config
 from eval.benchmark_data import folder_of
 from eval.vlmevalkit import cases
 from heima.config import Params
+from heima.config.benchmarks import BENCHMARKS
 from heima.cot import parsing
-
-TASKS: dict[str, dict[str, str]] = {
-    "lmms": {
-        "mmstar": "mmstar",
-        "mmbench": "mmbench_en_dev",
-        "mmvet": "mmvet",
-        "mathvista": "mathvista_testmini_format",
-        "ai2d": "ai2d",
-        "hallusionbench": "hallusion_bench_image",
-    },
-    "vlmevalkit": {
-        "mmstar": "heima_vlmevalkit_mmstar",
-        "mmbench": "heima_vlmevalkit_mmbench",
-        "mmvet": "heima_vlmevalkit_mmvet",
-        "mathvista": "heima_vlmevalkit_mathvista",
-        "ai2d": "heima_vlmevalkit_ai2d",
-        "hallusionbench": "heima_vlmevalkit_hallusionbench",
-    },
-}
-"""Protocol -> benchmark -> the name of its lmms-eval task."""
 
 
 def lmms_eval_version() -> str:
     """The installed version; `eval` was written against the prompts and fields of 0.7.3."""
     return importlib.metadata.version("lmms-eval")
+
+
+def names(params: Params) -> dict[str, dict[str, str]]:
+    """Protocol -> benchmark -> the name of its lmms-eval task."""
+    return {
+        protocol: {
+            benchmark: BENCHMARKS[benchmark].tasks[protocol] for benchmark in params.benchmarks
+        }
+        for protocol in params.protocols
+    }
 
 
 def load(params: Params, protocol: str, benchmark: str, cache: Path) -> ConfigurableMessagesTask:
@@ -65,7 +57,7 @@ def load(params: Params, protocol: str, benchmark: str, cache: Path) -> Configur
     """
     if (protocol, benchmark) == ("lmms", "hallusionbench"):
         _judge_hallusionbench_sparingly()
-    config = load_yaml_config(_configuration(protocol, TASKS[protocol][benchmark]), mode="full")
+    config = _configuration(protocol, benchmark)
     generation = {
         **config.get("generation_kwargs", {}),
         "max_new_tokens": params.predict.max_new_tokens,
@@ -130,20 +122,17 @@ def _one_by_one(
     return samples
 
 
-def _configuration(protocol: str, task: str) -> Path:
-    """The yaml file of a task. Raises `ValueError` for a name without exactly one."""
-    root = (
-        Path(__file__).parent / "vlmevalkit"
-        if protocol == "vlmevalkit"
-        else Path(importlib.util.find_spec("lmms_eval.tasks").submodule_search_locations[0])
-    )
+def _configuration(protocol: str, benchmark: str) -> dict[str, Any]:
+    """A task as lmms-eval configures it. Raises `ValueError` where lmms-eval has no such task."""
+    if protocol == "vlmevalkit":
+        shared = load_yaml_config(Path(__file__).parent / "vlmevalkit.yaml", mode="full")
+        return {**shared.pop("functions")(benchmark).configuration(), **shared}
+    task = BENCHMARKS[benchmark].tasks[protocol]
+    root = Path(importlib.util.find_spec("lmms_eval.tasks").submodule_search_locations[0])
     found = sorted(root.rglob(f"{task}.yaml"))
     if len(found) != 1:
-        raise ValueError(
-            f"the protocol {protocol} (lmms-eval {lmms_eval_version()}) has {len(found)} tasks "
-            f"named {task!r}"
-        )
-    return found[0]
+        raise ValueError(f"lmms-eval {lmms_eval_version()} has {len(found)} tasks named {task!r}")
+    return load_yaml_config(found[0], mode="full")
 
 
 class ConclusionFilter(Filter):

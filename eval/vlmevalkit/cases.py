@@ -1,4 +1,4 @@
-"""Rows of the six benchmarks as cases: what the rules need, whatever file a row comes from.
+"""Rows of the benchmarks as cases: what the rules need, whatever file a row comes from.
 
 Two layouts are read: that of the data sets on the hub (columns of lmms-eval's tasks), and that of
 VLMEvalKit's tables (a column for each option, and what its result files repeat).
@@ -14,23 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heima.config.benchmarks import BENCHMARKS
+
 Row = Mapping[str, Any]
-
-SPLITS: dict[str, tuple[str | None, str]] = {
-    "mmstar": (None, "val"),
-    "mmbench": ("en", "dev"),
-    "mmvet": (None, "test"),
-    "mathvista": (None, "testmini"),
-    "ai2d": (None, "test"),
-    "hallusionbench": (None, "image"),
-}
-"""Benchmark -> configuration and split of its data; the tasks' yaml files say the same."""
-
-CHOICE = ("mmstar", "mmbench", "ai2d")
-"""The benchmarks of single-choice questions."""
-
-ROTATION = 1_000_000
-"""MMBench numbers the rotations of question i as i, i + 1e6, …"""
 
 
 class RowError(ValueError):
@@ -92,26 +78,27 @@ def shortened(lines: Sequence[str], shown: int = 20) -> str:
     return "\n".join([*lines[:shown], *more])
 
 
-def name(row: Row) -> str:
-    """What a row is called, for messages and for joining predictions."""
-    for column in ("index", "question_id", "pid"):
-        # HallusionBench's question_id counts within a set.
-        if not _absent(row.get(column)) and not (column == "question_id" and "set_id" in row):
-            return _text(row[column])
-    if "set_id" in row:
-        parts = ("category", "subcategory", "set_id", "figure_id", "question_id")
-        return "_".join(_text(row[part]) for part in parts)
-    raise RowError("it has no index")
+def name(benchmark: str, row: Row) -> str:
+    """What a row is called, for messages and for joining predictions: its index, or its identity.
+
+    Raises `RowError` for a row that has neither.
+    """
+    if not _absent(row.get("index")):
+        return _text(row["index"])
+    columns = BENCHMARKS[benchmark].dataset.identity
+    if not columns or any(_absent(row.get(column)) for column in columns):
+        raise RowError("it has no index")
+    return "_".join(_text(row[column]) for column in columns)
 
 
-def required(benchmark: str) -> tuple[str, ...]:
-    """The columns that VLMEvalKit's result files of a benchmark must have besides `prediction`."""
-    columns = ("index", "question", "answer")
-    if benchmark in CHOICE:
-        return (*columns, "A", "B")
-    if benchmark == "mathvista":
-        return (*columns, "question_type", "answer_type", "choices", "answer_option")
-    return columns
+def question_number(benchmark: str, index: int) -> int:
+    """The number that the rotations of a question share.
+
+    >>> question_number("mmbench", 2_000_007), question_number("mmstar", 2_000_007)
+    (7, 2000007)
+    """
+    rotation = BENCHMARKS[benchmark].dataset.rotation
+    return index % rotation if rotation else index
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
@@ -189,7 +176,7 @@ def _checked(options: dict[str, str]) -> dict[str, str]:
 
 
 def _single_choice(
-    row: Row, question: str, options: dict[str, str], answer: str, unit: str = ""
+    benchmark: str, row: Row, question: str, options: dict[str, str], answer: str, unit: str = ""
 ) -> Case:
     if answer not in options:
         raise RowError(f"its answer {answer!r} is none of its options {', '.join(options)}")
@@ -199,7 +186,7 @@ def _single_choice(
         f"{hint}Question: {question}\nOptions:\n{listed}"
         "Please select the correct answer from the options above. \n"
     )
-    index = name(row)
+    index = name(benchmark, row)
     return Case(
         index, unit or index, prompt, question, options, answer, categories=_categories(row)
     )
@@ -220,22 +207,22 @@ def _mmstar(row: Row) -> Case:
         question, options = split_options(_present(row, "question"))
     # MMStar's `category` is the broad one.
     row = {key: value for key, value in row.items() if key.lower() != "l2-category"}
-    return _single_choice(row, question, options, _present(row, "answer"))
+    return _single_choice("mmstar", row, question, options, _present(row, "answer"))
 
 
 def _mmbench(row: Row) -> Case:
     answer = _present(row, "answer")
     try:
-        unit = str(int(float(name(row))) % ROTATION)
+        unit = str(question_number("mmbench", int(float(name("mmbench", row)))))
     except ValueError as error:
-        raise RowError(f"its index {name(row)!r} is no number") from error
-    return _single_choice(row, _present(row, "question"), _columns(row), answer, unit)
+        raise RowError(f"its index {name('mmbench', row)!r} is no number") from error
+    return _single_choice("mmbench", row, _present(row, "question"), _columns(row), answer, unit)
 
 
 def _ai2d(row: Row) -> Case:
     answer = _present(row, "answer")
     if "options" not in row:
-        return _single_choice(row, _present(row, "question"), _columns(row), answer)
+        return _single_choice("ai2d", row, _present(row, "question"), _columns(row), answer)
     texts = row["options"]
     if any(_absent(text) for text in texts):
         raise RowError(f"one of its options {list(texts)} is empty")
@@ -243,14 +230,14 @@ def _ai2d(row: Row) -> Case:
     if not answer.isdigit() or int(answer) >= len(options):
         raise RowError(f"its answer {answer!r} is none of its {len(options)} options")
     letter = string.ascii_uppercase[int(answer)]
-    return _single_choice(row, _present(row, "question"), options, letter)
+    return _single_choice("ai2d", row, _present(row, "question"), options, letter)
 
 
 def _mmvet(row: Row) -> Case:
     question = _present(row, "question")
     capabilities = row.get("capability", row.get("category"))
     categories = () if _absent(capabilities) else tuple(_text(capabilities).split(","))
-    index = name(row)
+    index = name("mmvet", row)
     return Case(
         index, index, question, question, {}, _present(row, "answer"), categories=categories
     )
@@ -262,7 +249,7 @@ def _mathvista(row: Row) -> Case:
     question = _present(row, "query" if "query" in row else "question")
     answer, answer_type = _present(row, "answer"), _present(row, "answer_type")
     task = row["metadata"]["task"] if "metadata" in row else row.get("task")
-    index = name(row)
+    index = name("mathvista", row)
     options: dict[str, str] = {}
     if _present(row, "question_type") == "multi_choice":
         choices = _list(row.get("choices"))
@@ -303,7 +290,7 @@ def _hallusionbench(row: Row) -> Case:
     right = _present(row, "gt_answer" if "gt_answer" in row else "answer")
     if right.lower() not in _YES_NO:
         raise RowError(f"its answer {right!r} is neither yes (1) nor no (0)")
-    question, index = _present(row, "question"), name(row)
+    question, index = _present(row, "question"), name("hallusionbench", row)
     if "set_id" in row:
         group = f"{_present(row, 'category')}_{_present(row, 'subcategory')}"
         set_id, figure, asked = (

@@ -1,4 +1,4 @@
-"""The protocol `vlmevalkit` as lmms-eval tasks: what yaml files in `eval/tasks/vlmevalkit` name."""
+"""The protocol `vlmevalkit` as lmms-eval tasks: what `eval/tasks/vlmevalkit.yaml` names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.vlmevalkit import scoring
 from eval.vlmevalkit.asking import AskingTask
+from heima.config.benchmarks import BENCHMARKS
 
 
 class VlmEvalKitTask(AskingTask):
@@ -16,13 +17,20 @@ class VlmEvalKitTask(AskingTask):
     place: after `simple_evaluate`, a sample's `accuracy` holds its score.
     """
 
+    def configuration(self) -> dict[str, Any]:
+        """What lmms-eval needs to know of the task, but for where its data lies."""
+        metrics = [
+            {"metric": name, "aggregation": getattr(self, name), "higher_is_better": True}
+            for name in self._metrics()
+        ]
+        return {**self.asking(), "process_results": self.process, "metric_list": metrics}
+
     def process(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
         """One dict, shared by the metrics: whichever is aggregated first scores the samples."""
-        one = scoring.sample(self.case(doc), results[0])
-        names = ["accuracy"]
-        if self.benchmark == "hallusionbench":
-            names += ["figure_accuracy", "question_accuracy"]
-        return dict.fromkeys(names, one)
+        return dict.fromkeys(self._metrics(), scoring.sample(self.case(doc), results[0]))
+
+    def _metrics(self) -> tuple[str, ...]:
+        return ("accuracy", *BENCHMARKS[self.benchmark].scoring.group_metrics)
 
     def accuracy(self, samples: Sequence[scoring.Sample]) -> float:
         scoring.settle(self.benchmark, samples)

@@ -21,6 +21,7 @@ import openai
 from eval.judge import JudgeError
 from eval.vlmevalkit import cases, matching, questions
 from eval.vlmevalkit.cases import Case
+from heima.config.benchmarks import BENCHMARKS
 
 Sample = MutableMapping[str, Any]
 
@@ -48,7 +49,8 @@ def settle(benchmark: str, samples: Sequence[Sample]) -> None:
     Raises `JudgeError` naming each sample whose reply is missing or unusable, unless the gateway
     has recorded that (then: score 0 and `unanswered`: true).
     """
-    ways = _WAYS[benchmark]
+    facts = BENCHMARKS[benchmark]
+    ways = _WAYS[facts.scoring.kind]
     pending = []
     for one in samples:
         if one["score"] is not None:
@@ -59,7 +61,7 @@ def settle(benchmark: str, samples: Sequence[Sample]) -> None:
             pending.append(one)
         else:
             _close(one, ways, "rule" if answer else "empty", verdict)
-    if benchmark == "mmbench":
+    if facts.dataset.rotation:
         # VLMEvalKit asks nothing either about a question that is lost.
         lost = {one["unit"] for one in samples if one["right"] == 0}
         for one in pending:
@@ -119,7 +121,7 @@ def _mean(values: Any) -> float:
 
 @dataclass(frozen=True)
 class _Ways:
-    """How a benchmark's answers are read.
+    """How answers of a kind are read.
 
     `rule` gives a verdict, or None for the judge; `prompt` is what the judge is asked, `parse`
     the verdict of its reply, None for an unusable one; `right` is a verdict's score.
@@ -175,34 +177,33 @@ def _graded(one: Sample, reply: str) -> str | None:
     return None if found is None else str(found)
 
 
-_CHOICE = _Ways(
-    rule=lambda one, answer: matching.option(answer, one["options"]),
-    prompt=lambda one, answer: questions.choice_prompt(one["question"], one["options"], answer),
-    parse=_letter,
-    right=_equal,
-)
-
 _WAYS: dict[str, _Ways] = {
-    **dict.fromkeys(cases.CHOICE, _CHOICE),
-    "mmvet": _Ways(
+    "choice": _Ways(
+        rule=lambda one, answer: matching.option(answer, one["options"]),
+        prompt=lambda one, answer: questions.choice_prompt(one["question"], one["options"], answer),
+        parse=_letter,
+        right=_equal,
+    ),
+    "graded": _Ways(
         rule=lambda one, answer: None,
         prompt=lambda one, answer: questions.mmvet_prompt(one["question"], one["answer"], answer),
         parse=_graded,
         right=lambda one, verdict: float(verdict),
     ),
-    "mathvista": _Ways(
+    "extracted": _Ways(
         rule=_mathvista_rule,
         prompt=lambda one, answer: questions.mathvista_prompt(one["question"], answer),
         parse=_mathvista_reply,
         right=_mathvista_right,
     ),
-    "hallusionbench": _Ways(
+    "yes-no": _Ways(
         rule=lambda one, answer: matching.yes_no(answer),
         prompt=lambda one, answer: questions.yes_no_prompt(one["question"], answer),
         parse=lambda one, reply: questions.said(reply),
         right=_equal,
     ),
 }
+"""What is answered (`heima.config.benchmarks.Scoring.kind`) -> how."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from heima.config.base import (
     PRETRAINED,
-    Benchmark,
+    BenchmarkName,
     ConfigError,
     Control,
     InterpreterInput,
@@ -29,6 +29,7 @@ from heima.config.base import (
     Seed,
     Tiles,
 )
+from heima.config.benchmarks import BENCHMARKS
 from heima.config.data import (
     DatasetSource,
     FolderSource,
@@ -76,10 +77,11 @@ RESOLVED = Path("resolved.yaml")
 """Every parameter that a stage reads, with its default (`load_resolved`)."""
 
 __all__ = [
+    "BENCHMARKS",
     "PRETRAINED",
     "RESOLVED",
     "TOY_FAMILIES",
-    "Benchmark",
+    "BenchmarkName",
     "Checkpoint",
     "ConfigError",
     "Control",

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from heima.config import families
+from heima.config.benchmarks import known
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -21,7 +22,7 @@ QuestionKind = Literal[
     "look-option", "sum-option", "look-free", "sum-number", "look-yes-no", "sum-yes-no"
 ]
 InterpreterInput = Literal["own", "question-only"]
-Benchmark = Literal["mmstar", "mmbench", "mmvet", "mathvista", "ai2d", "hallusionbench"]
+BenchmarkName = Annotated[str, AfterValidator(known)]
 ProtocolName = Literal["lmms", "vlmevalkit"]
 Family = Annotated[str, AfterValidator(families.known)]
 Tiles = Literal["padded", "real"]

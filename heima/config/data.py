@@ -16,11 +16,12 @@ from pydantic import (
 from heima.config.base import (
     COMMIT,
     REPOSITORY,
-    Benchmark,
+    BenchmarkName,
     Model,
     Name,
     QuestionKind,
 )
+from heima.config.benchmarks import BENCHMARKS
 
 
 class ToySource(Model):
@@ -30,16 +31,17 @@ class ToySource(Model):
     records: PositiveInt
     turns: PositiveInt
     mix: dict[QuestionKind, PositiveFloat] = Field(min_length=1)
-    benchmark_sizes: dict[Benchmark, PositiveInt]
+    benchmark_sizes: dict[BenchmarkName, PositiveInt]
 
     @model_validator(mode="after")
     def _whole_sets(self) -> ToySource:
-        size = self.benchmark_sizes.get("hallusionbench", 0)
-        if size % 4:
-            raise ValueError(
-                f"benchmark_sizes.hallusionbench = {size} must be a multiple of 4: its sets are "
-                "two questions about each of two figures"
-            )
+        for name, size in self.benchmark_sizes.items():
+            whole = BENCHMARKS[name].dataset.set_size
+            if size % whole:
+                raise ValueError(
+                    f"benchmark_sizes.{name} = {size} must be a multiple of {whole}: its "
+                    "questions come in sets of so many"
+                )
         return self
 
 

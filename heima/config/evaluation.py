@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from heima.config.base import (
-    Benchmark,
+    BenchmarkName,
     Control,
     Model,
     Name,
@@ -80,7 +80,7 @@ class Protocol(Model):
     temperature: Annotated[float, Field(ge=0)]
     top_k: PositiveInt
     seeds: tuple[Seed, ...] = Field(min_length=1)
-    data: dict[Benchmark, Name] = Field(default_factory=dict)
+    data: dict[BenchmarkName, Name] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Protocol:
@@ -144,7 +144,7 @@ class Latency(Model):
     `peaks` are stated, or `measured`: a matrix product and a copy on the same device.
     """
 
-    benchmark: Benchmark
+    benchmark: BenchmarkName
     protocol: ProtocolName
     cases: dict[Name, LatencyCase] = Field(min_length=1)
     batch_sizes: tuple[PositiveInt, ...] = Field(min_length=1)

@@ -12,13 +12,14 @@ from pydantic import (
 from heima.config import families
 from heima.config.base import (
     PRETRAINED,
-    Benchmark,
+    BenchmarkName,
     Family,
     Model,
     Name,
     ProtocolName,
     Seed,
 )
+from heima.config.benchmarks import BENCHMARKS, parts
 from heima.config.data import (
     FolderSource,
     HubSource,
@@ -77,7 +78,7 @@ class Params(Model):
     reconstruct: Reconstruct
     reconstructions: dict[Name, NamedReconstruction] = Field(min_length=1)
     similarity: Similarity
-    benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
+    benchmarks: tuple[BenchmarkName, ...] = Field(min_length=1)
     protocols: dict[ProtocolName, Protocol] = Field(min_length=1)
     predict: Predict
     judge: Annotated[EmbeddedRules | OpenAIJudge, Field(discriminator="backend")]
@@ -289,6 +290,17 @@ class Params(Model):
         """The name of the data that a protocol reads for a benchmark."""
         return self.protocols[protocol].data.get(benchmark, benchmark)
 
+    def _with_data(self) -> set[str]:
+        """The benchmarks whose data is drawn or given, asked or not."""
+        source = self.source
+        given = set(source.benchmark_sizes if source.kind == "toy" else source.benchmarks)
+        return {
+            benchmark
+            for benchmark in BENCHMARKS
+            if benchmark in given
+            or any(self.data_name(protocol, benchmark) in given for protocol in self.protocols)
+        }
+
     def decoding(self, protocol: str) -> Decoding:
         """How answers are decoded under a protocol."""
         rules = self.protocols[protocol]
@@ -327,6 +339,7 @@ class Params(Model):
             },
             "sections": list(self.sections),
             "family": {"published": self.published_family},
+            "benchmarks": parts(self._with_data()),
         }
 
     @property

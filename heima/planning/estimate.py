@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from heima.config import Checkpoint
+from heima.config.benchmarks import BENCHMARKS
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
 from heima.planning.parts import Parts, Stage
@@ -30,17 +31,10 @@ FROM_SCRATCH = 3
 SOURCE_BYTES = 160e9
 """LLaVA-CoT-100k's images and annotations, about."""
 BENCHMARK_BYTES = 3e9
-"""The six benchmarks together, about."""
+"""The benchmarks together, about."""
 ROW_BYTES = 2500
 """A prediction, a reconstruction or a judgement with its texts, about."""
 
-# Prompt tokens of a judge: the wording (470, 580 and 110 by Llama 3's tokenizer), and the texts.
-JUDGED = {"mathvista": 600, "mmvet": 700, "hallusionbench": 250}
-JUDGED_UNDER = {
-    "lmms": ("mathvista", "mmvet", "hallusionbench"),
-    "vlmevalkit": ("mathvista", "mmvet"),
-}
-"""Benchmarks whose every answer a judge sees; of the others only those that no rule can read."""
 INSTRUCTIONS = 320
 """Tokens of the judge's instructions for a reconstruction, and of the form of its reply."""
 REPLY = 10
@@ -303,10 +297,14 @@ class Estimate(Parts):
         params = self.params
         calls = tokens = 0.0
         for protocol, rules in params.protocols.items():
-            for benchmark in set(JUDGED_UNDER[protocol]) & set(params.benchmarks):
+            for benchmark in params.benchmarks:
+                facts = BENCHMARKS[benchmark]
+                # Of other benchmarks the judge sees only what no rule can read.
+                if protocol not in facts.judged:
+                    continue
                 count = benchmark_rows(params, benchmark) * len(rules.seeds) * self._models(name)
                 calls += count
-                tokens += count * JUDGED[benchmark]
+                tokens += count * facts.judge_tokens
         return Stage(
             f"score@{name}",
             samples=calls,

@@ -14,7 +14,8 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from heima.config import Benchmark, Params, ToySource
+from heima.config import BenchmarkName, Params, ToySource
+from heima.config.benchmarks import BENCHMARKS
 from heima.cot import parsing
 from heima.cot.rendering import RENDERINGS, Form, render
 from heima.cot.sections import SECTIONS
@@ -23,6 +24,7 @@ from heima.data.encoding import thinking_count
 from heima.data.turns import Turn, load_turns
 from heima.families.registry import FAMILIES
 from heima.results.files import read_json
+from heima.toy.world import LETTERS
 
 TURNS_AN_IMAGE = 2.6
 _ALL_TURNS = 215_095
@@ -34,18 +36,6 @@ CHARACTERS_A_TOKEN = 4.4
 
 IMAGE = (480, 640)
 """Height and width that stand for all images: the commonest of COCO, where most come from."""
-
-BENCHMARK_ROWS: Mapping[Benchmark, int] = {
-    "mmstar": 1500,
-    "mmbench": 4329,
-    "mmvet": 218,
-    "mathvista": 1000,
-    "ai2d": 3088,
-    "hallusionbench": 951,
-}
-"""Questions of each benchmark, MMBench's with the options in every order."""
-_CIRCULAR = 4
-"""Rows that a question of the toy's MMBench becomes."""
 
 
 @dataclass(frozen=True)
@@ -228,9 +218,9 @@ def _measured(
     return Lengths(fmean(prompt(turn.question) for turn in turns), sections, tags)
 
 
-def benchmark_rows(params: Params, benchmark: Benchmark) -> int:
-    """Questions of a benchmark that a run decodes."""
+def benchmark_rows(params: Params, benchmark: BenchmarkName) -> int:
+    """Questions of a benchmark that a run decodes, each rotation counted."""
     if isinstance(params.source, ToySource):
         size = params.source.benchmark_sizes[benchmark]
-        return size * _CIRCULAR if benchmark == "mmbench" else size
-    return BENCHMARK_ROWS[benchmark]
+        return size * len(LETTERS) if BENCHMARKS[benchmark].dataset.rotation else size
+    return BENCHMARKS[benchmark].rows

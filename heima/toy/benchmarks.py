@@ -1,4 +1,4 @@
-"""Toy editions of the six benchmarks: the columns and splits of the real ones, our scenes.
+"""Toy editions of the benchmarks: the columns and splits of the real ones, our scenes.
 
 Each benchmark becomes a local data set folder that `datasets.load_dataset` reads: a README with
 the `configs:` header and one parquet file with the images inside. lmms-eval's own task functions
@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Sequence, Value
 
+from heima.config.benchmarks import BENCHMARKS, Dataset
 from heima.toy.source import png_bytes
 from heima.toy.world import (
     IMAGE_SIDE,
     KINDS,
     LETTERS,
-    STYLES,
     Question,
     Scene,
     ask,
@@ -54,10 +54,6 @@ MMBENCH_CATEGORIES = {
 }
 OPTION_KINDS = tuple(kind for kind in KINDS if kind.endswith("option"))
 YES_NO_KINDS = tuple(kind for kind in KINDS if kind.endswith("yes-no"))
-ROTATION = 1_000_000
-"""MMBench numbers the rotations of question i as i, i + 1e6, i + 2e6, i + 3e6."""
-HALLUSION_SET = 4
-"""Rows of a HallusionBench set: two questions about each of two figures."""
 
 _STRING, _INTEGER = Value("string"), Value("int64")
 
@@ -69,45 +65,45 @@ def write_benchmarks(
 
     Args:
         folder: parent of the data set folders; created if missing.
-        sizes: questions of each benchmark in `BENCHMARKS`. MMBench has four rows a question,
+        sizes: questions of each benchmark in `EDITIONS`. MMBench has four rows a question,
             its rotations; HallusionBench comes in sets of four questions.
         seed: a benchmark's rows depend on the seed, on the order of `sizes` and on `exclude`.
         exclude: keys of scenes that must not appear (those of the training source). No scene
             serves two questions, but for the sets of HallusionBench.
 
     Raises:
-        ValueError: if a benchmark is unknown, a size is below 1, or HallusionBench's size is not
-            a multiple of four.
+        ValueError: if a benchmark is unknown, a size is below 1, or no multiple of its set's.
     """
     for name, size in sizes.items():
-        if name not in BENCHMARKS:
-            raise ValueError(f"sizes has the unknown {name!r}; allowed: {', '.join(BENCHMARKS)}")
+        if name not in EDITIONS:
+            raise ValueError(f"sizes has the unknown {name!r}; allowed: {', '.join(EDITIONS)}")
         if size < 1:
             raise ValueError(f"sizes[{name!r}]={size} must be at least 1")
-        if name == "hallusionbench" and size % HALLUSION_SET:
-            raise ValueError(f"sizes[{name!r}]={size} must be a multiple of {HALLUSION_SET}")
+        whole = BENCHMARKS[name].dataset.set_size
+        if size % whole:
+            raise ValueError(f"sizes[{name!r}]={size} must be a multiple of {whole}")
     seen = set(exclude)
     for offset, (name, size) in enumerate(sizes.items()):
-        benchmark = BENCHMARKS[name]
-        rows = benchmark.rows(size, np.random.default_rng([seed, offset]), seen)
-        _write(folder / name, benchmark, rows)
+        edition = EDITIONS[name]
+        rows = edition.rows(size, np.random.default_rng([seed, offset]), seen)
+        _write(folder / name, BENCHMARKS[name].dataset, edition.features, rows)
 
 
-def _write(folder: Path, benchmark: _Benchmark, rows: list[dict]) -> None:
+def _write(folder: Path, dataset: Dataset, features: Features, rows: list[dict]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.parquet"):
         stale.unlink()
     # The schema carries the features, so images load as PIL images.
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=benchmark.features.arrow_schema), buffer)
+    pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), buffer)
     # `datasets` caches by file name, not by content: an equal name would return old rows.
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
-    file = f"{benchmark.split}-{digest}.parquet"
+    file = f"{dataset.split}-{digest}.parquet"
     (folder / file).write_bytes(buffer.getvalue())
     (folder / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: {benchmark.config}\n  data_files:\n"
-        f"  - split: {benchmark.split}\n    path: {file}\n---\n"
-        f"Toy edition of {benchmark.title}, drawn by heima.toy.benchmarks.\n",
+        f"---\nconfigs:\n- config_name: {dataset.configuration or 'default'}\n  data_files:\n"
+        f"  - split: {dataset.split}\n    path: {file}\n---\n"
+        f"Toy edition of {dataset.title}, drawn by heima.toy.benchmarks.\n",
         encoding="utf-8",
     )
 
@@ -144,6 +140,8 @@ def _mmstar_rows(size: int, rng: np.random.Generator, seen: set[str]) -> list[di
 
 
 def _mmbench_rows(size: int, rng: np.random.Generator, seen: set[str]) -> list[dict]:
+    rotation = BENCHMARKS["mmbench"].dataset.rotation
+    assert rotation is not None
     rows = []
     for index in range(size):
         kind = OPTION_KINDS[index % len(OPTION_KINDS)]
@@ -153,7 +151,7 @@ def _mmbench_rows(size: int, rng: np.random.Generator, seen: set[str]) -> list[d
         for turn, options in enumerate(orders(kind)):
             rows.append(
                 {
-                    "index": index + turn * ROTATION,
+                    "index": index + turn * rotation,
                     "question": asked.text,
                     "hint": "nan",
                     "answer": LETTERS[options.index(right)],
@@ -240,7 +238,7 @@ def _ai2d_rows(size: int, rng: np.random.Generator, seen: set[str]) -> list[dict
 def _hallusionbench_rows(size: int, rng: np.random.Generator, seen: set[str]) -> list[dict]:
     """Sets of two figures and two questions: each question is true of one figure only."""
     rows = []
-    for set_id in range(size // HALLUSION_SET):
+    for set_id in range(size // BENCHMARKS["hallusionbench"].dataset.set_size):
         category, subcategory = (("VD", "figure"), ("VS", "table"))[set_id % 2]
         kinds = [YES_NO_KINDS[(set_id // 2 + number) % len(YES_NO_KINDS)] for number in range(2)]
         scenes, pairs = _contrasting(kinds, rng, seen)
@@ -285,9 +283,8 @@ def _contrasting(
 
 def _contrasts(kind: str, scenes: list[Scene], true_of: int) -> list[list[Question]]:
     """All questions of a kind about two scenes that are true of `scenes[true_of]` alone."""
-    [style] = STYLES[kind]
     pairs = [
-        [compose(scene, kind, cells, style=style, claim=claim) for scene in scenes]
+        [compose(scene, kind, cells, style="hallusionbench", claim=claim) for scene in scenes]
         for cells in places(kind)
         for claim in claims(kind)
     ]
@@ -300,24 +297,19 @@ def _details(asked: Question) -> str:
 
 
 @dataclass(frozen=True)
-class _Benchmark:
-    """Where a benchmark's rows stand and how they are typed."""
+class _Edition:
+    """How a benchmark's toy rows are drawn, and how they are typed."""
 
-    title: str
-    split: str
     rows: Callable[[int, np.random.Generator, set[str]], list[dict]]
     features: Features
-    config: str = "default"
 
 
 def _strings(*names: str) -> dict[str, Value]:
     return dict.fromkeys(names, _STRING)
 
 
-BENCHMARKS: dict[str, _Benchmark] = {
-    "mmstar": _Benchmark(
-        "MMStar",
-        "val",
+EDITIONS: dict[str, _Edition] = {
+    "mmstar": _Edition(
         _mmstar_rows,
         Features(
             {
@@ -328,9 +320,7 @@ BENCHMARKS: dict[str, _Benchmark] = {
             }
         ),
     ),
-    "mmbench": _Benchmark(
-        "MMBench (dev, English, circular)",
-        "dev",
+    "mmbench": _Edition(
         _mmbench_rows,
         Features(
             {
@@ -340,11 +330,8 @@ BENCHMARKS: dict[str, _Benchmark] = {
                 **_strings("source", "L2-category", "comment", "split"),
             }
         ),
-        config="en",
     ),
-    "mmvet": _Benchmark(
-        "MM-Vet",
-        "test",
+    "mmvet": _Edition(
         _mmvet_rows,
         Features(
             {
@@ -353,9 +340,7 @@ BENCHMARKS: dict[str, _Benchmark] = {
             }
         ),
     ),
-    "mathvista": _Benchmark(
-        "MathVista (testmini)",
-        "testmini",
+    "mathvista": _Edition(
         _mathvista_rows,
         Features(
             {
@@ -377,9 +362,7 @@ BENCHMARKS: dict[str, _Benchmark] = {
             }
         ),
     ),
-    "ai2d": _Benchmark(
-        "AI2D (test)",
-        "test",
+    "ai2d": _Edition(
         _ai2d_rows,
         Features(
             {
@@ -390,9 +373,7 @@ BENCHMARKS: dict[str, _Benchmark] = {
             }
         ),
     ),
-    "hallusionbench": _Benchmark(
-        "HallusionBench (image)",
-        "image",
+    "hallusionbench": _Edition(
         _hallusionbench_rows,
         Features(
             {

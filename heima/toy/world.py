@@ -1,4 +1,4 @@
-"""The toy world: coloured shapes on a 2x2 grid, and the questions that six benchmarks ask about it.
+"""The toy world: coloured shapes on a 2x2 grid, and the questions that benchmarks ask about it.
 
 A scene is drawn from a numpy Generator, rendered to 32x32 px, and asked about in six kinds:
 

@@ -116,9 +116,11 @@ def _minus_published(
     if params.profile not in PAPERS or protocol != "vlmevalkit":
         return ()
     found = {(row["model"], row["benchmark"]): float(row["accuracy"]) for row in published}
-    rows = tuple(row for row in accuracy.rows if (row, "MMStar") in found)
+    models = {model for model, _ in found}
+    rows = tuple(row for row in accuracy.rows if row in models)
+    columns = tuple(name for name in params.benchmarks if name in PUBLISHED_NAMES)
     entries: dict[tuple[str, str], Entry | Label] = {}
-    for row, column in itertools.product(rows, params.benchmarks):
+    for row, column in itertools.product(rows, columns):
         ours = accuracy.entries[row, column]
         theirs = found[row, PUBLISHED_NAMES[column]]
         if isinstance(ours, Entry) and ours.low is not None and ours.high is not None:
@@ -130,6 +132,5 @@ def _minus_published(
                 t_interval=ours.t_interval and tuple(x - theirs for x in ours.t_interval),
                 seeds={seed: value - theirs for seed, value in ours.seeds.items()},
             )
-    columns = dict.fromkeys(params.benchmarks, 1)
     title = "Accuracy minus the published one (points; intervals are ours alone)"
-    return (Panel(title, "variant", rows, columns, entries),)
+    return (Panel(title, "variant", rows, dict.fromkeys(columns, 1), entries),)

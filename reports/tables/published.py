@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from heima.config import Params
+from heima.config.benchmarks import BENCHMARKS
 from heima.results.scores import MEAN
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
@@ -15,14 +16,8 @@ PAPERS = ("paper", "paper-llava-next")
 """The profiles whose models, data and rules are the paper's, so that values may be compared."""
 
 PUBLISHED = "paper ({}, VLMEvalKit protocol, not comparable)"
-PUBLISHED_NAMES = {
-    "mmstar": "MMStar",
-    "mmbench": "MMBench",
-    "mmvet": "MMVet",
-    "mathvista": "MathVista",
-    "ai2d": "AI2D",
-    "hallusionbench": "HallusionBench",
-}
+PUBLISHED_NAMES = {name: one.published for name, one in BENCHMARKS.items() if one.published}
+"""Benchmark -> its name in the paper's tables."""
 
 
 def published_benchmarks(rows: Sequence[Mapping[str, str]]) -> tuple[Block, ...]:

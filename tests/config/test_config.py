@@ -93,7 +93,7 @@ def edit(raw: dict, key: str, value) -> str:
         ("source", {"kind": "folder", "path": "x", "benchmarks": {"ai2d": {"path": "y"}}},
          r"source\.benchmarks lacks hallusionbench, mathvista"),
         ("source", {"kind": "folder", "path": "x", "benchmarks": {
-            name: {"path": "y"} for name in get_args(config.Benchmark)}},
+            name: {"path": "y"} for name in config.BENCHMARKS}},
          r"teach\.vlm\.kind = 'train' needs source\.kind = 'toy'"),
         ("source", {"kind": "folder", "path": "x", "benchmarks": {
             "ai2d": {"id": "a/b", "path": "y"}}},
@@ -119,7 +119,7 @@ def edit(raw: dict, key: str, value) -> str:
         ("source", {"kind": "hub", "id": "LLaVA-CoT-100k", "path": "x", "benchmarks": {}},
          r"id = 'LLaVA-CoT-100k'"),
         ("source", {"kind": "hub", "id": "a/b", "path": "data/./source/x", "benchmarks": {
-            name: {"path": "y"} for name in get_args(config.Benchmark)}},
+            name: {"path": "y"} for name in config.BENCHMARKS}},
          r"path = 'data/\./source/x' must not lie in data/source: DVC deletes"),
         ("teach.llm", {"kind": "pretrained", "id": "a/b", "revision": "main"},
          r"revision = 'main': .*40"),

@@ -1,4 +1,4 @@
-"""A tiny edition of the six benchmarks, and a gateway that each test may have for itself."""
+"""A tiny edition of the benchmarks, and a gateway that each test may have for itself."""
 
 from __future__ import annotations
 

@@ -14,9 +14,11 @@ import yaml
 
 from eval import score
 from eval.vlmevalkit import cases
+from heima.config.benchmarks import BENCHMARKS
 from tests.eval.judge_server import JudgeServer
 
 ROOT = Path(__file__).parents[2]
+ROTATION = BENCHMARKS["mmbench"].dataset.rotation
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +122,7 @@ def circular_table():
     rows = []
     for doc in docs_of("mmbench"):
         letters = {letter: doc[letter] for letter in "ABCD"}
-        wrong = doc["index"] == 1 + 2 * cases.ROTATION
+        wrong = doc["index"] == 1 + 2 * ROTATION
         rows.append(
             {
                 "index": doc["index"],
@@ -237,7 +239,7 @@ def test_bad_input(capsys, write, rows, benchmark, message):
 
 
 def test_rotations_that_are_absent(capsys):
-    rows = [row for row in circular_table() if row["index"] != 2 + 3 * cases.ROTATION]
+    rows = [row for row in circular_table() if row["index"] != 2 + 3 * ROTATION]
     code, _, _, err = run(
         capsys, write_xlsx(rows), "--benchmark", "mmbench", "--protocol", "vlmevalkit"
     )

@@ -7,7 +7,9 @@ import pytest
 from eval import prompts, rules
 from eval.vlmevalkit import cases, matching, questions, scoring
 from heima.config import EmbeddedRules
+from heima.config.benchmarks import BENCHMARKS
 
+ROTATION = BENCHMARKS["mmbench"].dataset.rotation
 PARTS = {"A": "root", "B": "stem", "C": "leaf", "D": "a flower"}
 
 
@@ -162,7 +164,7 @@ def rotations(first, *answers, options=("stem", "leaf")):
     """Rows of one question, its options turned, the first one right."""
     return [
         {
-            "index": first + turn * cases.ROTATION,
+            "index": first + turn * ROTATION,
             "question": "What is it?",
             "hint": "nan",
             **dict(zip("AB", options[turn:] + options[:turn], strict=True)),

@@ -1,4 +1,4 @@
-"""The six tasks of protocol `vlmevalkit`, run by lmms-eval on hand-made predictions."""
+"""The tasks of protocol `vlmevalkit`, run by lmms-eval on hand-made predictions."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from eval.gateway import JudgeError
 from eval.vlmevalkit import cases, scoring
 from heima import config
 from heima.config import EmbeddedRules
+from heima.config.benchmarks import BENCHMARKS
 from heima.cot.sections import thinking_token
 from heima.results.files import write_jsonl
 from tests.eval.judge_server import CONTENT, FATAL, JudgeServer
 
 RULES = EmbeddedRules(backend="embedded-rules")
 COUNTS = {"prompt": 30, "decoded": 9, "thinking": 3}
-ROOT = Path(__file__).parents[2]
+ROTATION = BENCHMARKS["mmbench"].dataset.rotation
 
 
 def options_of(benchmark, doc):
@@ -94,7 +94,7 @@ def evaluate(answer_of, benchmarks=tuple(RIGHT)):
             output_path="out", process_with_media=False, reasoning_tags="none"
         ),
     )
-    names = {b: tasks.TASKS["vlmevalkit"][b] for b in benchmarks}
+    names = {b: BENCHMARKS[b].tasks["vlmevalkit"] for b in benchmarks}
     results = {
         b: {key.partition(",")[0]: value for key, value in found["results"][name].items()}
         for b, name in names.items()
@@ -109,9 +109,7 @@ def evaluate(answer_of, benchmarks=tuple(RIGHT)):
 def right_or_wrong(benchmark, place, doc):
     """Right, wrong, right without tags, empty; of MMBench one rotation of question 1 is wrong."""
     if benchmark == "mmbench":
-        return concluded(
-            (WRONG if doc["index"] == 1 + 2 * cases.ROTATION else RIGHT)[benchmark](doc)
-        )
+        return concluded((WRONG if doc["index"] == 1 + 2 * ROTATION else RIGHT)[benchmark](doc))
     form = place % 4
     if form == 3:
         return ""
@@ -119,7 +117,7 @@ def right_or_wrong(benchmark, place, doc):
     return text if form == 2 else concluded(text) + " </CONCLUSION>"
 
 
-def test_six_tasks(workspace, open_gateway):
+def test_every_task(workspace, open_gateway):
     from eval.breakdown import RULES as BREAKDOWN
 
     gateway = open_gateway(RULES)
@@ -179,19 +177,6 @@ def test_prompts(workspace, open_gateway):
     ):  # fmt: skip
         doc = next(iter(loaded[benchmark].eval_docs_no_media))
         assert loaded[benchmark].doc_to_text(doc) == doc[column]
-
-
-def test_splits_are_those_of_the_yaml_files():
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_constructor("!function", lambda loader, node: node.value)
-    for benchmark, (configuration, split) in cases.SPLITS.items():
-        folder = ROOT / "eval" / "tasks" / "vlmevalkit" / benchmark
-        text = (folder / f"heima_vlmevalkit_{benchmark}.yaml").read_text(encoding="utf-8")
-        found = yaml.load(text, Loader)
-        assert (found.get("dataset_name"), found["test_split"]) == (configuration, split)
-        assert (folder / "README.md").is_file()
 
 
 def test_unusable_replies_behind_the_gateway_are_recorded(workspace, open_gateway, monkeypatch):
@@ -295,7 +280,6 @@ def test_no_judge_at_all(monkeypatch):
 def test_unusable_row_ends_the_run(workspace, tmp_path):
     """It is named when the task is loaded, before anything is decoded."""
     from eval import tasks
-    from heima.toy.benchmarks import BENCHMARKS
 
     source = next(Path("data/benchmarks/mmstar").glob("*.parquet"))
     table = pd.read_parquet(source)
@@ -310,7 +294,7 @@ def test_unusable_row_ends_the_run(workspace, tmp_path):
         "    path: val-changed.parquet\n---\n",
         encoding="utf-8",
     )
-    assert BENCHMARKS["mmstar"].split == "val"
+    assert BENCHMARKS["mmstar"].dataset.split == "val"
     params = config.load("params.yaml")
     with pytest.raises(ValueError, match="mmstar has 2 unusable rows") as caught:
         tasks.load(params, "vlmevalkit", "mmstar", tmp_path / "cache")

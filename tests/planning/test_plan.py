@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from heima import config
 from heima.config import PretrainedModel
+from heima.config.benchmarks import BENCHMARKS
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import architectures, preflight, workload
 from heima.planning.estimate import Estimate
@@ -81,7 +82,8 @@ def test_the_recipes_counts(estimate, paper):
     assert stage(estimate, "distill@p1-42").samples == 215_095 - held
     judged = len(paper.reconstructions) * len(paper.similarity.judged) * held
     assert stage(estimate, "judge").judge_calls == judged
-    assert stage(estimate, "predict@heima").samples == 4 * sum(workload.BENCHMARK_ROWS.values())
+    rows = sum(BENCHMARKS[name].rows for name in paper.benchmarks)
+    assert stage(estimate, "predict@heima").samples == 4 * rows
 
 
 def test_compression_shortens_what_is_computed(estimate):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import re
+
 import grimp
 import pytest
+import yaml
 
 from heima import config
 from stages import resolve
@@ -120,8 +125,6 @@ def test_no_module_is_long_without_a_reason():
 
 
 def test_every_stage_of_the_pipeline_has_its_fingerprint():
-    import yaml
-
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for name in STAGES:
         assert (ROOT / "stages" / f"{name}.py").exists()
@@ -139,6 +142,7 @@ CHANGES = {
     "a licence's": ("heima/data/licences.py", "terms restrict", "terms limit", set()),
     "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", {"tables"}),
     # what only says, checks, plans or fetches
+    "a fact of a benchmark": ("heima/config/benchmarks.py", '"MMStar"', '"MM-Star"', set()),
     "a new control's name": ("heima/config/base.py", '"noise"', '"noise", "other"', set()),
     "a plan's": ("heima/planning/estimate.py", "160e9", "170e9", set()),
     "a command line's": ("stages/arguments.py", "parser.exit(2", "parser.exit(3", set()),
@@ -182,8 +186,9 @@ def test_a_change_re_runs_what_it_is_about(prints, file, old, new, expected):
 
 def test_what_tasks_name_in_yaml_is_in_the_fingerprint_of_scoring(prints):
     """lmms-eval imports it, which no import graph shows."""
-    for script in (ROOT / "eval" / "tasks").rglob("task.py"):
-        assert "from eval.vlmevalkit.lmms import" in script.read_text(encoding="utf-8")
+    text = (ROOT / "eval" / "tasks" / "vlmevalkit.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"!function (\S+)\.\w+", text) == ["eval.vlmevalkit.lmms"]
+    assert all("eval/tasks/vlmevalkit.yaml" in prints[name] for name in resolve.NAMED_IN_YAML)
     assert {"eval.vlmevalkit.lmms", "eval.vlmevalkit.scoring"} <= set(prints["score"])
     assert "eval.vlmevalkit.asking" in prints["predict"]
 
@@ -200,4 +205,60 @@ def test_rules_of_the_parameters_are_written_out(params):
         if not name.startswith("_") and (callable(value) or isinstance(value, property))
     } - {"model_config", "model_post_init"}
     assert rules == named.keys() | paths
-    assert set(named.values()) | {"interpreters"} == written.keys()
+    assert set(named.values()) | {"interpreters", "benchmarks"} == written.keys()
+
+
+def pipeline_params() -> dict[str, set[str]]:
+    """Stage -> the sub-trees of resolved.yaml that it depends on."""
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = {name: pipeline[name].get("do", pipeline[name]) for name in resolve.STAGES}
+    return {
+        name: {key for one in stage.get("params", ()) for key in one["resolved.yaml"]}
+        for name, stage in stages.items()
+    }
+
+
+def test_a_stage_depends_on_the_parts_of_benchmarks_that_it_reads(prints, params):
+    """Their facts are in no fingerprint: what a stage reads of them stands in resolved.yaml."""
+    parts = config.resolved(params)["derived"]["benchmarks"].keys()
+    for stage, tracked in pipeline_params().items():
+        modules = [name for name in prints[stage] if not name.endswith(".yaml")]
+        texts = [resolve.module_path(ROOT, name).read_text("utf-8") for name in modules]
+        read = {
+            node.attr
+            for text in texts
+            if "BENCHMARKS" in text
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Attribute)
+        }
+        known = {f"derived.benchmarks.{part}" for part in parts}
+        assert tracked & known == {f"derived.benchmarks.{part}" for part in read & parts}, stage
+
+
+FACT_CHANGES = {
+    "the paper's name of it": ({"published": "MM-Star"}, {"tables"}),
+    "its rows, for plans": ({"rows": 1400}, set()),
+    "its judge, for plans": ({"judged": ("lmms",), "judge_tokens": 100}, set()),
+    "its task": ({"task": "mmstar_cn"}, {"predict", "score", "latency"}),
+    "its chance level": ({"scoring": {"option_count": 5}}, {"score"}),
+    "its strata": ({"scoring": {"stratum": None}}, {"score"}),
+    "its unit": ({"dataset": {"rotation": 10}}, {"prepare", "predict", "score", "latency"}),
+    "its split": ({"dataset": {"split": "test"}}, {"prepare", "predict", "score", "latency"}),
+}
+"""Change of a fact of MMStar -> the new facts, and what runs again at once: nothing that trains."""
+
+
+@pytest.mark.parametrize(("facts", "expected"), FACT_CHANGES.values(), ids=FACT_CHANGES)
+def test_a_fact_of_a_benchmark_re_runs_what_reads_it(params, monkeypatch, facts, expected):
+    before = config.resolved(params)["derived"]["benchmarks"]
+    mmstar = config.BENCHMARKS["mmstar"]
+    changed = {
+        name: dataclasses.replace(getattr(mmstar, name), **value)
+        if isinstance(value, dict)
+        else value
+        for name, value in facts.items()
+    }
+    monkeypatch.setitem(config.BENCHMARKS, "mmstar", dataclasses.replace(mmstar, **changed))
+    after = config.resolved(params)["derived"]["benchmarks"]
+    stale = {f"derived.benchmarks.{part}" for part in before if before[part] != after[part]}
+    assert {name for name, tracked in pipeline_params().items() if tracked & stale} == expected

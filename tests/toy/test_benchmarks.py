@@ -14,7 +14,8 @@ from lmms_eval.tasks.hallusion_bench import utils as hallusion
 from lmms_eval.tasks.mmbench import en_utils as mmbench
 from lmms_eval.tasks.mmstar import utils as mmstar
 
-from heima.toy.benchmarks import BENCHMARKS, ROTATION, write_benchmarks
+from heima.config.benchmarks import BENCHMARKS
+from heima.toy.benchmarks import EDITIONS, write_benchmarks
 from heima.toy.source import source_scenes
 from heima.toy.world import KINDS, STYLES, ask, compose, draw_scene, prompt_text, render
 
@@ -27,6 +28,7 @@ with pytest.MonkeyPatch.context() as patch:
 SIZES = {
     "mmstar": 24, "mmbench": 10, "mmvet": 12, "mathvista": 12, "ai2d": 12, "hallusionbench": 24,
 }  # fmt: skip
+ROTATION = BENCHMARKS["mmbench"].dataset.rotation
 TASKS = Path(lmms_eval.tasks.__file__).parent
 TASK_FILES = {
     "mmstar": "mmstar/_default_template_yaml",
@@ -65,23 +67,24 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(folder):
     loaded = {}
-    for name, benchmark in BENCHMARKS.items():
+    for name in EDITIONS:
+        dataset = BENCHMARKS[name].dataset
         data = load_dataset(
             str(folder / name),
-            name=benchmark.config,
-            split=benchmark.split,
+            name=dataset.configuration,
+            split=dataset.split,
             cache_dir=str(folder / "cache"),
         )
         loaded[name] = list(data)
     return loaded
 
 
-def test_all_six_are_written(rows):
+def test_all_are_written(rows):
     sizes = {name: len(found) for name, found in rows.items()}
     assert sizes == SIZES | {"mmbench": 4 * SIZES["mmbench"]}
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", EDITIONS)
 def test_prompts_are_those_of_the_training_questions(rows, name):
     """lmms-eval's doc_to_text of our rows equals `prompt_text`, which words the training data."""
     for row in rows[name]:
@@ -97,13 +100,13 @@ def test_prompts_are_those_of_the_training_questions(rows, name):
 
 def test_every_style_of_training_is_a_benchmark_or_the_papers():
     styles = {style for styles in STYLES.values() for style in styles}
-    assert styles == {*BENCHMARKS, "paper-choice", "paper-plain"}
+    assert styles == {*EDITIONS, "paper-choice", "paper-plain"}
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", EDITIONS)
 def test_images_are_32_pixel_pictures(rows, name):
     for row in rows[name]:
-        image = row["decoded_image" if name == "mathvista" else "image"]
+        image = row[BENCHMARKS[name].dataset.image]
         assert image.convert("RGB").size == (32, 32)
 
 
@@ -116,9 +119,10 @@ def test_scenes_are_disjoint_from_the_source_and_from_each_other(rows):
     source = {render(s).tobytes() for s in source_scenes(records=300, turns=1, mix=mix, seed=0)}
     seen = []
     for name, found in rows.items():
-        column = "decoded_image" if name == "mathvista" else "image"
-        seen.append({picture(row, column) for row in found})
-    assert sum(map(len, seen)) == len(set.union(*seen)) == 24 + 10 + 12 * 3 + 12
+        seen.append({picture(row, BENCHMARKS[name].dataset.image) for row in found})
+    assert sum(map(len, seen)) == len(set.union(*seen))
+    # HallusionBench asks two questions about each picture.
+    assert sum(map(len, seen)) == sum(SIZES.values()) - SIZES["hallusionbench"] // 2
     assert not source & set.union(*seen)
 
 
