@@ -20,6 +20,9 @@ IGNORED = -100
 
 ImagePlace = Literal["first", "last", "none"]
 
+DATE = "26 Jul 2024"
+"""What a chat template that prints today's date is told: Llama 3's own where it knows no clock."""
+
 _AT_ONCE = 4096
 """Turns that are encoded together: what a tokenizer returns is many times the size of the ids."""
 
@@ -131,22 +134,36 @@ class Vocabulary:
     def _chats(
         self, questions: Sequence[str], images: Sequence[ImagePlace]
     ) -> list[tuple[str, str]]:
-        """For each question the user's turn, and the header that opens the assistant's."""
+        """For each question the user's turn, and the header that opens the assistant's.
+
+        Raises `ValueError` where the template loses or alters a question.
+        """
         if not questions:
             return []
-        conversations = []
-        for question, image in zip(questions, images, strict=True):
-            text = {"type": "text", "text": self._to_reserved(question)}
-            picture = {"type": "image"}
-            content = {"first": [picture, text], "last": [text, picture], "none": [text]}[image]
-            conversations.append([{"role": "user", "content": content}])
+        texts = [self._to_reserved(question) for question in questions]
+        conversations = [
+            [{"role": "user", "content": _content(text, image)}]
+            for text, image in zip(texts, images, strict=True)
+        ]
         users, wholes = (
             self.tokenizer.apply_chat_template(
-                conversations, tokenize=False, add_generation_prompt=generation
+                conversations,
+                tokenize=False,
+                add_generation_prompt=generation,
+                date_string=DATE,
             )
             for generation in (False, True)
         )
-        return [(user, whole.removeprefix(user)) for user, whole in zip(users, wholes, strict=True)]
+        chats = []
+        for text, user, whole in zip(texts, users, wholes, strict=True):
+            # A template may trim a text; one that takes a list for a string prints its `repr`.
+            if text.strip() not in user or not whole.startswith(user):
+                raise ValueError(
+                    f"the chat template does not write the user's text as it is: {text!r} became "
+                    f"{whole!r}"
+                )
+            chats.append((user, whole.removeprefix(user)))
+        return chats
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text: thinking tokens by the paper's name, no padding, no end of turn.
@@ -177,6 +194,14 @@ class Vocabulary:
         found = self.tokenizer(distinct, add_special_tokens=False)["input_ids"]
         ids = dict(zip(distinct, found, strict=True))
         return [ids[text] for text in texts]
+
+
+def _content(text: str, image: ImagePlace) -> str | list[dict[str, str]]:
+    """A turn for a chat template. A text alone is a string: Llama 3.1's takes nothing else."""
+    if image == "none":
+        return text
+    parts = [{"type": "image"}, {"type": "text", "text": text}]
+    return parts if image == "first" else parts[::-1]
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -37,6 +37,8 @@ class Family(ABC):
     - `added`: whether those tokens are added to a tokenizer that has no reserved ones; the
       embeddings and the lm_head get rows for them (`heima.vlm.models`).
     - `chat_template`: replaces that of tokenizer and processor; None: the tokenizer's own.
+    - `pad_token`: the token of the vocabulary that pads where a tokenizer names none. It ends no
+      turn: ends are looked for.
     """
 
     model_type: ClassVar[str]
@@ -45,6 +47,7 @@ class Family(ABC):
     thinking_tokens: ClassVar[Mapping[str, str]]
     added: ClassVar[bool] = False
     chat_template: ClassVar[str | None] = None
+    pad_token: ClassVar[str]
 
     @abstractmethod
     def vision_tower(self, model: PreTrainedModel) -> nn.Module:

@@ -54,6 +54,7 @@ class Idefics3(Family):
         f"<|thinking_token_{number}|>" for number in range(len(THINKING_TOKENS))
     )
     added = True
+    pad_token = "<|endoftext|>"
     chat_template = _TEMPLATE
 
     def vision_tower(self, model: PreTrainedModel) -> nn.Module:

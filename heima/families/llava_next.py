@@ -63,6 +63,7 @@ class LlavaNext(Family):
         f"<|thinking_token_{number}|>" for number in range(len(THINKING_TOKENS))
     )
     added = True
+    pad_token = "<unk>"
     chat_template = _VICUNA_TEMPLATE
 
     def vision_tower(self, model: PreTrainedModel) -> nn.Module:

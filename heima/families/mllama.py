@@ -52,6 +52,9 @@ class Mllama(Family):
         f"<|reserved_special_token_{number}|>" for number in range(5, 5 + len(THINKING_TOKENS))
     )
 
+    # Llama 3.1's LLM names no token for padding, and has no unknown one.
+    pad_token = "<|finetune_right_pad_id|>"
+
     def vision_tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.vision_model
 

@@ -22,7 +22,10 @@ _PARENTS = 4
 
 def equip(tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
     """Give a tokenizer what its family asks for and it does not have, in place: the thinking
-    tokens, the family's chat template, and a token for padding (Vicuna's has none)."""
+    tokens, the family's chat template, and a token for padding (Vicuna's has none).
+
+    Raises `ValueError` where the vocabulary lacks the token for padding.
+    """
     if family.added:
         tokenizer.add_tokens(
             [
@@ -33,7 +36,12 @@ def equip(tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
     if family.chat_template is not None:
         tokenizer.chat_template = family.chat_template
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token
+        if family.pad_token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"the tokenizer names no token for padding and has no {family.pad_token!r}; set "
+                "`pad_token` in its tokenizer_config.json"
+            )
+        tokenizer.pad_token = family.pad_token
 
 
 def fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from transformers import LlamaTokenizer
@@ -195,3 +197,50 @@ def test_parts_of_vicunas_chat_are_the_tokens_of_the_whole():
     assert vocabulary.decode(encoded.input_ids[encoded.body :]) == answer
     header = [label for label in encoded.labels[: encoded.body] if label != IGNORED]
     assert tokenizer.decode(header).strip() == "ASSISTANT:"
+
+
+HEADER = "'<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n'"
+TURN = (
+    "{%- for m in messages %}{{- " + HEADER + " + %s + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{%- endif %}"
+)
+"""Templates that decide as Meta's do: 3.1's takes the content for a string and trims it."""
+DATED = (
+    "{%- if date_string is not defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    "{{- bos_token + 'Today Date: ' + date_string }}"
+)
+
+
+def templated(toy_vocabulary, template):
+    tokenizer = copy.deepcopy(toy_vocabulary.tokenizer)
+    tokenizer.chat_template = template
+    return Vocabulary(tokenizer, toy_vocabulary.reserved)
+
+
+@pytest.mark.parametrize("question", ["What is at a1?", " Is it\n so? \n", "['x'] {'y': 1}"])
+def test_a_text_alone_is_written_as_it_is(toy_vocabulary, question):
+    """Llama 3.1's template would print a list of parts as Python does."""
+    vocabulary = templated(toy_vocabulary, DATED + TURN % "m['content'] | trim")
+    prompt = vocabulary.prompt(question, "none")
+    assert prompt == (
+        "<|begin_of_text|>Today Date: 26 Jul 2024"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{question.strip()}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ), "and no clock is asked"
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("m['content'] | string", "first"),
+        ("m['content'] | upper", "none"),
+        ("m['role']", "none"),
+        ("m['content'][0]['type']", "last"),
+    ],
+)
+def test_a_template_that_alters_a_question_is_refused(toy_vocabulary, content, place):
+    vocabulary = templated(toy_vocabulary, TURN % content)
+    with pytest.raises(ValueError, match="does not write the user's text as it is: 'What's up'"):
+        vocabulary.prompt_ids("What's up", place)

@@ -11,6 +11,9 @@ import sys
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from heima.cot.sections import THINKING_TOKENS
 from heima.families.registry import FAMILIES
@@ -188,3 +191,18 @@ def test_a_phase_continues_the_adapter(root, llava_params):
     ids = torch.arange(200, 212).view(2, 6)
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, adapted(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_tokenizer_that_names_no_padding_gets_one_that_ends_no_turn(name):
+    """Llama-3.1-8B-Instruct's names none, and has no unknown token either."""
+    family = FAMILIES[name]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "<end>": 1, family.pad_token: 2}, "a")),
+        eos_token="<end>",
+    )
+    equip(tokenizer, family)
+    assert tokenizer.pad_token_id == 2 != tokenizer.eos_token_id
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, "a")))
+    with pytest.raises(ValueError, match=r"has no '<.*>'; set `pad_token`"):
+        equip(other, family)
