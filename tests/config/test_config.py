@@ -67,6 +67,8 @@ def edit(raw: dict, key: str, value) -> str:
         ("variants.heima.model", "p8", r"variants\.heima\.model = 'p8' is not one of"),
         ("reconstruct.controls", ["zero"], r"must name `own`"),
         ("teach.llm.hidden_size", 32, r"llm\.hidden_size = 32 must equal vlm\.hidden_size"),
+        ("teach.llm.steps", ..., r"teach\.llm.*\.steps: missing"),
+        ("teach.vlm.steps", ..., r"teach\.vlm.*\.steps: missing"),
         ("judge.backend", "oracle", r"judge.*embedded-rules"),
         ("variants.heima", ..., r"variants must name `heima`"),
         ("interpreters.caption.sections", ["caption", "caption"], r"name no section twice"),
