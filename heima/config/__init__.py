@@ -28,6 +28,7 @@ from heima.config.base import (
     Section,
     Seed,
     Tiles,
+    given,
 )
 from heima.config.data import (
     DatasetSource,
@@ -127,6 +128,7 @@ __all__ = [
     "ToyVlm",
     "Training",
     "Variant",
+    "given",
     "load",
     "load_resolved",
     "parse",

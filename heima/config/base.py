@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +12,8 @@ from pydantic import (
 )
 
 from heima.config import families
+
+T = TypeVar("T")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -35,6 +37,13 @@ COMMIT = r"^[0-9a-f]{40}$"
 
 class ConfigError(ValueError):
     """A parameter file that cannot be used; the message lists every wrong key."""
+
+
+def given(value: T | None, name: str) -> T:
+    """A value of which a validator has made sure; raises `ValueError` where it is None."""
+    if value is None:
+        raise ValueError(f"{name} is not given")
+    return value
 
 
 class Model(BaseModel):

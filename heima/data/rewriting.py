@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -117,12 +117,14 @@ class _Reader:
                 if sections:
                     texts = [sections[section] for section in SECTIONS]
                     rows.append((identity, image, question, *texts, image_first))
-                reasons = (
+                corrected, official = (
                     outcome.fault.reason if outcome.fault else None
                     for outcome in (judged.corrected, judged.official)
                 )
                 moved = image_first != alternate
-                items.append(_Judgement(identity, image, moved, fault, *reasons, judged.altered))
+                items.append(
+                    _Judgement(identity, image, moved, fault, corrected, official, judged.altered)
+                )
         columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
         with pa.ipc.new_file(place.spool, SCHEMA) as file:
             file.write(pa.record_batch(columns, SCHEMA))
@@ -132,7 +134,9 @@ class _Reader:
         return _Block(items, faults)
 
 
-def image_faults(images: ImageZip, names: Iterable[str], by: str) -> dict[str, Fault]:
+def image_faults(
+    images: ImageZip, names: Iterable[str], by: Literal["decode", "header", "exists"]
+) -> dict[str, Fault]:
     """What is wrong with those of the images that cannot be used."""
     faults = {}
     for name in names:
@@ -154,11 +158,14 @@ def _start(source: Path, params: Rewrite) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _read(place: _Place) -> _Block:
+    if _reader is None:
+        raise RuntimeError("a process of the pool reads only after `_start`")
     return _reader(place)
 
 

@@ -96,7 +96,7 @@ def extract(
 
 
 def _places(
-    input_ids: torch.Tensor, section: str, tokens: Sequence[int], thinking: Thinking, start: int
+    input_ids: torch.Tensor, section: str, tokens: list[int], thinking: Thinking, start: int
 ) -> torch.Tensor:
     """Where a section's thinking tokens stand, (batch, length); row 0 is the sample `start`."""
     here = torch.isin(input_ids, torch.tensor(tokens))

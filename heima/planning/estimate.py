@@ -304,7 +304,9 @@ class Estimate(Parts):
         params = self.params
         calls = tokens = 0.0
         for protocol, rules in params.protocols.items():
-            for benchmark in set(JUDGED_UNDER[protocol]) & set(params.benchmarks):
+            for benchmark in params.benchmarks:
+                if benchmark not in JUDGED_UNDER[protocol]:
+                    continue
                 count = benchmark_rows(params, benchmark) * len(rules.seeds) * self._models(name)
                 calls += count
                 tokens += count * JUDGED[benchmark]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from heima.config import OpenAIJudge, Params, Schedule, Thinking
+from heima.config import OpenAIJudge, Params, Schedule, Thinking, given
 from heima.families.registry import FAMILIES
 from heima.planning import flop_counts, memory
 from heima.planning.architectures import Architecture, costs
@@ -149,7 +149,7 @@ class Parts:
     def _samples(self, schedule: Schedule, turns: int) -> float:
         if schedule.steps is not None:
             return schedule.steps * schedule.batch_size
-        return schedule.epochs * turns
+        return given(schedule.epochs, "epochs") * turns
 
     def _rows(self, batch_size: int) -> float:
         """Samples that a device computes at once."""
