@@ -25,7 +25,7 @@ from lmms_eval.api.instance import Instance
 from eval import benchmark_data, tasks
 from eval.decoding import prompts_of
 from heima import config
-from heima.config import Params
+from heima.config import Params, ProtocolName
 from heima.cot import parsing
 from heima.families.images import ImageCache
 from heima.results.cells import write_metrics
@@ -44,10 +44,10 @@ _START = timedelta(minutes=10)
 _PATIENCE = timedelta(days=30)
 """How long it then waits for those that live; one that dies is noticed at once."""
 
-Run = tuple[str, int]
+Run = tuple[ProtocolName, int]
 """A protocol and one of its seeds."""
 
-Requests = dict[str, list[tuple[str, Instance]]]
+Requests = dict[ProtocolName, list[tuple[str, Instance]]]
 """Protocol -> what it asks, each request behind its benchmark."""
 
 Datasets = dict[str, Mapping[str, Dataset]]
@@ -182,7 +182,7 @@ def _plans(
         )
     )
     words = vocabulary(load_processor(models, params).tokenizer, params)
-    plans = {}
+    plans: dict[Run, Plan] = {}
     for protocol, those in requests.items():
         seeds = params.protocols[protocol].seeds
         first = plan(
