@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,6 @@ def gathered(value: T) -> list[T] | None:
     state = PartialState()
     if state.num_processes == 1:
         return [value]
-    values = [None] * state.num_processes if state.is_main_process else None
+    values: list[Any] | None = [None] * state.num_processes if state.is_main_process else None
     dist.gather_object(value, values)
     return values

@@ -52,7 +52,8 @@ def main(seed: int) -> None:
             position=params.states.position,
             batch_size=params.states.batch_size,
         )
-        found[split] = turns, launch.gathered(extracted)
+        if (parts := launch.gathered(extracted)) is not None:
+            found[split] = turns, parts
     if not launch.writes():
         return
     with atomic(Path("states") / str(seed)) as folder:
