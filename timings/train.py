@@ -104,7 +104,7 @@ SPARE_BYTES = 40 * 10**9
 PLAIN = "plain Trainer"
 ALL = "all exact savings"
 REAL = "and real tiles"
-SAVINGS = {
+SAVINGS: dict[str, dict[str, Any]] = {
     "no image once": {"images_once": False},
     "all positions through the lm_head": {"labelled_only": False},
     ALL: {},
@@ -289,7 +289,9 @@ class _Losses(TrainerCallback):
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any):
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any
+    ) -> None:
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
@@ -473,10 +475,14 @@ def report(
     peak = {row: result.peak_bytes / 1e9 for row, result in results.items() if result.peak_bytes}
     plain = results.get(PLAIN)
     ratios = {row: round(speed[row] / speed[PLAIN], 2) for row in results} if plain else {}
-    off = {
-        row: max(abs(a - b) for a, b in zip(result.losses, plain.losses, strict=True))
-        for row, result in (results.items() if plain else ())
-    }
+    off = (
+        {
+            row: max(abs(a - b) for a, b in zip(result.losses, plain.losses, strict=True))
+            for row, result in results.items()
+        }
+        if plain
+        else {}
+    )
     exact = [off[row] for row in off if row not in (PLAIN, REAL)]
     environment = latency.environment(model)
     print(
