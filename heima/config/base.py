@@ -46,5 +46,15 @@ def given(value: T | None, name: str) -> T:
     return value
 
 
+def expected(kind: type[T], value: object, key: str) -> T:
+    """`value`, a part of the parameters of which there are several kinds, as the one wanted.
+
+    Raises `ConfigError` where it is of another kind.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{key} must be a {kind.__name__} here, not a {type(value).__name__}")
+    return value
+
+
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

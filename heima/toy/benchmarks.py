@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Sequence, Value
 
+from heima.config import Benchmark
 from heima.toy.source import png_bytes
 from heima.toy.world import (
     IMAGE_SIDE,
@@ -63,7 +64,7 @@ _STRING, _INTEGER = Value("string"), Value("int64")
 
 
 def write_benchmarks(
-    folder: Path, *, sizes: Mapping[str, int], seed: int, exclude: Iterable[str] = ()
+    folder: Path, *, sizes: Mapping[Benchmark, int], seed: int, exclude: Iterable[str] = ()
 ) -> None:
     """Write a data set folder for each benchmark named in `sizes`.
 
