@@ -76,7 +76,9 @@ def score(
     cells: dict[str, dict[str, Cell]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for protocol, rules in params.protocols.items():
-            loaded = {b: _Benchmark(params, protocol, b, Path(cache)) for b in params.benchmarks}
+            loaded: dict[str, _Benchmark] = {
+                b: _Benchmark(params, protocol, b, Path(cache)) for b in params.benchmarks
+            }
             runs = {
                 trained: [
                     _Run(loaded, protocol, seed, predictions / str(trained), gateway)

@@ -132,11 +132,12 @@ def _one_by_one(
 
 def _configuration(protocol: str, task: str) -> Path:
     """The yaml file of a task. Raises `ValueError` for a name without exactly one."""
-    root = (
-        Path(__file__).parent / "vlmevalkit"
-        if protocol == "vlmevalkit"
-        else Path(importlib.util.find_spec("lmms_eval.tasks").submodule_search_locations[0])
-    )
+    root = Path(__file__).parent / "vlmevalkit"
+    if protocol != "vlmevalkit":
+        spec = importlib.util.find_spec("lmms_eval.tasks")
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError("lmms-eval has no package lmms_eval.tasks")
+        root = Path(spec.origin).parent
     found = sorted(root.rglob(f"{task}.yaml"))
     if len(found) != 1:
         raise ValueError(
