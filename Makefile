@@ -38,9 +38,11 @@ test: install ## Run the tests, on all cores
 test-all: install ## Run the tests and the slow proofs
 	python -m pytest
 
-lint: install ## Check style
+lint: install ## Check style, spelling and types
 	ruff check .
 	ruff format --check .
+	codespell
+	mypy
 
 ui: install ## Mirror the results into MLflow and serve its UI on 127.0.0.1 (PORT=5000)
 	python -m stages.track

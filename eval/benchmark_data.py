@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from heima.config import DatasetSource, Params
+from heima.config import DatasetSource, Params, given
 from heima.data import hub_cache
 from heima.results.files import read_json
 
@@ -42,7 +42,7 @@ def folder_of(params: Params, name: str) -> Path:
     if source.path is not None:
         return FOLDER / name if is_tsv(source) else Path(source.path)
     commit = _recorded(name, source)["revision"]
-    folder = cached_snapshot(source.id, commit)
+    folder = cached_snapshot(given(source.id, "id"), commit)
     if folder is None:
         raise BenchmarkDataError(
             f"the data set {name} ({source.id} at {commit}) is not in the hub's cache any more: "

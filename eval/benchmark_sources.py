@@ -28,7 +28,7 @@ from eval.benchmark_data import (
     inspect,
     is_tsv,
 )
-from heima.config import DatasetSource, Params
+from heima.config import DatasetSource, GivenSource, Params, expected, given
 from heima.config.benchmarks import BENCHMARKS
 from heima.data.hub import Repository
 from heima.results.files import sha256, write_json
@@ -53,7 +53,7 @@ def provide(params: Params, target: Path) -> None:
             all of them, of all data sets.
     """
     found, complaints = {}, []
-    for name, source in params.source.benchmarks.items():
+    for name, source in expected(GivenSource, params.source, "source").benchmarks.items():
         benchmarks = _benchmarks_of(params, name)
         if not benchmarks:
             raise BenchmarkDataError(
@@ -64,7 +64,9 @@ def provide(params: Params, target: Path) -> None:
         faults: list[Fault] = []
         if is_tsv(source):
             folder = target / name
-            entry["tsv"], faults = _convert(name, benchmarks, Path(source.path), folder)
+            entry["tsv"], faults = _convert(
+                name, benchmarks, Path(given(source.path, "path")), folder
+            )
         elif source.path is not None:
             folder = _given(name, Path(source.path))
         else:
@@ -134,11 +136,12 @@ def download(name: str, source: DatasetSource) -> tuple[Path, str]:
     Raises `HubError` for a commit that the hub does not have (any more), a data set that is not
     there or not open to this user, no connection, too little disk.
     """
-    if source.revision and (folder := cached_snapshot(source.id, source.revision)):
+    identity = given(source.id, "id")
+    if source.revision and (folder := cached_snapshot(identity, source.revision)):
         return folder, source.revision
     repository = Repository(
         "dataset",
-        source.id,
+        identity,
         source.revision,
         key=f"source.benchmarks.{name}",
         again=AGAIN,
@@ -146,7 +149,7 @@ def download(name: str, source: DatasetSource) -> tuple[Path, str]:
     )
     info = repository.info()
     repository.check_room_in_cache(info, PATTERNS)
-    return repository.snapshot(info, PATTERNS), info.sha
+    return repository.snapshot(info, PATTERNS), repository.commit(info)
 
 
 def _undamaged(name: str, folder: Path, files: Files) -> None:

@@ -36,7 +36,7 @@ class Heima(ChatModel):
         name: str,
         models: str = "models",
         params: str = "params.yaml",
-        protocol: str = "lmms",
+        protocol: config.ProtocolName = "lmms",
         forced_prefix: str | None = None,
         batch_size: int | str | None = None,
     ) -> None:

@@ -78,7 +78,9 @@ class Backend(Protocol):
     model: str
     where: str
     workers: int
-    usd: float
+
+    @property
+    def usd(self) -> float: ...
 
     def reply(self, question: prompts.Question, messages: Messages) -> tuple[Reply, bool]:
         """The reply to a recognised prompt, and whether it was known before.
@@ -338,24 +340,28 @@ def _messages(body: Mapping[str, Any]) -> Messages:
 
 def _completion(reply: Reply | Failure) -> dict[str, Any]:
     """The reply in the shape of OpenAI's chat completions; a failure is empty and says why."""
-    failed = isinstance(reply, Failure)
+    model, content, refusal, usage = "unanswered", "", None, None
+    if isinstance(reply, Failure):
+        refusal = reply.reason
+    else:
+        model, content, usage = reply.model, reply.content, _usage(reply)
     return {
         "id": "chatcmpl-gateway",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": "unanswered" if failed else reply.model,
+        "model": model,
         "choices": [
             {
                 "index": 0,
                 "finish_reason": "stop",
                 "message": {
                     "role": "assistant",
-                    "content": "" if failed else reply.content,
-                    "refusal": reply.reason if failed else None,
+                    "content": content,
+                    "refusal": refusal,
                 },
             }
         ],
-        "usage": None if failed else _usage(reply),
+        "usage": usage,
     }
 
 

@@ -131,8 +131,8 @@ def latency(
     setup = load_setup(params, models)
     measured = measure(setup, batch_sizes=asked.batch_sizes, rounds=asked.rounds)
     model = next(iter(setup.cases.values())).model
-    stated = isinstance(asked.peaks, Peaks)
-    peaks = asked.peaks if stated else measured_peaks(model.device, model.dtype)
+    stated = asked.peaks if isinstance(asked.peaks, Peaks) else None
+    peaks = stated or measured_peaks(model.device, model.dtype)
     write_jsonl(samples_file, map(asdict, measured.timings))
     write_metrics(
         metrics_file,
@@ -179,7 +179,9 @@ def load_setup(params: Params, models: Path) -> Setup:
     )
     medians = {
         name: median_decoded(setup, name, batch_size=params.predict.batch_size)
-        for name in sorted({case.budget for case in asked.cases.values()} - {None})
+        for name in sorted(
+            {case.budget for case in asked.cases.values() if case.budget is not None}
+        )
     }
     cut = {
         name: replace(cases[name], max_new_tokens=medians[case.budget])

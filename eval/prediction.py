@@ -22,7 +22,7 @@ from lmms_eval.api.instance import Instance
 from eval import benchmark_data, tasks
 from eval.decoding import prompts_of
 from heima import config
-from heima.config import Params
+from heima.config import Params, ProtocolName
 from heima.cot import parsing
 from heima.families.images import ImageCache
 from heima.results.cells import write_metrics
@@ -37,10 +37,10 @@ from heima.vlm.kept_answers import Journal, key, weights_digest
 from heima.vlm.models import load_processor, load_vlm, vocabulary
 from heima.vlm.processes import Processes
 
-Run = tuple[str, int]
+Run = tuple[ProtocolName, int]
 """A protocol and one of its seeds."""
 
-Requests = dict[str, list[tuple[str, Instance]]]
+Requests = dict[ProtocolName, list[tuple[str, Instance]]]
 """Protocol -> what it asks, each request behind its benchmark."""
 
 Datasets = dict[str, Mapping[str, Dataset]]
@@ -145,7 +145,7 @@ def _plans(
         )
     )
     words = vocabulary(load_processor(models, params).tokenizer, params)
-    plans = {}
+    plans: dict[Run, Plan] = {}
     for protocol, those in requests.items():
         seeds = params.protocols[protocol].seeds
         first = plan(

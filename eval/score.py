@@ -327,8 +327,11 @@ def cells(params: Params, units: Units) -> dict[str, Cell]:
         )
 
     names = sorted({name for unit in units.rows for name in unit[0]["categories"]})
-    each = {name: units.where(lambda row, name=name: name in row["categories"]) for name in names}
-    return {"all": of(units), **{name: of(part) for name, part in each.items()}}
+
+    def within(name: str) -> Units:
+        return units.where(lambda row: name in row["categories"])
+
+    return {"all": of(units), **{name: of(within(name)) for name in names}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

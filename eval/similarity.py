@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from eval import lexical
 from eval.bertscore import bertscore
-from heima.config import Params
+from heima.config import Control, Params
 from heima.interpreting.wordings import official_references
 from heima.results import statistics
 from heima.results.cells import Cell, Cells
@@ -159,7 +159,7 @@ class _Samples:
         self.params = params
         self.controls = params.reconstruct.controls
         self._columns = columns
-        self.empty = {
+        self.empty: dict[str, NDArray[np.bool_]] = {
             control: np.array(
                 [[not row["text"].strip() for row in same[control]] for same in by_control.values()]
             )
@@ -268,7 +268,7 @@ def _corpus_bleu(samples: _Samples, control: str) -> statistics.Resampled:
     )
 
 
-def _others(controls: Sequence[str]) -> list[str]:
+def _others(controls: Sequence[Control]) -> list[Control]:
     return [control for control in controls if control != "own"]
 
 
@@ -291,7 +291,7 @@ def _add_judge_cells(
             {seed: found[there] for seed, found in values.items()},
             draws=samples.params.similarity.draws,
             seed=samples.params.seed,
-            clusters=[samples.images[i] for i in there],
+            clusters=[samples.images[i] for i in there.tolist()],
             n_failed=int(failed[:, there].sum()),
         )
 
@@ -314,7 +314,7 @@ def _grades(
     Raises `InconsistentRows` where a judged turn has no judgement, or a control no grade at all.
     """
     found = {(row["control"], row["id"]): row["grade"] for row in judgements}
-    grades = {}
+    grades: dict[str, NDArray[np.float64]] = {}
     for control in params.similarity.judged:
         lacking = [r["id"] for r in by_control[control] if (control, r["id"]) not in found]
         if lacking:

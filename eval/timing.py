@@ -257,7 +257,7 @@ def _run(
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     prepared = read()
     tokens = _TokenMarks(read)
-    with _around_vision(model, read) as vision:
+    with _around_vision(model, read) as readings:
         output = model.generate(
             **inputs,
             **_GREEDY,
@@ -270,7 +270,8 @@ def _run(
         )
     answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     end = read()
-    marks = _Marks(start, prepared, *vision, tokens.readings[0], tokens.readings[-1], end)
+    vision, seen = readings
+    marks = _Marks(start, prepared, vision, seen, tokens.readings[0], tokens.readings[-1], end)
     return marks, [_up_to_end(answer, ends) for answer in answers], output.past_key_values
 
 

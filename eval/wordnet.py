@@ -107,7 +107,7 @@ def find(path: str | None) -> Path:
     )
 
 
-def load(folder: Path) -> Synonyms:
+def load(folder: Path) -> RememberedSynonyms:
     """NLTK's reader over the WordNet in `folder` (about 2 s and 150 MB), remembering each word.
 
     Raises `MissingResource` where NLTK refuses the files: it reads no links, and none that others

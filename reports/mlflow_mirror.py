@@ -42,7 +42,7 @@ def metrics_of(content: Mapping[str, Any]) -> dict[str, float]:
     >>> metrics_of({"turns": {"train": 3}, "provenance": {"seed": 1, "seconds": 2.5}})
     {'turns/train': 3.0, 'seconds': 2.5}
     """
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in content.items():
         if key == "cells":
             for group, row in value.items():
@@ -136,11 +136,12 @@ class _Mirror:
 
     def run(self, stages: Sequence[FinishedStage], summary: Mapping[str, Any]) -> None:
         parent, mirrored, seeds = self._parent(summary)
-        for seed in sorted({stage.seed for stage in stages} - {None} - seeds.keys()):
+        for seed in sorted({one.seed for one in stages if one.seed is not None} - seeds.keys()):
             seeds[seed] = self._seed(parent, seed, summary["profile"])
         for stage in stages:
             if stage.name not in mirrored:
-                self._child(parent, seeds.get(stage.seed, parent), stage, summary["profile"])
+                above = parent if stage.seed is None else seeds[stage.seed]
+                self._child(parent, above, stage, summary["profile"])
         for seed, run_id in seeds.items():
             self._complete_seed(run_id, seed, stages)
         self._complete(parent, stages, summary)
@@ -155,8 +156,8 @@ class _Mirror:
             if tags.get("kind") == "reproduction":
                 parents.append(run)
             elif tags.get("kind") == "seed":
-                found = seeds.setdefault(tags["mlflow.parentRunId"], {})
-                found[int(tags["training_seed"])] = run.info.run_id
+                below = seeds.setdefault(tags["mlflow.parentRunId"], {})
+                below[int(tags["training_seed"])] = run.info.run_id
             elif tags.get("kind") == "stage" and run.info.status != "FINISHED":
                 # A killed mirror left it half written.
                 self.client.delete_run(run.info.run_id)

@@ -108,4 +108,5 @@ if __name__ == "__main__":
         input=lambda params: get_args(config.InterpreterInput),
         seed=lambda params: params.seeds,
     )
-    main(name, source, int(seed))
+    inputs: tuple[config.InterpreterInput, ...] = get_args(config.InterpreterInput)
+    main(name, next(one for one in inputs if one == source), int(seed))

@@ -51,7 +51,9 @@ class _Turns(LockBase):
 
     def unlock(self) -> None:
         self._lock.unlock()
-        os.close(self._queue)
+        if self._queue is not None:
+            os.close(self._queue)
+            self._queue = None
 
     @property
     def is_locked(self) -> bool:
@@ -183,7 +185,7 @@ class Pipeline:
             entries = {**self._entries_noted(), **entries}
             if not entries:
                 return
-            content = load_yaml(str(LOCK)) if LOCK.exists() else {"schema": "2.0"}
+            content: dict[str, Any] = load_yaml(str(LOCK)) if LOCK.exists() else {"schema": "2.0"}
             stages = content.setdefault("stages", {})
             stages.update(entries)
             known = [name for name in self._everything if name in stages]
@@ -197,7 +199,7 @@ class Pipeline:
     def _entries_noted(self) -> dict[str, Any]:
         if not self._noted.exists():
             return {}
-        found = {}
+        found: dict[str, Any] = {}
         for line in self._noted.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
                 found |= json.loads(line)

@@ -34,7 +34,7 @@ def main() -> None:
             from heima.toy.benchmarks import write_benchmarks
             from heima.toy.source import source_scenes, write_source
 
-            drawing = {
+            drawing: dict[str, Any] = {
                 "records": params.source.records,
                 "turns": params.source.turns,
                 "mix": params.source.mix,
@@ -66,11 +66,14 @@ def given_source(params: config.Params) -> dict[str, Any]:
     from heima.data import llava_cot
     from heima.data.licences import terms
 
-    where: dict[str, Any] = {"folder": params.source.path}
-    if params.source.kind == "hub":
-        if licence := terms(params.source.id):
-            print(f"{params.source.id}: {licence}")
-        state = llava_cot.download(params.source)
+    source = params.source
+    if source.kind == "toy":
+        raise ValueError("source.kind = 'toy' has no folder: `prepare` draws its data")
+    where: dict[str, Any] = {"folder": source.path}
+    if source.kind == "hub":
+        if licence := terms(source.id):
+            print(f"{source.id}: {licence}")
+        state = llava_cot.download(source)
         where |= {
             "id": state["id"],
             "revision": state["revision"],
@@ -80,7 +83,7 @@ def given_source(params: config.Params) -> dict[str, Any]:
                 for part in state[name]["parts"]
             },
         }
-    return where | llava_cot.inspect(Path(params.source.path))
+    return where | llava_cot.inspect(Path(source.path))
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ class Progress:
     def table(self, all_ended: Sequence[Ended], places: Mapping[str, int]) -> str:
         """What each stage took, in the order of the pipeline, and all together."""
         rows = sorted(all_ended, key=lambda one: places[one.name])
-        cells = [
+        cells: list[tuple[str, ...]] = [
             (one.name, one.result, f"{one.wall:.1f}", _number(one.cpu), _number(one.peak_mb, 0))
             for one in rows
         ]

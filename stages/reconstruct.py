@@ -44,16 +44,16 @@ def main(name: str, seed: int) -> None:
     )
     kinds = [turn.kind for turn in turns]
     readers = {}
-    for source in {"question-only" if c == "question-only" else "own" for c in options.controls}:
+    for seen in {"question-only" if c == "question-only" else "own" for c in options.controls}:
         llm = models.load_llm(models.ROOT, params)
-        folder = f"interpreters/{named.interpreter}/{source}/{seed}"
+        folder = f"interpreters/{named.interpreter}/{seen}/{seed}"
         adapted = PeftModel.from_pretrained(llm, folder)
         merged = adapted.merge_and_unload().to(models.device())
         token = vocabulary.thinking_ids[thinking_token(section)]
-        readers[source] = interpreter.StateReader(merged, [token])
+        readers[seen] = interpreter.StateReader(merged, [token])
     work = []
     for control in options.controls:
-        source = "question-only" if control == "question-only" else "own"
+        source: config.InterpreterInput = "question-only" if control == "question-only" else "own"
         readings = interpreter.encode_readings(
             turns,
             section,

@@ -84,8 +84,9 @@ class Running:
     def kill(self) -> None:
         """End the child and what it has started."""
         self.process.kill()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class WarmServer:

@@ -56,7 +56,8 @@ def main(seed: int) -> None:
                 position=params.states.position,
                 batch_size=size,
             )
-            found[split] = turns, shared.gathered(extracted)
+            if (parts := shared.gathered(extracted)) is not None:
+                found[split] = turns, parts
     if not shared.first:
         return
     with atomic(Path("states") / str(seed)) as folder:

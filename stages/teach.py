@@ -34,18 +34,21 @@ def train_toy(name: str, params: config.Params) -> None:
     from heima.toy import teach
     from heima.training import outcome
 
-    splits = [load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")]
+    train, heldout = (
+        load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")
+    )
     images = ImageZip(places.locate("data/source") / "images.zip")
     started = time.monotonic()
     if name == "interpreter":
         vlm, processor = models.load_vlm(models.ROOT, "text-cot", params)
-        taught = teach.teach_llm(params, *splits, vlm, processor, images)
+        taught = teach.teach_llm(params, train, heldout, vlm, processor, images)
     else:
-        trained_on = {turn.image for turn in splits[0]}
+        trained_on = {turn.image for turn in train}
         taught = teach.teach_vlm(
             name,
             params,
-            *splits,
+            train,
+            heldout,
             images,
             teach.training_scenes(params, trained_on),
         )
@@ -76,7 +79,11 @@ def name_pretrained(name: str, params: config.Params) -> None:
     llm = name == "interpreter"
     key = "teach.llm" if llm else f"teach.vlm.{name}"
     named = {"text-cot": "text_cot", "base": "base"}
-    model = params.teach.llm if llm else getattr(params.teach.vlm, named[name])
+    model = config.expected(
+        config.PretrainedModel,
+        params.teach.llm if llm else getattr(params.teach.vlm, named[name]),
+        key,
+    )
     if model.id is not None and (licence := terms(model.id)):
         print(f"{model.id}: {licence}")
     try:

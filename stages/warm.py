@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -142,8 +143,8 @@ class Server:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._selector.close()
-        for end in (self._ended, self._wakeup):
-            os.close(end)
+        for descriptor in (self._ended, self._wakeup):
+            os.close(descriptor)
         for end in (self._listener, self._control, connection):
             end.close()
         for child in self._children.values():
@@ -184,7 +185,8 @@ def run(request: handover.Request, environment: dict[str, str]) -> None:
         os.dup2(stream, at)
         os.close(stream)
     # Its last line is shown while it runs.
-    sys.stdout.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(environment | request.environment)
     os.chdir(request.folder)

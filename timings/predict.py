@@ -201,8 +201,11 @@ def write_toy(folder: Path, params: Params, trained: Path | None) -> list[str]:
         return [name for name in TRAINED if (trained / name).is_dir()]
     from heima.toy.mllama import build_processor, build_vlm
 
+    vlm = params.teach.vlm
+    if vlm.kind != "train":
+        raise ValueError(f"{PARAMS} has no toy to build: give trained models by --models")
     processor = build_processor()
-    model = build_vlm(processor, hidden_size=params.teach.vlm.hidden_size, seed=1)
+    model = build_vlm(processor, hidden_size=vlm.hidden_size, seed=1)
     model.save_pretrained(folder / "text-cot")
     processor.save_pretrained(folder / "text-cot")
     return ["text-cot"]
@@ -230,11 +233,12 @@ def main() -> None:
             from heima.toy.benchmarks import write_benchmarks
 
             data = folder / "data"
-            sizes = (
-                dict.fromkeys(params.benchmarks, 4)
-                if options.quick
-                else dict(params.source.benchmark_sizes)
-            )
+            if options.quick:
+                sizes = dict.fromkeys(params.benchmarks, 4)
+            elif params.source.kind == "toy":
+                sizes = dict(params.source.benchmark_sizes)
+            else:
+                raise ValueError(f"{PARAMS} draws no benchmarks: give their data by --data")
             write_benchmarks(data, sizes=sizes, seed=params.seed)
         with mock.patch.object(benchmark_data, "FOLDER", data):
             prompts = ask(params, folder / "cache")

@@ -193,8 +193,12 @@ def official_arrangement(source: Path, folder: Path) -> None:
     for sample in _read(folder / "flat.json"):
         human, gpt = sample["conversations"]
         answer = gpt["value"]
-        found = {section: _SEARCH[section].search(answer) for section in COMPRESSIBLE}
-        if not all(found.values()):
+        found = {
+            section: match
+            for section in COMPRESSIBLE
+            if (match := _SEARCH[section].search(answer)) is not None
+        }
+        if len(found) < len(COMPRESSIBLE):
             continue
         question = human["value"].replace("<image>", "").strip()
         parts = ["<image>", question] if sample["index"] % 2 == 0 else [question, "<image>"]
@@ -230,8 +234,8 @@ def _filter_a(answer: str, phase: str) -> bool:
 
 
 def _filter_b(answer: str, phase: str) -> bool:
-    found = [_SEARCH[section].search(answer) for section in SECTIONS]
-    return all(found) and answer.strip() == "\n\n".join(
+    found = [match for one in SECTIONS if (match := _SEARCH[one].search(answer)) is not None]
+    return len(found) == len(SECTIONS) and answer.strip() == "\n\n".join(
         f"<{section.upper()}> {one.group(1).strip()} </{section.upper()}>"
         for section, one in zip(SECTIONS, found, strict=True)
     )

@@ -30,6 +30,7 @@ percent, or where BERTScore's memory grows with the number of pairs. The last li
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import logging
@@ -43,7 +44,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -114,7 +115,9 @@ class Resources:
     """METEOR's variant by what this machine has, its synonyms, loaded, and its words."""
 
     def __init__(self) -> None:
-        self.meteor, self.synonyms, self.words = "exact-stem", wordnet.NoSynonyms(), _words(False)
+        self.meteor: Literal["wordnet", "wordnet-no-punkt", "exact-stem"] = "exact-stem"
+        self.synonyms: Any = wordnet.NoSynonyms()
+        self.words = _words(False)
         try:
             folder = wordnet.find(None)
         except MissingResource:
@@ -174,7 +177,8 @@ def ours(pairs: Sequence[Pair], resources: Resources) -> list[Row]:
     similarity = resources.parameters()
     loaded = wordnet.RememberedSynonyms(resources.synonyms)
     with mock.patch.object(wordnet, "load", return_value=loaded):
-        columns, _ = lexical.scores(*zip(*pairs, strict=True), similarity)
+        references, hypotheses = zip(*pairs, strict=True)
+        columns, _ = lexical.scores(references, hypotheses, similarity)
     names = ("bleu4", METEOR[similarity.meteor], "rouge1", "rouge2", "rougeL")
     return list(zip(*(columns[name].tolist() for name in names), strict=True))
 
@@ -252,7 +256,7 @@ def time_lexical(
         found = {}
         for name, side, texts in sides if number % 2 else sides[::-1]:
             resources.forget()
-            took, found[name] = timed(lambda side=side, texts=texts: side(texts, resources))
+            took, found[name] = timed(functools.partial(side, texts, resources))
             seconds[name].append(took / len(texts))
         for name in ("plain", "official"):
             gaps = np.subtract(found["ours"][: len(found[name])], found[name])
@@ -289,7 +293,10 @@ def time_bertscore(pairs: Sequence[Pair], parameters: Similarity) -> dict[str, f
         # This pass also warms up.
         bert.f1(*texts)
         hook.remove()
-        sides = [("f1", lambda texts=texts: bert.f1(*texts)), ("forward", lambda: forward(batches))]
+        sides: list[tuple[str, Callable[[], Any]]] = [
+            ("f1", functools.partial(bert.f1, *texts)),
+            ("forward", functools.partial(forward, batches)),
+        ]
         for side in (*sides, *sides[::-1]):
             seconds[side[0]].append(timed(side[1])[0] / len(part))
     medians = {name: statistics.median(values) for name, values in seconds.items()}

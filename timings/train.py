@@ -290,7 +290,9 @@ class _Losses(TrainerCallback):
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any):
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any
+    ) -> None:
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
@@ -476,10 +478,14 @@ def report(
     peak = {row: result.peak_bytes / 1e9 for row, result in results.items() if result.peak_bytes}
     plain = results.get(PLAIN)
     ratios = {row: round(speed[row] / speed[PLAIN], 2) for row in results} if plain else {}
-    off = {
-        row: max(abs(a - b) for a, b in zip(result.losses, plain.losses, strict=True))
-        for row, result in (results.items() if plain else ())
-    }
+    off = (
+        {
+            row: max(abs(a - b) for a, b in zip(result.losses, plain.losses, strict=True))
+            for row, result in results.items()
+        }
+        if plain
+        else {}
+    )
     exact = [off[row] for row in off if row not in (PLAIN, REAL)]
     environment = latency.environment(model)
     print(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,7 +53,7 @@ def _code() -> str:
     """What identifies the embedded rules: a hash of the files that they consist of."""
     digest = hashlib.sha256()
     for module in (rules, prompts, similarity):
-        digest.update(Path(module.__file__).read_bytes())
+        digest.update(Path(inspect.getfile(module)).read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="how long a reply takes")
     options = parser.parse_args()
     gateway = Gateway(
-        EmbeddedRules(backend=rules.NAME), port=options.port, delay_seconds=options.seconds
+        EmbeddedRules(backend="embedded-rules"), port=options.port, delay_seconds=options.seconds
     )
     with gateway:
         print(f"{rules.NAME} at {gateway.url}; Ctrl-C ends it", flush=True)

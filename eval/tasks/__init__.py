@@ -128,7 +128,10 @@ def _configuration(protocol: str, benchmark: str) -> dict[str, Any]:
         shared = load_yaml_config(Path(__file__).parent / "vlmevalkit.yaml", mode="full")
         return {**shared.pop("functions")(benchmark).configuration(), **shared}
     task = BENCHMARKS[benchmark].tasks[protocol]
-    root = Path(importlib.util.find_spec("lmms_eval.tasks").submodule_search_locations[0])
+    spec = importlib.util.find_spec("lmms_eval.tasks")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("lmms-eval has no package lmms_eval.tasks")
+    root = Path(spec.origin).parent
     found = sorted(root.rglob(f"{task}.yaml"))
     if len(found) != 1:
         raise ValueError(f"lmms-eval {lmms_eval_version()} has {len(found)} tasks named {task!r}")

@@ -67,7 +67,7 @@ def yes_no(answer: str) -> str | None:
     """
     lower = answer.lower()
     number = re.search(r"\d,\d", lower)
-    marks = {
+    marks: dict[str, str | int | None] = {
         mark: "" if number or f"{mark} " in lower or f" {mark}" in lower else " "
         for mark in _YES_NO_MARKS
     }

@@ -28,11 +28,14 @@ from heima.config.base import (
     Section,
     Seed,
     Tiles,
+    expected,
+    given,
 )
 from heima.config.benchmarks import BENCHMARKS
 from heima.config.data import (
     DatasetSource,
     FolderSource,
+    GivenSource,
     HubSource,
     Rewrite,
     ToySource,
@@ -90,6 +93,7 @@ __all__ = [
     "Distill",
     "EmbeddedRules",
     "FolderSource",
+    "GivenSource",
     "Hardware",
     "HubSource",
     "Interpret",
@@ -125,6 +129,8 @@ __all__ = [
     "ToyVlm",
     "Training",
     "Variant",
+    "expected",
+    "given",
     "load",
     "load_resolved",
     "parse",

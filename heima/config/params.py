@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -288,7 +289,9 @@ class Params(Model):
 
     def data_name(self, protocol: str, benchmark: str) -> str:
         """The name of the data that a protocol reads for a benchmark."""
-        return self.protocols[protocol].data.get(benchmark, benchmark)
+        protocols: Mapping[Any, Protocol] = self.protocols
+        named: Mapping[Any, str] = protocols[protocol].data
+        return named.get(benchmark, benchmark)
 
     def _with_data(self) -> set[str]:
         """The benchmarks whose data is drawn or given, asked or not."""
@@ -301,7 +304,7 @@ class Params(Model):
             or any(self.data_name(protocol, benchmark) in given for protocol in self.protocols)
         }
 
-    def decoding(self, protocol: str) -> Decoding:
+    def decoding(self, protocol: ProtocolName) -> Decoding:
         """How answers are decoded under a protocol."""
         rules = self.protocols[protocol]
         return Decoding(

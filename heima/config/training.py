@@ -49,6 +49,7 @@ class ToyVlm(Schedule):
     """
 
     kind: Literal["train"]
+    steps: PositiveInt
     hidden_size: PositiveInt
     vision_steps: PositiveInt
     muon_learning_rate: PositiveFloat
@@ -71,6 +72,7 @@ class ToyLlm(Schedule):
     """A tiny Llama trained from scratch on questions and section texts: the interpreters' start."""
 
     kind: Literal["train"]
+    steps: PositiveInt
     hidden_size: PositiveInt
     muon_learning_rate: PositiveFloat
 

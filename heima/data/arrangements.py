@@ -58,7 +58,8 @@ class Fault(NamedTuple):
 
 def pair(record: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[Drop]]:
     """(turn id, question, answer) of each human message that a gpt message follows."""
-    pairs, unpaired = [], []
+    pairs: list[tuple[str, str, str]] = []
+    unpaired: list[Drop] = []
     messages = record["conversations"]
     position = 0
     while position < len(messages):

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from heima.config import given
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, ThinkingTokens, numbered, repeated
 from heima.cot.thinking import ONE_TOKEN, Thinking
@@ -75,7 +76,9 @@ def thinking_count(thinking: Thinking, length: int) -> int:
     >>> thinking_count(half, 9), thinking_count(half, 1), thinking_count(four, 9)
     (4, 1, 4)
     """
-    return thinking.tokens if thinking.ratio is None else max(1, int(thinking.ratio * length))
+    if thinking.ratio is None:
+        return given(thinking.tokens, "thinking.tokens")
+    return max(1, int(thinking.ratio * length))
 
 
 def _adaptive(turn: Turn, thinking: Thinking, vocabulary: Vocabulary) -> ThinkingTokens:

@@ -127,20 +127,30 @@ class Repository:
 
     def _newest(self) -> str:
         try:
-            return HfApi().repo_info(self.id, repo_type=self.kind, timeout=_TIMEOUT).sha
+            found = HfApi().repo_info(self.id, repo_type=self.kind, timeout=_TIMEOUT)
         except HTTPError:
             return "unknown (the hub did not answer)"
+        return found.sha or "unknown (the hub names none)"
 
     def info(self) -> DatasetInfo | ModelInfo:
         """The repository's commit (`sha`) and its files with their sizes."""
         with self.explained():
-            return HfApi().repo_info(
+            found = HfApi().repo_info(
                 self.id,
                 repo_type=self.kind,
                 revision=self.revision,
                 files_metadata=True,
                 timeout=_TIMEOUT,
             )
+        if not isinstance(found, (DatasetInfo, ModelInfo)):
+            raise HubError(f"{self.title} is a {type(found).__name__} on the hub; {self.instead}")
+        return found
+
+    def commit(self, info: DatasetInfo | ModelInfo) -> str:
+        """Which commit `info` is about. Raises `HubError` where the hub names none."""
+        if info.sha is None:
+            raise HubError(f"{self.title}: the hub names no commit; {self.instead}")
+        return info.sha
 
     def files(self, info: DatasetInfo | ModelInfo) -> dict[str, RemoteFile]:
         """The files of a commit by name.

@@ -44,7 +44,7 @@ class ImageZip:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])
+        ImageZip.__init__(self, state["path"])
 
     def read(self, name: str) -> Image.Image:
         """The decoded RGB image. Raises `ImageFault` with a countable reason."""

@@ -79,7 +79,14 @@ def download(source: HubSource) -> dict[str, Any]:
         verified = state[name]["verified"]
         note(name, verified)
         parts = [RemoteFile(**part) for part in state[name]["parts"]]
-        _join(repository, info.sha, folder / name, parts, verified, functools.partial(note, name))
+        _join(
+            repository,
+            repository.commit(info),
+            folder / name,
+            parts,
+            verified,
+            functools.partial(note, name),
+        )
     _check_sizes(repository, folder, state)
     return state
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -117,13 +117,15 @@ class _Reader:
                 if sections:
                     texts = [sections[section] for section in SECTIONS]
                     rows.append((identity, image, question, *texts, image_first))
-                reasons = (
+                corrected, official = (
                     outcome.fault.reason if outcome.fault else None
                     for outcome in (arranged.corrected, arranged.official)
                 )
                 moved = image_first != alternate
                 items.append(
-                    _TurnOutcome(identity, image, moved, fault, *reasons, arranged.altered)
+                    _TurnOutcome(
+                        identity, image, moved, fault, corrected, official, arranged.altered
+                    )
                 )
         columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
         with pa.ipc.new_file(place.spool, SCHEMA) as file:
@@ -134,7 +136,9 @@ class _Reader:
         return _Block(items, faults)
 
 
-def image_faults(images: ImageZip, names: Iterable[str], by: str) -> dict[str, Fault]:
+def image_faults(
+    images: ImageZip, names: Iterable[str], by: Literal["decode", "header", "exists"]
+) -> dict[str, Fault]:
     """What is wrong with those of the images that cannot be used."""
     faults = {}
     for name in names:
@@ -156,11 +160,14 @@ def _start(source: Path, params: Rewrite) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _read(place: _Place) -> _Block:
+    if _reader is None:
+        raise RuntimeError("a process of the pool reads only after `_start`")
     return _reader(place)
 
 

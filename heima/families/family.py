@@ -57,7 +57,7 @@ class Family(ABC):
         """What turns the vision tower's output into the language model's width."""
         return model.model.multi_modal_projector
 
-    def language_model(self, model: PreTrainedModel) -> nn.Module:
+    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The text layers with their embeddings, lm_head apart."""
         return model.model.language_model
 

@@ -63,7 +63,7 @@ class Idefics3(Family):
     def projector(self, model: PreTrainedModel) -> nn.Module:
         return model.model.connector
 
-    def language_model(self, model: PreTrainedModel) -> nn.Module:
+    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
         return model.model.text_model
 
     def process(self, image: Image.Image, processor: ProcessorMixin) -> Mapping[str, Any]:

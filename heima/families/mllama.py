@@ -175,7 +175,7 @@ class _States:
     ) -> torch.Tensor:
         """As `_encode`, with images of equal numbers of tiles encoded together."""
         vision, project = self._model.vision_model, self._model.multi_modal_projector
-        parts: list[torch.Tensor | None] = [None] * len(pixels)
+        parts: dict[int, torch.Tensor] = {}
         # (images, 1, tiles): the tiles that an image really has.
         counts = mask[:, 0].sum(dim=-1)
         for count in counts.unique().tolist():
@@ -187,7 +187,7 @@ class _States:
             filled = nn.functional.pad(projected, (0, 0, 0, 0, 0, missing))
             for place, image in zip(alike.tolist(), filled, strict=True):
                 parts[place] = image
-        return torch.stack(parts)
+        return torch.stack([parts[place] for place in range(len(pixels))])
 
 
 class _FewerTiles:
@@ -197,7 +197,7 @@ class _FewerTiles:
     up and cut off again.
     """
 
-    def __init__(self, vision: nn.Module, count: int) -> None:
+    def __init__(self, vision: PreTrainedModel, count: int) -> None:
         self._embeddings = (
             vision.pre_tile_positional_embedding,
             vision.gated_positional_embedding,

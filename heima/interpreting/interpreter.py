@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from heima.config import Decoding, Hardware, InterpreterInput
 from heima.cot.sections import thinking_token
 from heima.data.encoding import pad, pad_text
-from heima.data.tokens import Encoded, Vocabulary
+from heima.data.tokens import Encoded, ImagePlace, Vocabulary
 from heima.data.turns import Turn
 from heima.families.registry import pretrained
 from heima.interpreting.states import SectionStates
@@ -65,7 +65,7 @@ def encode_readings(
     templates = [PLAIN_WORDING] if wordings == "plain" else VARIED
     drawn = np.random.default_rng(seed).integers(len(templates), size=len(turns))
     read = states.by_turn()
-    chats = []
+    chats: list[tuple[str, ImagePlace, str]] = []
     for turn, template, seen in zip(turns, drawn, read, strict=True):
         place = ""
         if source == "own":
@@ -101,6 +101,8 @@ class StateReader(nn.Module):
     `token_ids` are the thinking tokens of the sections that it reads; a sample has those of at most
     one section.
     """
+
+    token_ids: torch.Tensor
 
     def __init__(self, llm: PreTrainedModel, token_ids: Sequence[int]) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ def extract(
         section: [vocabulary.thinking_ids[token] for token in tokens]
         for section, tokens in numbered(thinking.tokens or 1).items()
     }
-    found = []
+    found: list[dict[str, SectionStates]] = []
     look = body(model)
     for start in range(0, len(samples), batch_size):
         batch = collate(samples[start : start + batch_size])
@@ -102,7 +102,7 @@ def extract(
 
 
 def _places(
-    input_ids: torch.Tensor, section: str, tokens: Sequence[int], thinking: Thinking, start: int
+    input_ids: torch.Tensor, section: str, tokens: list[int], thinking: Thinking, start: int
 ) -> torch.Tensor:
     """Where a section's thinking tokens stand, (batch, length); row 0 is the sample `start`."""
     here = torch.isin(input_ids, torch.tensor(tokens))

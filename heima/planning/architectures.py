@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from heima.config import Params
+from heima.config import Params, ToyLlm, ToyVlm, expected
 from heima.planning import idefics3, llava_next, mllama
 from heima.planning.costs import Costs
 from heima.toy.models import build_llm
@@ -56,11 +56,13 @@ def of(params: Params) -> Architecture:
     """The architecture of the parameters' family; a toy's is that of the model `teach` builds."""
     if params.family in FULL_SIZE:
         return FULL_SIZE[params.family]()
-    twin, llm = TWINS[params.family], params.teach.llm
+    twin = TWINS[params.family]
+    vlm_params = expected(ToyVlm, params.teach.vlm, "teach.vlm")
+    llm_params = expected(ToyLlm, params.teach.llm, "teach.llm")
     processor = twin.build_processor()
     with torch.device("meta"):
-        vlm = twin.build_vlm(processor, hidden_size=params.teach.vlm.hidden_size, seed=params.seed)
-        llm = build_llm(processor.tokenizer, hidden_size=llm.hidden_size, seed=params.seed)
+        vlm = twin.build_vlm(processor, hidden_size=vlm_params.hidden_size, seed=params.seed)
+        llm = build_llm(processor.tokenizer, hidden_size=llm_params.hidden_size, seed=params.seed)
     return Architecture(vlm.config, llm.config)
 
 

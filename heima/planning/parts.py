@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from heima.config import OpenAIJudge, Params, Schedule
+from heima.config import OpenAIJudge, Params, Schedule, given
 from heima.cot.thinking import Thinking
 from heima.families.registry import FAMILIES
 from heima.planning import flop_counts, memory
@@ -150,7 +150,7 @@ class Parts:
     def _samples(self, schedule: Schedule, turns: int) -> float:
         if schedule.steps is not None:
             return schedule.steps * schedule.batch_size
-        return schedule.epochs * turns
+        return given(schedule.epochs, "epochs") * turns
 
     def _rows(self, batch_size: int) -> float:
         """Samples that a device computes at once."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 
-from heima.config import OpenAIJudge, Params, PretrainedModel
+from heima.config import OpenAIJudge, Params, PretrainedModel, given
 from heima.data.licences import terms
 from heima.planning.estimate import SOURCE_BYTES, Estimate
 from heima.results.files import read_json
@@ -51,10 +51,10 @@ def is_here(model: PretrainedModel) -> bool:
     """Whether a model's weights lie in its folder, or all of them in the hub's cache."""
     if model.path is not None:
         return any(Path(model.path).glob("*.safetensors"))
-    revision = model.revision or "main"
+    identity, revision = given(model.id, "id"), model.revision or "main"
 
     def cached(name: str) -> str | None:
-        found = try_to_load_from_cache(model.id, name, revision=revision)
+        found = try_to_load_from_cache(identity, name, revision=revision)
         return found if isinstance(found, str) else None
 
     if index := cached(_INDEX):
@@ -63,7 +63,7 @@ def is_here(model: PretrainedModel) -> bool:
 
 
 def _lacking_model(key: str, model: PretrainedModel) -> Iterator[str]:
-    if model.path is not None:
+    if model.id is None:
         yield f"{key}: no weights (*.safetensors) in {model.path}; correct the path, or give an id"
         return
     licence = f"; {text}" if (text := terms(model.id)) else ""
@@ -91,9 +91,9 @@ def _source(params: Params) -> Iterator[str]:
             else "put LLaVA-CoT-100k there, or correct source.path"
         )
     for name, data in source.benchmarks.items():
-        if data.path is not None:
-            if not Path(data.path).exists():
-                yield f"source.benchmarks.{name}: there is no {data.path}; put it there"
+        if data.path is not None and not Path(data.path).exists():
+            yield f"source.benchmarks.{name}: there is no {data.path}; put it there"
+        if data.id is None:
             continue
         root = Path(constants.HF_HUB_CACHE) / f"datasets--{data.id.replace('/', '--')}"
         if not any(root.glob(f"snapshots/{data.revision or '*'}")):
@@ -112,11 +112,11 @@ def _disk(estimate: Estimate, fetched: set[str]) -> Iterator[str]:
         if stage.name not in elsewhere
     )
     weights = sum(stage.disk for stage in estimate.stages if stage.name in fetched)
-    needed = {}
+    needed: dict[int, tuple[Path, float]] = {}
     for place, size in ((Path.cwd(), pipeline), (Path(constants.HF_HUB_CACHE), weights)):
         disk = next(one for one in (place, *place.absolute().parents) if one.exists())
-        first = needed.setdefault(disk.stat().st_dev, [disk, 0.0])
-        first[1] += size
+        first, before = needed.get(disk.stat().st_dev, (disk, 0.0))
+        needed[disk.stat().st_dev] = first, before + size
     for disk, size in needed.values():
         free = shutil.disk_usage(disk).free
         if size > free:

@@ -126,9 +126,11 @@ def at_revision(root: Path, revision: str) -> Run:
         raise RecordError(f"git has no {revision!r}: {packed.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
         files = {
-            member.name: archive.extractfile(member).read()
+            member.name: file.read()
             for member in archive
-            if member.isfile() and _is_record(member.name)
+            if member.isfile()
+            and _is_record(member.name)
+            and (file := archive.extractfile(member)) is not None
         }
     return _run(files, revision)
 
@@ -276,8 +278,11 @@ def _compare_metrics(record: Run, rerun: Run, report: Report) -> None:
     for place in sorted({*numbers, *found_numbers}):
         recorded, found = numbers.get(place), found_numbers.get(place)
         if recorded is None or found is None:
-            kind = (recorded or found).kind
-            report.outside.append(_lacking(kind, *place, additional=recorded is None))
+            report.outside += [
+                _lacking(one.kind, *place, additional=recorded is None)
+                for one in (recorded, found)
+                if one is not None
+            ]
             continue
         for seed, value in sorted(found.values.items()):
             verdict, allowed = judge(recorded.values, seed, value)

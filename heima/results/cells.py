@@ -87,8 +87,8 @@ class Cell:
         }
         if self.seeds:
             plain["seeds"] = {str(seed): value for seed, value in self.seeds.items()}
-        if self.sd is not None:
-            plain |= {"sd": self.sd, "t_interval": list(self.t_interval)}
+        if (interval := self.t_interval) is not None:
+            plain |= {"sd": self.sd, "t_interval": list(interval)}
         return plain
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heima.config import Params
+from heima.config import Params, ProtocolName
 
 COUNTS = ("decoded", "thinking", "tag", "conclusion")
 """The kinds of token that are counted: all that was decoded, and three disjoint parts of it."""
@@ -37,7 +37,7 @@ def seed_metric(seed: int) -> str:
     return f"{ACCURACY}_seed_{seed}"
 
 
-def seed_metrics(params: Params, protocol: str) -> tuple[str, ...]:
+def seed_metrics(params: Params, protocol: ProtocolName) -> tuple[str, ...]:
     """The accuracies of the single runs, where a protocol decodes with several seeds."""
     seeds = params.protocols[protocol].seeds
     return tuple(map(seed_metric, seeds)) if len(seeds) > 1 else ()

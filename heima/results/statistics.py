@@ -250,7 +250,7 @@ def mean_of(parts: Sequence[Resampled]) -> Resampled:
             raise ValueError(f"a mean needs the same seeds, got {seeds} and {list(part.values)}")
     return Resampled(
         {key: sum(part.values[key] for part in parts) / len(parts) for key in seeds},
-        sum(part.drawn for part in parts) / len(parts),
+        sum((part.drawn for part in parts), np.zeros_like(parts[0].drawn)) / len(parts),
         n=sum(part.n for part in parts),
         n_failed=sum(part.n_failed for part in parts),
     )

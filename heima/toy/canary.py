@@ -7,6 +7,7 @@ its part and, as parts build on each other, those after it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from heima.config import Decoding, Params, Schedule
+from heima.config import Decoding, Params, Schedule, ToySource, expected
 from heima.data import rewriting
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
@@ -60,7 +61,8 @@ def bits(params: Params) -> dict[str, str]:
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_source(folder, records=24, turns=2, mix=params.source.mix, seed=_SEED)
+        source = expected(ToySource, params.source, "source")
+        write_source(folder, records=24, turns=2, mix=source.mix, seed=_SEED)
         rewriting.rewrite(folder, folder, params.rewrite, seed=_SEED, workers=1)
         turns = load_turns(folder / "train.parquet")
         found["data"] = _digest(
@@ -70,7 +72,9 @@ def bits(params: Params) -> dict[str, str]:
         images = ImageZip(folder / "images.zip")
         collate = models.collator(processor, images, params)
 
-        def fit(model: nn.Module, rendering: str, optimizer=None) -> loop.AnswerLoss:
+        def fit(
+            model: nn.Module, rendering: str, optimizer: torch.optim.Optimizer | None = None
+        ) -> loop.AnswerLoss:
             answering = loop.AnswerLoss(model, params.hardware, body=body(model))
             samples = encode_turns(turns, rendering, vocabulary, max_length=512)
             loop.train(
@@ -101,7 +105,7 @@ def bits(params: Params) -> dict[str, str]:
         found["losses"] = _digest([np.array(losses).tobytes()])
         found["bootstrap"] = _digest([repr(cell(losses, draws=_DRAWS, seed=_SEED)).encode()])
         prompts = [
-            Prompt(turn.question, turn.image, lambda turn=turn: images.read(turn.image))
+            Prompt(turn.question, turn.image, functools.partial(images.read, turn.image))
             for turn in turns[:16]
         ]
         answers = generate(

@@ -145,7 +145,7 @@ def text_options(
     }
 
 
-def set_generation(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Let `generate` know the tokenizer's special tokens."""
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id

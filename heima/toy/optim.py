@@ -81,7 +81,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         """Update all parameters; returns the closure's loss, if there is a closure."""
         loss = None
         if closure is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from heima.config import QuestionKind
 from heima.toy.world import KINDS, Question, Scene, ask, draw_distinct_scene, render
 
 ANNOTATIONS = "train.jsonl"
@@ -19,7 +21,7 @@ _TIMESTAMP = (2025, 1, 1, 0, 0, 0)
 
 
 def write_source(
-    folder: Path, *, records: int, turns: int, mix: Mapping[str, float], seed: int
+    folder: Path, *, records: int, turns: int, mix: Mapping[QuestionKind, float], seed: int
 ) -> None:
     """Write `train.jsonl` and `images.zip` in LLaVA-CoT's format.
 
@@ -58,7 +60,9 @@ def write_source(
             annotations.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def source_scenes(*, records: int, turns: int, mix: Mapping[str, float], seed: int) -> list[Scene]:
+def source_scenes(
+    *, records: int, turns: int, mix: Mapping[QuestionKind, float], seed: int
+) -> list[Scene]:
     """The scenes that `write_source` draws for the same arguments, in order of the records."""
     return [scene for scene, _ in _draw(records, turns, _weights(mix), seed)]
 
@@ -81,7 +85,7 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _weights(mix: Mapping[str, float]) -> np.ndarray:
+def _weights(mix: Mapping[Any, float]) -> np.ndarray:
     for kind, weight in mix.items():
         if kind not in KINDS:
             raise ValueError(f"mix has the unknown kind {kind!r}; allowed: {', '.join(KINDS)}")
@@ -93,7 +97,9 @@ def _weights(mix: Mapping[str, float]) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _draw(records: int, turns: int, weights: np.ndarray, seed: int):
+def _draw(
+    records: int, turns: int, weights: np.ndarray, seed: int
+) -> Iterator[tuple[Scene, list[Question]]]:
     rng = np.random.default_rng(seed)
     seen: set[str] = set()
     for _ in range(records):

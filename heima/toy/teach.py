@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from heima.config import Params, Schedule, ToyLlm, ToyVlm
+from heima.config import Params, Schedule, ToyLlm, ToySource, ToyVlm, expected
 from heima.cot.sections import COMPRESSIBLE, TAGS, thinking_token
 from heima.data.encoding import Sample, encode_turns
 from heima.data.images import ImageZip
-from heima.data.tokens import IGNORED, Vocabulary
+from heima.data.tokens import IGNORED, ImagePlace, Vocabulary
 from heima.data.turns import Turn
 from heima.families.family import Body
 from heima.families.registry import FAMILIES
@@ -79,7 +79,7 @@ def teach_vlm(
     The FLOPs of one sample are counted for both renderings on the untrained model, forward and
     backward, so the budget needs no run of the other model.
     """
-    vlm: ToyVlm = params.teach.vlm
+    vlm = expected(ToyVlm, params.teach.vlm, "teach.vlm")
     twin = TWINS[params.family]
     processor, published = twin.build_processor(), twin.build_processor()
     equip(processor.tokenizer, FAMILIES[params.family])
@@ -185,7 +185,7 @@ class _Grounded(nn.Module):
 
 def training_scenes(params: Params, images: Iterable[str]) -> dict[str, Scene]:
     """The scenes behind image paths of the source; held-out images teach no model anything."""
-    source = params.source
+    source = expected(ToySource, params.source, "source")
     scenes = source_scenes(
         records=source.records, turns=source.turns, mix=source.mix, seed=params.seed
     )
@@ -210,7 +210,7 @@ def teach_llm(
     else the question is enough for most words, and that place is not looked at. No thinking state
     is among them, and none of held-out turns is trained on.
     """
-    llm: ToyLlm = params.teach.llm
+    llm = expected(ToyLlm, params.teach.llm, "teach.llm")
     twin = TWINS[params.family]
     tokenizer, published = twin.build_tokenizer(), twin.build_tokenizer()
     equip(tokenizer, FAMILIES[params.family])
@@ -275,7 +275,8 @@ def _told(
     vocabulary: Vocabulary,
     rng: np.random.Generator,
 ) -> list[Reading]:
-    chats, given = [], []
+    chats: list[tuple[str, ImagePlace, str]] = []
+    given = []
     for index, turn in enumerate(turns):
         for section in COMPRESSIBLE:
             told, alone = rng.random() < TOLD, rng.random() < ALONE

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import get_cosine_schedule_with_warmup
 
-from heima.config import Hardware, Schedule, Training
+from heima.config import Hardware, Schedule, Training, given
 from heima.data.tokens import IGNORED
 from heima.families.family import Body
 from heima.families.registry import pretrained
@@ -170,14 +170,14 @@ def train(
     optimizer = optimizer or torch.optim.AdamW(
         _trained(model), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, prepared = accelerator.prepare(model, optimizer)
     trained = _trained(model)  # of what `prepare` gave: sharding replaces the weights
     per_epoch = -(-len(samples) // schedule.batch_size)
-    total = schedule.steps or round(schedule.epochs * per_epoch)
+    total = schedule.steps or round(given(schedule.epochs, "epochs") * per_epoch)
     # Not prepared by accelerate, which would step it once a process.
-    scheduler = get_cosine_schedule_with_warmup(optimizer.optimizer, schedule.warmup_steps, total)
-    progress = {"step": 0, "loss": 0.0, "since": 0, "curve": []}
-    found = resume.load(model, optimizer.optimizer) if resume else None
+    scheduler = get_cosine_schedule_with_warmup(prepared.optimizer, schedule.warmup_steps, total)
+    progress: dict[str, Any] = {"step": 0, "loss": 0.0, "since": 0, "curve": []}
+    found = resume.load(model, prepared.optimizer) if resume else None
     if found:
         progress = found
         scheduler.load_state_dict(progress.pop("scheduler"))
@@ -205,16 +205,16 @@ def train(
                 )
             accelerator.clip_grad_norm_(trained, schedule.max_grad_norm)
             rate = scheduler.get_last_lr()[-1]
-            optimizer.step()
+            prepared.step()
             scheduler.step()
-            optimizer.zero_grad()
+            prepared.zero_grad()
             progress["step"], progress["since"] = step, progress["since"] + 1
             if step % max(1, total // _LOGS) == 0 or step == total:
                 _log(progress, rate, total, accelerator)
             if resume and step % hardware.snapshot_steps == 0 and step < total:
                 _gather_loss(progress, accelerator)
                 saved = {**progress, "scheduler": scheduler.state_dict()}
-                resume.save(model, optimizer.optimizer, saved)
+                resume.save(model, prepared.optimizer, saved)
     accelerator.free_memory()
     return progress["curve"]
 
@@ -284,8 +284,8 @@ class _Work:
         ]
         loader = iter(
             DataLoader(
-                self._samples,
-                batch_sampler=[micro.indices for share in shares for micro in share],
+                self._samples,  # type: ignore[arg-type]  # a sequence is a map-style data set
+                batch_sampler=[list(micro.indices) for share in shares for micro in share],
                 collate_fn=self._collate,
                 num_workers=self._hardware.workers,
                 pin_memory=torch.cuda.is_available(),
@@ -345,11 +345,12 @@ def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     options = StateDictOptions(
         full_state_dict=True, cpu_offload=dist.is_initialized(), ignore_frozen_params=True
     )
-    return get_model_state_dict(model, options=options)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    return weights
 
 
-def write_curve(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def write_curve(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    path.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), encoding="utf-8")
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeGuard
 
 import torch
 from peft.tuners import lora
@@ -29,7 +30,7 @@ def merged_forward(model: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if _is_small(module)]
     for layer in layers:
-        layer.forward = functools.partial(_merged, layer)
+        layer.forward = functools.partial(_merged, layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -37,21 +38,22 @@ def merged_forward(model: nn.Module) -> Iterator[None]:
             del layer.forward  # the class's own shows again
 
 
-def _is_small(module: nn.Module) -> bool:
+def _is_small(module: nn.Module) -> TypeGuard[lora.Linear]:
     if type(module) is not lora.Linear or module.disable_adapters or module.merged:
         return False
     if len(module.lora_A) != 1 or list(module.active_adapters) != list(module.lora_A):
         return False
     (name,) = module.active_adapters
-    weight = module.base_layer.weight
-    a, b = module.lora_A[name], module.lora_B[name]
-    outputs, inputs = weight.shape
+    base: Any = module.base_layer
+    a: Any = module.lora_A[name]
+    b: Any = module.lora_B[name]
+    outputs, inputs = base.weight.shape
     return (
-        type(module.base_layer) is nn.Linear
+        type(base) is nn.Linear
         and name not in module.lora_variant
         and isinstance(module.lora_dropout[name], nn.Identity)
         and a.bias is b.bias is None
-        and weight.dtype == a.weight.dtype == b.weight.dtype
+        and base.weight.dtype == a.weight.dtype == b.weight.dtype
         and inputs * outputs <= 3 * module.r[name] * (inputs + outputs)
     )
 
@@ -59,6 +61,8 @@ def _is_small(module: nn.Module) -> bool:
 def _merged(layer: lora.Linear, x: torch.Tensor) -> torch.Tensor:
     """The layer's output for `x`, (..., inputs) -> (..., outputs)."""
     (name,) = layer.active_adapters
-    base = layer.base_layer
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return linear(x, torch.addmm(base.weight, b, a, alpha=layer.scaling[name]), base.bias)
+    base: Any = layer.base_layer
+    a: Any = layer.lora_A[name]
+    b: Any = layer.lora_B[name]
+    weight = torch.addmm(base.weight, b.weight, a.weight, alpha=layer.scaling[name])
+    return linear(x, weight, base.bias)

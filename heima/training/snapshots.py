@@ -53,7 +53,7 @@ class Resume:
         if newest is None:
             return None
         weights, state = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
-        stored = {"model": weights, "optimizer": state}
+        stored: dict[str, Any] = {"model": weights, "optimizer": state}
         dcp.load(stored, checkpoint_id=newest, no_dist=not dist.is_initialized())
         set_state_dict(
             model,

@@ -169,7 +169,7 @@ def add_lora(model: PreTrainedModel, targets: str, lora: Lora, seed: int) -> Pef
         model,
         LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # it is divided by r: any number will do
             lora_dropout=lora.dropout,
             bias="none",
             target_modules=targets,
@@ -184,7 +184,7 @@ def save_adapter(
 
     `weights` are the adapter's if `model` is sharded (`training.trained_weights`).
     """
-    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
     # peft adds a model card full of local paths.
     (folder / "README.md").unlink(missing_ok=True)
 

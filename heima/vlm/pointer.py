@@ -45,6 +45,7 @@ def locate(folder: Path) -> Path:
             )
         return folder
     named = read_json(folder / POINTER)
+    found: Path | None
     if "path" in named:
         found = Path(named["path"])
     else:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from heima.config import PretrainedModel
+from heima.config import PretrainedModel, given
 from heima.data import hub, hub_cache
 from heima.data.hub import Repository
 from heima.results.files import sha256, write_json
@@ -45,6 +45,7 @@ def provide(
         ModelError: for weights that are no safetensors or lack a part, a model that needs its own
             code or is of another type, and a damaged file.
     """
+    found: Path | None
     if source.path is not None:
         title, found = f"{key}.path = {source.path}", Path(source.path)
         if not found.is_dir():
@@ -52,19 +53,20 @@ def provide(
         written: dict[str, Any] = {"path": source.path}
         _check_listing(title, key, source, kind, {file.name for file in found.iterdir()})
     else:
+        identity = given(source.id, "id")
         repository = Repository(
             "model",
-            source.id,
+            identity,
             source.revision,
             key=key,
             again=again,
             instead=f"or download it elsewhere and give its folder as {key}.path",
         )
         title, commit = repository.title, source.revision
-        found = hub_cache.cached("model", source.id, commit, PATTERNS) if commit else None
+        found = hub_cache.cached("model", identity, commit, PATTERNS) if commit else None
         if found is None:
             info = repository.info()
-            commit = info.sha
+            commit = repository.commit(info)
             files = {file.rfilename for file in info.siblings or ()}
             _check_listing(title, key, source, kind, files)
             repository.check_room_in_cache(info, PATTERNS)
@@ -91,7 +93,7 @@ def _check_listing(
     """Whether a listing has a configuration, and the weights as safetensors, all parts of them."""
     if "config.json" not in files:
         raise ModelError(f"{title} has no config.json: it is no model of transformers")
-    shards = sorted(name for name in files if _SHARD.fullmatch(name))
+    shards = sorted(filter(None, map(_SHARD.fullmatch, files)), key=lambda shard: shard[0])
     if "model.safetensors" not in files and not shards:
         pickled = sorted(name for name in files if name.endswith(_PICKLED))
         if not pickled:
@@ -112,7 +114,7 @@ def _check_listing(
             "commit or another repository that has safetensors"
         )
     if shards:
-        parts = int(_SHARD.fullmatch(shards[-1])[2])
+        parts = int(shards[-1][2])
         wanted = {f"model-{place:05d}-of-{parts:05d}.safetensors" for place in range(1, parts + 1)}
         if lacking := sorted(wanted - set(files)):
             raise ModelError(f"{title} lacks {', '.join(lacking)}: its weights are incomplete")

@@ -59,7 +59,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
     published = read_published(root, params, problems)
     if problems:
         raise TableError(problems)
-    tables = (
+    tables: tuple[Table, ...] = (
         Table(
             "benchmarks",
             (

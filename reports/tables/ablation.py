@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from heima.config import Checkpoint, Params
+from heima.config import Checkpoint, Params, ProtocolName
 from heima.results import statistics
 from heima.results.cells import Cell
 from heima.results.scores import ACCURACY, MEAN
@@ -17,7 +17,7 @@ from reports.tables.reading import REFERENCE, Samples, Scores, ablated
 
 
 def ablation_block(
-    params: Params, protocol: str, scores: Scores, samples: Mapping[str, Samples]
+    params: Params, protocol: ProtocolName, scores: Scores, samples: Mapping[str, Samples]
 ) -> Block:
     variants = ablated(params)
     others = tuple(variant for variant in variants if variant != REFERENCE)
@@ -75,7 +75,7 @@ def ablation_block(
 
 def _lineage(params: Params, model: str) -> list[tuple[str, Checkpoint]]:
     """The checkpoints that lead from the text-CoT model to `model`, first trained first."""
-    chain = []
+    chain: list[tuple[str, Checkpoint]] = []
     while model in params.checkpoints:
         chain.insert(0, (model, params.checkpoints[model]))
         model = params.checkpoints[model].init
@@ -103,6 +103,8 @@ _LEVEL = 0.05
 
 def _verdict(difference: Entry) -> Label:
     """Whether a difference is a conclusion, in words; of one training seed there is none."""
+    if difference.low is None or difference.high is None:
+        raise ValueError(f"a difference needs its interval, got {difference}")
     cell = Cell(difference.value, difference.low, difference.high, n=1, seeds=difference.seeds)
     if cell.p is None:
         return Label("one seed: no verdict", difference.source)
@@ -114,7 +116,7 @@ def _verdict(difference: Entry) -> Label:
 
 def _paired(
     params: Params,
-    protocol: str,
+    protocol: ProtocolName,
     samples: Mapping[str, Samples],
     variant: str,
 ) -> dict[str, Entry]:
@@ -152,6 +154,6 @@ def _paired(
                 n_failed=int((failed[variant] | failed[REFERENCE]).sum()),
             )
         )
-    named = dict(zip(params.benchmarks, differences, strict=True))
+    named: dict[str, statistics.Resampled] = dict(zip(params.benchmarks, differences, strict=True))
     named[MEAN] = statistics.mean_of(differences)
     return {name: Entry.of(one.cell(seed=params.seed), source) for name, one in named.items()}

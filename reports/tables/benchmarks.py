@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from heima.config import Params
+from heima.config import Params, ProtocolName
 from heima.results.scores import ACCURACY, CHANCE, MEAN, score_group, seed_metric
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
@@ -18,7 +18,7 @@ from reports.tables.reading import Scores
 
 
 def benchmarks_block(
-    params: Params, protocol: str, scores: Scores, published: Sequence[Mapping[str, str]]
+    params: Params, protocol: ProtocolName, scores: Scores, published: Sequence[Mapping[str, str]]
 ) -> Block:
     variants = tuple(params.variants)
     accuracy = score_panel("Accuracy (%)", ACCURACY, protocol, params, variants, scores)
@@ -27,7 +27,7 @@ def benchmarks_block(
         benchmark: first[score_group(protocol, benchmark)][CHANCE]
         for benchmark in params.benchmarks
     }
-    chance = {
+    chance: dict[tuple[str, str], Entry] = {
         (CHANCE, column): Entry(cell.value, source, n=cell.n) for column, cell in guesses.items()
     }
     chance[CHANCE, MEAN] = Entry(
@@ -61,6 +61,7 @@ def benchmarks_block(
         {
             key: Label(f"{entry.n_failed} of {entry.n}", entry.source)
             for key, entry in accuracy.entries.items()
+            if isinstance(entry, Entry)
         },
     )
     return Block(
@@ -87,7 +88,7 @@ def benchmarks_block(
 
 
 def _by_seed(
-    params: Params, protocol: str, variants: tuple[str, ...], scores: Scores
+    params: Params, protocol: ProtocolName, variants: tuple[str, ...], scores: Scores
 ) -> tuple[Panel, ...]:
     """What a run of one decoding seed alone would have said; nothing where there is one."""
     seeds = params.protocols[protocol].seeds
@@ -107,7 +108,7 @@ def _by_seed(
 
 
 def _minus_published(
-    params: Params, protocol: str, accuracy: Panel, published: Sequence[Mapping[str, str]]
+    params: Params, protocol: ProtocolName, accuracy: Panel, published: Sequence[Mapping[str, str]]
 ) -> tuple[Panel, ...]:
     """Whether the paper's accuracies came out: ours minus theirs, by their rules and models.
 
@@ -129,7 +130,8 @@ def _minus_published(
                 value=ours.value - theirs,
                 low=ours.low - theirs,
                 high=ours.high - theirs,
-                t_interval=ours.t_interval and tuple(x - theirs for x in ours.t_interval),
+                t_interval=ours.t_interval
+                and (ours.t_interval[0] - theirs, ours.t_interval[1] - theirs),
                 seeds={seed: value - theirs for seed, value in ours.seeds.items()},
             )
     title = "Accuracy minus the published one (points; intervals are ours alone)"

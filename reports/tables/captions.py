@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from heima.config import Params
+from heima.config import Params, ProtocolName
 from heima.results.measures import judge_name
 from reports.tables.reading import REFERENCE
 
@@ -48,7 +48,7 @@ _RULES = {
 }
 
 
-def _decoding(params: Params, protocol: str) -> str:
+def _decoding(params: Params, protocol: ProtocolName) -> str:
     """How the answers of a protocol were decoded, for a caption."""
     rules = params.protocols[protocol]
     if rules.temperature == 0:
@@ -60,7 +60,7 @@ def _decoding(params: Params, protocol: str) -> str:
     )
 
 
-def benchmarks(params: Params, protocol: str) -> str:
+def benchmarks(params: Params, protocol: ProtocolName) -> str:
     return (
         f"Accuracy in percent ({_RULES[protocol]}; judged by {judge_name(params.judge)}), and "
         f"decoded tokens per answer; {_decoding(params, protocol)}; {_spread(params)}; "
@@ -70,7 +70,7 @@ def benchmarks(params: Params, protocol: str) -> str:
     )
 
 
-def ablation(params: Params, protocol: str) -> str:
+def ablation(params: Params, protocol: ProtocolName) -> str:
     return (
         "All variants start from the same text-CoT model; updates and learning rates are "
         f"those of the checkpoints on the way, in their order. Differences to {REFERENCE} are "

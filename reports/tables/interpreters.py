@@ -89,7 +89,7 @@ def _section_panels(
         return row
 
     given = grid(f"{section}: state given", "state", controls, {**shown, "nll_per_token": 3}, own)
-    empty = {}
+    empty: dict[tuple[str, str], Label] = {}
     for control in controls:
         cell = cells[control]["bleu4"]
         empty[control, "empty of n"] = Label(f"{cell.n_failed} of {cell.n}", source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from heima.config import Params
+from heima.config import Params, ProtocolName
 from heima.results.scores import MEAN, score_group
 from reports.tables.model import Entry, Label, Panel
 from reports.tables.reading import Scores
@@ -13,7 +13,7 @@ from reports.tables.reading import Scores
 def score_panel(
     title: str,
     metric: str,
-    protocol: str,
+    protocol: ProtocolName,
     params: Params,
     variants: tuple[str, ...],
     scores: Scores,
@@ -54,8 +54,9 @@ def by_training_seed(
     grid: dict[tuple[str, str], Entry | Label] = {}
     for row, one in rows.items():
         grid |= {(row, f"seed {seed}"): Entry(v, one.source) for seed, v in one.seeds.items()}
-        grid[row, "sd"] = Entry(one.sd, one.source)
-        grid[row, _T_INTERVAL] = Entry(one.value, one.source, *one.t_interval)
+        if one.sd is not None and one.t_interval is not None:
+            grid[row, "sd"] = Entry(one.sd, one.source)
+            grid[row, _T_INTERVAL] = Entry(one.value, one.source, *one.t_interval)
     columns = (*(f"seed {seed}" for seed in params.seeds), "sd", _T_INTERVAL)
     return (Panel(title, corner, tuple(rows), dict.fromkeys(columns, digits), grid),)
 

@@ -72,6 +72,8 @@ def edit(raw: dict, key: str, value) -> str:
         ("variants.heima.model", "p8", r"variants\.heima\.model = 'p8' is not one of"),
         ("reconstruct.controls", ["zero"], r"must name `own`"),
         ("teach.llm.hidden_size", 32, r"llm\.hidden_size = 32 must equal vlm\.hidden_size"),
+        ("teach.llm.steps", ..., r"teach\.llm.*\.steps: missing"),
+        ("teach.vlm.steps", ..., r"teach\.vlm.*\.steps: missing"),
         ("judge.backend", "oracle", r"judge.*embedded-rules"),
         ("variants.heima", ..., r"variants must name `heima`"),
         ("interpreters.caption.sections", ["caption", "caption"], r"name no section twice"),
@@ -234,3 +236,13 @@ def test_changed_params_are_not_lost(checkout):
 def test_dumped_parameters_are_valid_and_the_same(params):
     dumped = params.model_dump_json(by_alias=True)
     assert config.Params.model_validate_json(dumped) == params
+
+
+def test_a_part_of_another_kind_is_named_with_its_key(params):
+    assert config.expected(config.ToySource, params.source, "source") is params.source
+    with pytest.raises(
+        config.ConfigError, match="source must be a HubSource here, not a ToySource"
+    ):
+        config.expected(config.HubSource, params.source, "source")
+    with pytest.raises(ValueError, match="id is not given"):
+        config.given(None, "id")

@@ -18,7 +18,7 @@ import huggingface_hub.constants
 import pytest
 
 from heima.config import HubSource
-from heima.data import llava_cot
+from heima.data import hub, llava_cot
 from heima.data.hub import HubError
 from heima.data.llava_cot import SourceError, download, in_order, inspect
 from heima.results.files import read_json
@@ -353,3 +353,9 @@ def test_parts_in_a_given_folder_are_for_its_owner_to_join(tmp_path, files):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=r"lacks images\.zip.*cat .*/\*\.zip\.part-\* > "):
         inspect(tmp_path)
+
+
+def test_a_hub_that_names_no_commit_is_an_error():
+    repository = hub.Repository("dataset", "a/cot", None, key="source", again="", instead="or so")
+    with pytest.raises(HubError, match=r"source: the data set a/cot: the hub names no commit"):
+        repository.commit(SimpleNamespace(sha=None))

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -518,3 +519,14 @@ def test_a_log_shows_the_last_state_of_a_bar(tmp_path):
     log.write_text("start\n\n 10%\r 20%\r\x1b[2K 30%\r\nstep 4/8\n", encoding="utf-8")
     assert progress.last_lines(log, 2) == [" 30%", "step 4/8"]
     assert progress.last_lines(tmp_path / "none", 1) == []
+
+
+def test_a_lock_released_twice_closes_no_other_file(tmp_path):
+    from stages.pipeline import _Turns
+
+    lock = _Turns(mock.MagicMock(), str(tmp_path / "lock"))
+    lock.lock()
+    lock.unlock()
+    with (tmp_path / "other").open("wb") as other:
+        lock.unlock()
+        other.write(b"still open")

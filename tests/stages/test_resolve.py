@@ -211,7 +211,7 @@ def test_rules_of_the_parameters_are_written_out(params):
 def pipeline_params() -> dict[str, set[str]]:
     """Stage -> the sub-trees of resolved.yaml that it depends on."""
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    stages = {name: pipeline[name].get("do", pipeline[name]) for name in resolve.STAGES}
+    stages = {name: pipeline[name].get("do", pipeline[name]) for name in STAGES}
     return {
         name: {key for one in stage.get("params", ()) for key in one["resolved.yaml"]}
         for name, stage in stages.items()
