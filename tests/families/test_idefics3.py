@@ -22,6 +22,7 @@ from heima.training.backbone import body
 from heima.vlm.added_tokens import equip, fit
 from heima.vlm.generation import Prompt, generate
 from heima.vlm.models import add_lora
+from tests.families.test_llava_next import Pictures
 from tests.planning.test_flop_counts import counted
 
 FAMILY = registry.FAMILIES["toy-idefics3"]
@@ -61,14 +62,6 @@ def pictures():
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         for width, height in SIZES
     ]
-
-
-class Pictures:
-    def __init__(self, pictures):
-        self._pictures = pictures
-
-    def read(self, name):
-        return self._pictures[int(name)]
 
 
 @pytest.mark.parametrize("place", ["first", "last"])
