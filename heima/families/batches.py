@@ -8,27 +8,33 @@ a row is about; `Family.spread` gives each row its own inside the model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from transformers import ProcessorMixin
 
 from heima.data.encoding import Sample, pad, pad_text
-from heima.data.images import ImageZip
 from heima.data.tokens import Encoded
 from heima.families.family import Family
 from heima.families.images import ImageCache, distinct
 
 
+class Images(Protocol):
+    """Images by name, such as an `ImageZip`."""
+
+    def read(self, name: str) -> Image.Image: ...
+
+
 class Collator:
-    """Batches of `Sample`s for `Family.body`; images come from one zip.
+    """Batches of `Sample`s for `Family.body`; images come from one place.
 
     `image_rows`, (rows,), says which of the batch's images a row is about: with `once`, its
     distinct images are there once each, otherwise one a row, as transformers has it.
     """
 
     def __init__(
-        self, family: Family, processor: ProcessorMixin, images: ImageZip, *, once: bool = True
+        self, family: Family, processor: ProcessorMixin, images: Images, *, once: bool = True
     ) -> None:
         self._family = family
         self._processor = processor

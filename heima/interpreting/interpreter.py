@@ -67,15 +67,36 @@ def encode_readings(
     read = states.by_turn()
     chats: list[tuple[str, ImagePlace, str]] = []
     for turn, template, seen in zip(turns, drawn, read, strict=True):
-        place = ""
-        if source == "own":
-            place = f"of the hidden state {thinking_token(section) * len(seen)} "
-        prompt = templates[template].format(question=turn.question, section=section, source=place)
+        count = len(seen) if source == "own" else 0
+        prompt = _prompt(templates[template], turn.question, section, count)
         chats.append((prompt, "none", turn.sections[section]))
     return [
         Reading(encoded, seen)
         for encoded, seen in zip(vocabulary.encode_all(chats), read, strict=True)
     ]
+
+
+def _prompt(template: str, question: str, section: str, states: int) -> str:
+    """What an interpreter is asked, with the section's thinking token once for each state."""
+    place = f"of the hidden state {thinking_token(section) * states} " if states else ""
+    return template.format(question=question, section=section, source=place)
+
+
+def ask(
+    question: str,
+    section: str,
+    states: torch.Tensor,
+    vocabulary: Vocabulary,
+    *,
+    wordings: Wordings,
+) -> Reading:
+    """A prompt about states, (count, hidden_size), whose true text nobody knows.
+
+    It is the first of the wordings that the interpreter was trained on.
+    """
+    template = PLAIN_WORDING if wordings == "plain" else VARIED[0]
+    prompt = _prompt(template, question, section, len(states))
+    return Reading(vocabulary.encode(prompt, "none", ""), states)
 
 
 class ReadingCollator:
@@ -161,9 +182,33 @@ def reconstruct(
     All readings are one batch. What is drawn depends on `seed` and on the batch alone.
     """
     reader.eval()
-    torch.manual_seed(seed)
     tokenizer = vocabulary.tokenizer
     sums, counts = _nll(reader, readings, ReadingCollator(tokenizer.pad_token_id))
+    written = write(reader, readings, vocabulary, decoding=decoding, seed=seed)
+    return [
+        Reconstruction(
+            vocabulary.decode(row),
+            nll,
+            count,
+            "stop" if tokenizer.eos_token_id in row else "length",
+        )
+        for row, nll, count in zip(written, sums, counts, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def write(
+    reader: StateReader,
+    readings: Sequence[Reading],
+    vocabulary: Vocabulary,
+    *,
+    decoding: Decoding,
+    seed: int,
+) -> list[list[int]]:
+    """The token ids that follow each reading's prompt: `reconstruct` without the true texts."""
+    reader.eval()
+    torch.manual_seed(seed)
+    tokenizer = vocabulary.tokenizer
     # Generation continues the prompt, so it pads on the left.
     prompts = [one.encoded.input_ids[: one.encoded.body][::-1] for one in readings]
     ids = pad(prompts, tokenizer.pad_token_id).flip(1)
@@ -178,15 +223,7 @@ def reconstruct(
         pad_token_id=tokenizer.pad_token_id,
         **sampling(decoding),
     )
-    return [
-        Reconstruction(
-            vocabulary.decode(row),
-            nll,
-            count,
-            "stop" if tokenizer.eos_token_id in row else "length",
-        )
-        for row, nll, count in zip(generated.tolist(), sums, counts, strict=True)
-    ]
+    return generated.tolist()
 
 
 def _nll(

@@ -1,0 +1,222 @@
+"""Ask a checkpoint about an image, and read what its thinking tokens stand for.
+
+    python -m heima.chat IMAGE "question" [--checkpoint recover] [--seed 42]
+    python -m heima.chat IMAGE "question" --exported FOLDER
+
+Prints the answer; then, for each section with a thinking token in it, what the section's
+interpreter makes of that token's state and, as a control, of a state from another question: a text
+that comes out of any state says nothing about this one. Interpreters are those of `reconstructions`
+in params.yaml. A folder of `stages.export` has none, and answers alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from PIL import Image, UnidentifiedImageError
+from safetensors import safe_open
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from heima import config
+from heima.config import Decoding
+from heima.cot.sections import thinking_token
+from heima.data.encoding import Sample
+from heima.data.tokens import Vocabulary
+from heima.families import registry
+from heima.families.batches import Collator
+from heima.interpreting import interpreter, states
+from heima.results.files import read_json
+from heima.vlm import models
+from heima.vlm.export import BASE
+from heima.vlm.generation import Prompt, generate
+
+
+class ChatError(RuntimeError):
+    """What cannot be answered; one sentence."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an interpreter made of a section's states, and of those of another question."""
+
+    section: str
+    own: str
+    shuffled: str | None
+
+
+class _OneImage:
+    """Stands for an `ImageZip` that has a single image."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self._image = image
+
+    def read(self, name: str) -> Image.Image:
+        return self._image
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file as RGB. Raises `ChatError` where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ChatError(f"{path} cannot be read as an image: {error}") from error
+
+
+def load_exported(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin, Vocabulary]:
+    """What `stages.export` wrote. Raises `ChatError` where the folder holds no such thing."""
+    if not (folder / "thinking_tokens.json").exists():
+        raise ChatError(f"{folder} was not written by stages.export: it has no thinking tokens")
+    load = AutoModelForImageTextToText.from_pretrained
+    if (folder / "adapter_config.json").exists():
+        named = read_json(folder / "adapter_config.json")
+        base = named["base_model_name_or_path"]
+        where = {"revision": named["revision"]} if named.get("revision") else {}
+        model = load(folder / BASE if base == BASE else base, use_safetensors=True, **where)
+        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    else:
+        model = load(folder, use_safetensors=True)
+    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    tokens = read_json(folder / "thinking_tokens.json")
+    reserved = {name: one["token"] for name, one in tokens.items()}
+    vocabulary = Vocabulary(processor.tokenizer, reserved)
+    return model.to(models.device()).eval(), processor, vocabulary
+
+
+def answer(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    vocabulary: Vocabulary,
+    image: Image.Image,
+    question: str,
+    *,
+    max_new_tokens: int,
+) -> str:
+    """The model's whole answer, decoded greedily; thinking tokens are shown by name.
+
+    Raises `ChatError` for a question without a word.
+    """
+    if not question.strip():
+        raise ChatError("the question is empty")
+    decoding = Decoding(temperature=0, top_k=50, max_new_tokens=max_new_tokens, batch_size=1)
+    prompt = Prompt(question, "image", lambda: image)
+    [found] = generate(model, processor, vocabulary, [prompt], decoding=decoding, seed=0)
+    return found.text
+
+
+def readings(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    vocabulary: Vocabulary,
+    image: Image.Image,
+    question: str,
+    text: str,
+    params: config.Params,
+    seed: int,
+) -> Iterator[Reading]:
+    """What the interpreters make of each thinking token in an answer `text`, section by section.
+
+    The states are those of the answer that the model gave. A section without its own interpreter
+    is left out. Raises `ChatError` for an answer without its thinking tokens.
+    """
+    sample = Sample(vocabulary.encode(question, "first", text), "image")
+    collate = Collator(registry.of(model), processor, _OneImage(image))
+    thinking = params.thinking(params.states.checkpoint)
+    try:
+        [found] = states.extract(
+            model,
+            [sample],
+            collate,
+            vocabulary,
+            thinking,
+            position=params.states.position,
+            batch_size=1,
+        )
+    except ValueError as error:
+        raise ChatError(f"the answer has no thinking tokens to read: {error}") from error
+    words = models.vocabulary(models.load_tokenizer(models.ROOT, params), params)
+    for named in params.reconstructions.values():
+        folder = Path("interpreters") / named.interpreter / "own" / str(seed)
+        section = named.section
+        if named.interpreter != section or not folder.exists():
+            continue
+        llm = PeftModel.from_pretrained(models.load_llm(models.ROOT, params), str(folder))
+        merged = llm.merge_and_unload().to(models.device())
+        reader = interpreter.StateReader(merged, [words.thinking_ids[thinking_token(section)]])
+        given = [found[section].values]
+        if (other := _other_states(section, seed)) is not None:
+            given.append(other)
+        wordings = params.interpret.wordings
+        asked = [interpreter.ask(question, section, one, words, wordings=wordings) for one in given]
+        written = interpreter.write(reader, asked, words, decoding=params.reconstruct, seed=seed)
+        own, *shuffled = (words.decode(row) for row in written)
+        yield Reading(section, own, shuffled[0] if shuffled else None)
+
+
+def _other_states(section: str, seed: int) -> torch.Tensor | None:
+    """The states of a held-out turn, (count, hidden_size); None where none were extracted."""
+    path = Path("states") / str(seed) / "heldout.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        values, counts = file.get_tensor(section), file.get_tensor(f"{section}.counts").tolist()
+    return values.split(counts)[int(np.random.default_rng(seed).integers(len(counts)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("image", type=Path)
+    parser.add_argument("question")
+    parser.add_argument("--checkpoint", help="of the pipeline (that of `states`)")
+    parser.add_argument("--seed", type=int, help="training seed (the first of `seeds`)")
+    parser.add_argument("--exported", type=Path, help="a folder of stages.export instead")
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    given = parser.parse_args()
+    try:
+        _chat(given)
+    except (ChatError, config.ConfigError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _chat(given: argparse.Namespace) -> None:
+    image = open_image(given.image)
+    if given.exported:
+        loaded = load_exported(given.exported)
+        print(answer(*loaded, image, given.question, max_new_tokens=given.max_new_tokens))
+        return
+    params = config.load_resolved()
+    checkpoint = given.checkpoint or params.states.checkpoint
+    known = ["text-cot", "base", *params.checkpoints]
+    if checkpoint not in known:
+        raise ChatError(f"checkpoint {checkpoint!r} is not one of {', '.join(known)}")
+    seed = params.seeds[0] if given.seed is None else given.seed
+    model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
+    vocabulary = models.vocabulary(processor.tokenizer, params)
+    text = answer(
+        model, processor, vocabulary, image, given.question, max_new_tokens=given.max_new_tokens
+    )
+    print(text)
+    if checkpoint != params.states.checkpoint:
+        print(f"\n(the interpreters read {params.states.checkpoint}, not {checkpoint})")
+        return
+    for one in readings(model, processor, vocabulary, image, given.question, text, params, seed):
+        print(f"\n{one.section}\n  its own state: {one.own}")
+        print(f"  another question's: {one.shuffled or '(no states are extracted here)'}")
+
+
+if __name__ == "__main__":
+    main()
