@@ -11,7 +11,7 @@ FILE is either of
 - an .xlsx as VLMEvalKit writes it (or a .jsonl with its columns), which holds the questions.
   Protocol `vlmevalkit` needs no data then; protocol `lmms` always does.
 
-An answer with `<CONCLUSION>` is scored by that part. The judge is that of params. Printed are the
+An answer with `<CONCLUSION> … </CONCLUSION>` is scored by the first of these. The judge is that of params. Printed are the
 accuracy with its 95 % interval (questions about one image are resampled together where the images
 are known), the same for each category, who read how many answers, and as last line all of it as
 JSON. The exit code is 1 where predictions are missing (they count as wrong) unless --allow-missing
