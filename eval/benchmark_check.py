@@ -195,7 +195,7 @@ def _ai2d_faults(row: Row) -> list[str]:
     if len(options) < 2:
         faults.append(f"too few options: {len(options)}")
     answer = str(row["answer"]).strip()
-    if not answer.isdecimal() or int(answer) >= len(options):
+    if answer not in map(str, range(len(options))):
         faults.append(
             f"answer outside the options: {row['answer']!r}, the options are 0 to "
             f"{len(options) - 1}"

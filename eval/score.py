@@ -11,11 +11,12 @@ FILE is either of
 - an .xlsx as VLMEvalKit writes it (or a .jsonl with its columns), which holds the questions.
   Protocol `vlmevalkit` needs no data then; protocol `lmms` always does.
 
-An answer with `<CONCLUSION> … </CONCLUSION>` is scored by the first of these. The judge is that of params. Printed are the
-accuracy with its 95 % interval (questions about one image are resampled together where the images
-are known), the same for each category, who read how many answers, and as last line all of it as
-JSON. The exit code is 1 where predictions are missing (they count as wrong) unless --allow-missing
-is given, and where the input or the judge is at fault: then nothing is scored.
+An answer with `<CONCLUSION> … </CONCLUSION>` is scored by the first of these. The judge is that of
+params. Printed are the accuracy with its 95 % interval (questions about one image are resampled
+together where the images are known), the same for each category, who read how many answers, and as
+last line all of it as JSON. The exit code is 1 where predictions are missing (they count as wrong)
+unless --allow-missing is given, and where the input or the judge is at fault: then nothing is
+scored.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from eval import lmms_start
 from eval.judge import JudgeError
+from eval.prediction_files import InputError, is_spreadsheet, read
 from eval.units import Units, image_label
 from eval.vlmevalkit import cases
 from eval.vlmevalkit.cases import Row, shortened
@@ -49,10 +51,6 @@ if TYPE_CHECKING:
 
 _API_FAILED = "Failed to obtain answer via API"
 """What VLMEvalKit writes in place of a prediction that it did not get."""
-
-
-class InputError(ValueError):
-    """A file that cannot be scored; the message says what to correct."""
 
 
 @dataclass(frozen=True)
@@ -89,32 +87,6 @@ class Scores:
     units: Units
     by: dict[str, int] = field(default_factory=dict)
     more: dict[str, float] = field(default_factory=dict)
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl or .xlsx file; raises `InputError` for anything else."""
-    if not file.is_file():
-        raise InputError(f"{file} does not exist")
-    if file.suffix == ".xlsx":
-        import pandas as pd
-
-        # As they stand: "NA" and "None" are options like any other.
-        table = pd.read_excel(file, dtype=object, na_filter=False, engine="openpyxl")
-        return table.to_dict("records")
-    if file.suffix != ".jsonl":
-        raise InputError(f"{file} must be a .jsonl or an .xlsx file")
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{file}, line {number} is not a JSON object")
-        rows.append(row)
-    return rows
 
 
 def whole(benchmark: str, rows: Sequence[Row]) -> list[Answer]:
@@ -373,7 +345,7 @@ def _run(given: argparse.Namespace) -> int:
         raise InputError(f"{given.file} has no column text or prediction, only {sorted(columns)}")
     lacking = [column for column in required(benchmark) if column not in columns]
     complete = not lacking and protocol == "vlmevalkit"
-    if given.file.suffix == ".xlsx" and lacking and protocol == "vlmevalkit":
+    if is_spreadsheet(given.file) and lacking and protocol == "vlmevalkit":
         raise InputError(
             f"{given.file} lacks the columns {', '.join(lacking)} of VLMEvalKit's files of "
             f"{benchmark}; it has {', '.join(map(str, sorted(columns, key=str)))}"

@@ -147,7 +147,9 @@ class Batches:
             for file_id in (batch.output_file_id, batch.error_file_id):
                 if file_id:
                     text = self._client.files.content(file_id).text
-                    for number, line in enumerate(text.splitlines(), start=1):
+                    # A text within JSON may hold other separators of lines.
+                    lines = filter(None, text.split("\n"))
+                    for number, line in enumerate(lines, start=1):
                         self._ingest(f"{file_id}, line {number}", line, requests, check, failures)
             # Only now: a run killed before reads the files again.
             self._cache.end_batch(identity, batch.status)

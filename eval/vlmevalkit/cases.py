@@ -214,8 +214,8 @@ def _mmbench(row: Row) -> Case:
     answer = _present(row, "answer")
     try:
         unit = str(question_number("mmbench", int(float(name("mmbench", row)))))
-    except ValueError as error:
-        raise RowError(f"its index {name('mmbench', row)!r} is no number") from error
+    except (ValueError, OverflowError) as error:
+        raise RowError(f"its index {name('mmbench', row)!r:.80} is no number") from error
     return _single_choice("mmbench", row, _present(row, "question"), _columns(row), answer, unit)
 
 
@@ -227,8 +227,9 @@ def _ai2d(row: Row) -> Case:
     if any(_absent(text) for text in texts):
         raise RowError(f"one of its options {list(texts)} is empty")
     options = _checked(dict(zip(string.ascii_uppercase, map(_text, texts), strict=False)))
-    if not answer.isdigit() or int(answer) >= len(options):
-        raise RowError(f"its answer {answer!r} is none of its {len(options)} options")
+    places = [str(place) for place in range(len(options))]
+    if answer not in places:
+        raise RowError(f"its answer {answer!r:.80} is none of its {len(options)} options")
     letter = string.ascii_uppercase[int(answer)]
     return _single_choice("ai2d", row, _present(row, "question"), options, letter)
 
@@ -264,9 +265,11 @@ def _mathvista(row: Row) -> Case:
         answer = right[0]
     elif answer_type in ("integer", "float"):
         try:
-            float(answer)
-        except ValueError as error:
-            raise RowError(f"its answer {answer!r} is no number") from error
+            finite = math.isfinite(float(answer))
+        except ValueError:
+            finite = False
+        if not finite:
+            raise RowError(f"its answer {answer!r:.80} is no number")
     categories = () if _absent(task) else (_text(task),)
     return Case(index, index, question, question, options, answer, answer_type, categories)
 

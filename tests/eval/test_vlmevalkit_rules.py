@@ -294,7 +294,11 @@ def star(**changed):
         ("ai2d", {"index": 0, "question": "?", "options": ["x", ""], "answer": "0"}, "is empty"),
         ("ai2d", {"index": 0, "question": "?", "options": ["x", "y"], "answer": "2"}, "answer '2'"),
         ("mathvista", CHOSEN | {"answer": "9/11"}, "none of its choices"),
+        ("ai2d", {"index": 0, "question": "?", "options": ["x", "y"], "answer": "²"}, "answer '²'"),
+        ("ai2d", {"index": 0, "question": "?", "options": "xy", "answer": "1" * 5000}, "answer '1"),
+        ("mmbench", rotations(0, "A")[0] | {"index": "1e999"}, "its index '1e999' is no number"),
         ("mathvista", WHOLE | {"answer": "many"}, "is no number"),
+        ("mathvista", WHOLE | {"answer": "1e999"}, "is no number"),
         ("hallusionbench", hallusion("0", "0", "0", "2"), "neither yes"),
     ],
 )
