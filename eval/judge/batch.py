@@ -198,7 +198,7 @@ class Batches:
             if found.response is None or found.response.status_code != 200:
                 raise Unusable(f"the batch reports {found.error or found.response}")
             text = json.dumps(found.response.body)
-            reply = read_completion(text, check, self._judge.endpoint)
+            reply = read_completion(text, check, self._judge.endpoint, requests.get(one))
         except Fault as fault:
             failures[one] = fault.reason
             if fault.usd:

@@ -19,6 +19,7 @@ from typing import Any
 import openai
 
 from eval.judge import JudgeError
+from eval.judge.connection import connect, proxy_for
 from eval.vlmevalkit import cases, matching, questions
 from eval.vlmevalkit.cases import Case
 from heima.config.benchmarks import BENCHMARKS
@@ -243,7 +244,7 @@ def _ask(prompts: Sequence[str]) -> list[str | _Fault]:
 @functools.cache
 def _client(url: str, key: str) -> openai.OpenAI:
     """One a judge: making one reads all certificates (30 ms)."""
-    return openai.OpenAI(base_url=url, api_key=key)
+    return connect(url, key, proxy=proxy_for(url))
 
 
 def _reply(client: openai.OpenAI, model: str, prompt: str) -> str | _Fault:

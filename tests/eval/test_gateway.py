@@ -33,9 +33,13 @@ RULES = EmbeddedRules(backend="embedded-rules")
 def ask(gateway, prompt, path="/v1/chat/completions", **options):
     url = gateway.url.removesuffix("/v1") + path
     body = {"model": "gpt-4", "messages": [{"role": "user", "content": prompt}], **options}
-    response = requests.post(url, json=body, timeout=30)
+    response = requests.post(url, json=body, headers=authorized(gateway), timeout=30)
     response.raise_for_status()
     return response.json()
+
+
+def authorized(gateway):
+    return {"Authorization": f"Bearer {gateway.key}"}
 
 
 def content(completion):
@@ -223,7 +227,7 @@ class TestGateway:
 
     def test_broken_request_is_a_failure(self):
         with Gateway(RULES) as gateway, pytest.raises(requests.RequestException):
-            requests.post(gateway.url, data="no json", timeout=10)
+            requests.post(gateway.url, data="no json", headers=authorized(gateway), timeout=10)
         assert "JSONDecodeError" in gateway.failures[0].reason
 
     def test_tasks_imported_with_another_url_are_refused(self, open_gateway):
@@ -253,7 +257,9 @@ class TestJudgeBehindTheGateway:
             parts = [{"type": "text", "text": question(1)}]
             body = {"messages": [{"role": "user", "content": parts}]}
             # HallusionBench names no model unless API_TYPE is openai.
-            assert content(requests.post(gateway.url, json=body, timeout=30).json()) == "correct"
+            headers = authorized(gateway)
+            found = requests.post(gateway.url, json=body, headers=headers, timeout=30).json()
+            assert content(found) == "correct"
         assert [text_of(body) for body in bodies] == [prompts.CANARY, question(1)], "asked once"
         assert {body["model"] for body in bodies} == {"my-judge"}
         assert {body["temperature"] for body in bodies} == {0}
@@ -263,7 +269,8 @@ class TestJudgeBehindTheGateway:
         server.seconds = 0.7
         with Gateway(judge()) as gateway:
             body = {"messages": [{"role": "user", "content": prompts.CANARY}]}
-            response = requests.post(gateway.url, json=body, timeout=0.5)
+            headers = authorized(gateway)
+            response = requests.post(gateway.url, json=body, headers=headers, timeout=0.5)
         assert content(response.json()) == "correct"
 
     def test_faults_of_transport_are_survived(self, server, judge):
