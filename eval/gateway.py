@@ -187,7 +187,7 @@ class JudgeBackend:
 
 def _check(asked: prompts.Question, content: str) -> None:
     """Raise `ValueError` for a reply that the task cannot read."""
-    if not prompts.usable(asked, content):
+    if prompts.read(asked, content) is None:
         raise ValueError(f"{asked.kind} cannot read it")
 
 
@@ -349,9 +349,10 @@ class Gateway:
             raise Rejected("no judge prompt of the benchmarks' tasks")
         time.sleep(self._delay_seconds)
         reply, known = self._backend.reply(question, messages)
-        if not prompts.usable(question, reply.content):
+        content = prompts.read(question, reply.content)
+        if content is None:
             raise Unusable(f"{question.kind} cannot read the reply {reply.content!r:.200}")
-        return reply, known
+        return replace(reply, content=content), known
 
 
 def _messages(body: Mapping[str, Any]) -> Messages:

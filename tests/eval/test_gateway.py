@@ -124,37 +124,39 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("kind", "reply", "expected"),
         [
-            ("mmvet", "0.5", True),
-            ("mmvet", "1.0 because", True),
-            ("mmvet", "The score is 0.5", False),
-            ("mmvet", "7", False),
-            ("mathvista", "", False),
-            ("hallusionbench", "Incorrect.", True),
-            ("hallusionbench", "I cannot say", False),
-            ("mmbench", "B", True),
-            ("mmbench", "(B).", True),
-            ("mmbench", "E.", False),
-            ("mmbench", "The answer is B or C", False),
+            ("mmvet", "0.5", "0.5"),
+            ("mmvet", "1.0 because", "1.0"),
+            ("mmvet", "The score is 0.5", "0.5"),
+            ("mmvet", "7", None),
+            ("mathvista", "", ""),
+            ("mathvista", " 14 ", "14"),
+            ("hallusionbench", "Incorrect.", "Incorrect."),
+            ("hallusionbench", "I cannot say", None),
+            ("mmbench", "B", "B"),
+            ("mmbench", "(B).", "B"),
+            ("mmbench", "E.", "E"),
+            ("mmbench", "The answer is B or C", None),
+            ("similarity", '```json\n{"grade": "4"}\n```', '{"grade": 4}'),
+            ("similarity", "4", None),
         ],
     )
-    def test_usable(self, kind, reply, expected):
-        assert prompts.usable(Question(kind, "", "", ""), reply) is expected
+    def test_read(self, kind, reply, expected):
+        assert prompts.read(Question(kind, "", "", ""), reply) == expected
 
-    def test_every_kind_has_a_check_and_a_limit(self):
+    def test_every_kind_is_read_and_has_a_limit(self):
         """Rules also, so that every benchmark's prompt has an answer of the toy's judge."""
-        assert set(prompts.MAX_TOKENS) == set(prompts._USABLE) == set(rules._RULES)
+        assert set(prompts.MAX_TOKENS) == set(prompts._READ) == set(rules._RULES)
 
-    def test_usable_letters_are_those_that_mmbench_reads(self):
-        """It makes a random letter of every other reply."""
+    def test_letters_are_handed_on_as_mmbench_reads_them(self):
+        """It makes a random letter of what it cannot read, of D. among others."""
         from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 
         evaluator = MMBench_Evaluator()
         for letter, before, after in itertools.product(
-            "ABCDE", ["", "("], ["", ".", ")", ").", ":"]
+            "ABCDE", ["", "(", "**", "Answer: "], ["", ".", ")", ").", ":", "**", " - because"]
         ):
-            reply = before + letter + after
-            if prompts.usable(Question("mmbench", "", "", ""), reply):
-                assert evaluator.can_infer(reply, {"A": "8", "B": "18"}) == letter
+            said = prompts.read(Question("mmbench", "", "", ""), before + letter + after)
+            assert said == evaluator.can_infer(said, {"A": "8", "B": "18"}) == letter
 
 
 class TestRules:
