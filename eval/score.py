@@ -114,11 +114,13 @@ def whole(benchmark: str, rows: Sequence[Row]) -> list[Answer]:
 
 def required(benchmark: str) -> tuple[str, ...]:
     """The columns that VLMEvalKit's result files of a benchmark must have besides `prediction`."""
+    scoring = BENCHMARKS[benchmark].scoring
     more = {
-        "choice": ("A", "B"),
+        # Options may stand in the question, as in the submissions to MMStar's authors.
+        "choice": ("A", "B") if scoring.option_count is None else (),
         "extracted": ("question_type", "answer_type", "choices", "answer_option"),
     }
-    return ("index", "question", "answer", *more.get(BENCHMARKS[benchmark].scoring.kind, ()))
+    return ("index", "question", "answer", *more.get(scoring.kind, ()))
 
 
 def joined(benchmark: str, rows: Sequence[Row], docs: Sequence[Row]) -> list[Answer]:
@@ -383,8 +385,16 @@ def _run(given: argparse.Namespace) -> int:
         if not one.text.strip()
     ]
     found = cells(params, scores.units)
-    _show(given, found, scores, missing, identity)
+    _show(given, found, scores, missing, _never_right(benchmark, protocol, answers), identity)
     return 1 if missing and not given.allow_missing else 0
+
+
+def _never_right(benchmark: str, protocol: str, answers: Sequence[Answer]) -> list[str]:
+    """The rows to which no answer is right by VLMEvalKit's rules: their right option is empty."""
+    if protocol != "vlmevalkit":
+        return []
+    read = [cases.read(benchmark, one.row) for one in answers]
+    return [case.index for case in read if case.options and case.answer not in case.options]
 
 
 def _folder(params: Params, protocol: str, benchmark: str) -> Path:
@@ -403,6 +413,7 @@ def _show(
     found: Mapping[str, Cell],
     scores: Scores,
     missing: Sequence[str],
+    never_right: Sequence[str],
     identity: Mapping[str, str],
 ) -> None:
     print(f"{given.file}: {given.benchmark}, protocol {given.protocol}, judge {identity['model']}")
@@ -416,6 +427,11 @@ def _show(
     print("answers read by " + ", ".join(f"{who}: {n}" for who, n in sorted(scores.by.items())))
     if missing:
         print(f"missing predictions, counted as wrong: {len(missing)}: {_shown(missing)}")
+    if never_right:
+        print(
+            "rows whose right option is empty, so that no answer is right: "
+            f"{len(never_right)}: {_shown(never_right)}"
+        )
     print(
         json.dumps(
             {
@@ -428,6 +444,7 @@ def _show(
                 **scores.more,
                 "by": scores.by,
                 "missing": list(missing),
+                "never_right": list(never_right),
             },
             ensure_ascii=False,
         )

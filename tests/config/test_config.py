@@ -87,7 +87,7 @@ def edit(raw: dict, key: str, value) -> str:
         ("judge", {"backend": "openai", "base_url": "http://x", "model": "m", "budget_usd": 5},
          r"budget_usd = 5\.0 needs a price"),
         *(("judge", {"backend": "openai", "base_url": url, "model": "m"},
-           r"judge[^=]*: base_url must be http\(s\)://host\[:port\]\[/path\] without user, password")
+           r"judge[^=]*: base_url must be http\(s\)://host\[:port\]\[/path\] without user, pass")
           for url in ("https://me:hunter2@x/v1", "https://hunter2@x", "http://x/v1?key=hunter2",
                       "http://x/v1#hunter2", "http:///v1")),
         ("judge", {"backend": "openai", "base_url": "http://x", "model": "m",

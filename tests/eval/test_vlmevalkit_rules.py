@@ -260,6 +260,31 @@ def test_split_options(text, question, options):
     assert cases.split_options(text) == (question, options)
 
 
+@pytest.mark.parametrize("nothing", ["", " ", "nan"])
+@pytest.mark.parametrize("gone", ["A", "B", "D", "AC", "CD"])
+def test_an_empty_option_is_not_offered(gone, nothing):
+    """In columns of its own or in the question; no answer is right where it should be that one."""
+    options = {**dict(zip("ABCD", ("on it", "a cup, red", "3", "none"), strict=True))}
+    options |= dict.fromkeys(gone, nothing)
+    listed = ", ".join(f"{letter}: {text}" for letter, text in options.items())
+    for row in (star(question="What?", **options), star(question=f"What?\nOptions: {listed}")):
+        left = {letter: text for letter, text in options.items() if letter not in gone}
+        shortened = ", ".join(f"{letter}: {text}" for letter, text in left.items())
+        if not gone.endswith("D"):
+            last = star(question=f"What?\nOptions: {shortened}")
+            assert cases.read("mmstar", last | {"answer": "B"}).options == left
+        for answer in "ABCD":
+            case = cases.read("mmstar", row | {"answer": answer})
+            assert (case.question, case.options) == ("What?", left)
+            shown = "".join(f"{letter}. {text}\n" for letter, text in left.items())
+            assert f"Options:\n{shown}Please" in case.prompt
+            for said in "ABCD":
+                right = matching.option(said, case.options) == case.answer
+                assert right == (said == answer and answer not in gone)
+        with pytest.raises(cases.RowError, match="its answer 'E'"):
+            cases.read("mmstar", row | {"answer": "E"})
+
+
 def test_split_options_of_every_toy_question():
     import numpy as np
 
@@ -290,8 +315,8 @@ def star(**changed):
         ("mmstar", star(question="What?\nOptions: A: x, B: "), "cannot be told apart"),
         ("mmstar", star(answer="C"), "its answer 'C' is none of its options A, B"),
         ("mmstar", star(answer=None), "its answer is empty"),
-        ("mmbench", rotations(0, "A")[0] | {"A": float("nan")}, "one is empty"),
-        ("mmbench", rotations(0, "A")[0] | {"B": ""}, "one is empty"),
+        ("mmbench", rotations(0, "A")[0] | {"A": float("nan")}, "fewer than two"),
+        ("mmbench", rotations(0, "A")[0] | {"B": ""}, "fewer than two"),
         ("mmbench", rotations(0, "A")[0] | {"answer": "C"}, "none of its options A, B"),
         ("ai2d", {"index": 0, "question": "?", "options": ["x", ""], "answer": "0"}, "is empty"),
         ("ai2d", {"index": 0, "question": "?", "options": ["x", "y"], "answer": "2"}, "answer '2'"),
