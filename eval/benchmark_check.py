@@ -110,7 +110,8 @@ def _split_files(benchmark: str, dataset: Dataset, folder: Path) -> list[Path]:
             schema = pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise BenchmarkDataError(f"{file} is not a readable parquet file: {error}") from error
-        lacking = [column for column in dataset.columns if column not in schema.names]
+        needed = set(dataset.columns) - set(dataset.optional)
+        lacking = [column for column in dataset.columns if column in needed - set(schema.names)]
         if lacking:
             raise BenchmarkDataError(
                 f"{place} lacks the columns {', '.join(lacking)}: {file.name} has "
@@ -129,8 +130,9 @@ def _rows(dataset: Dataset, files: Iterable[Path]) -> Iterator[Row]:
     for file in files:
         # With a buffer and without pre-buffering, pages are read as they are needed.
         with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
+            there = [name for name in dataset.columns if name in parquet.schema_arrow.names]
             try:
-                for batch in parquet.iter_batches(batch_size=16, columns=list(dataset.columns)):
+                for batch in parquet.iter_batches(batch_size=16, columns=there):
                     yield from batch.to_pylist()
             except (pa.ArrowInvalid, OSError) as error:
                 raise BenchmarkDataError(f"{file} cannot be read: {error}") from error
@@ -186,7 +188,7 @@ def _mmstar_faults(row: Row) -> list[str]:
 
 
 def _mmbench_faults(row: Row) -> list[str]:
-    return _choice_faults({letter: row[letter] for letter in "ABCDE"}, row["answer"])
+    return _choice_faults({letter: row.get(letter) for letter in "ABCDE"}, row["answer"])
 
 
 def _ai2d_faults(row: Row) -> list[str]:
@@ -195,7 +197,7 @@ def _ai2d_faults(row: Row) -> list[str]:
     if len(options) < 2:
         faults.append(f"too few options: {len(options)}")
     answer = str(row["answer"]).strip()
-    if not answer.isdecimal() or int(answer) >= len(options):
+    if answer not in map(str, range(len(options))):
         faults.append(
             f"answer outside the options: {row['answer']!r}, the options are 0 to "
             f"{len(options) - 1}"

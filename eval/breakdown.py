@@ -99,7 +99,7 @@ def _options(scoring: Scoring, doc: Mapping[str, Any]) -> int:
         return scoring.option_count
     if len(scoring.options) == 1:
         return len(doc[scoring.options[0]] or ())
-    return sum(doc[column] not in (None, "", "nan") for column in scoring.options)
+    return sum(not cases.is_empty(doc.get(column)) for column in scoring.options)
 
 
 def _guess_vlmevalkit(benchmark: str, docs: Docs) -> list[float]:
@@ -108,7 +108,10 @@ def _guess_vlmevalkit(benchmark: str, docs: Docs) -> list[float]:
     free = [case.answer for case in read if not case.options]
     chance: dict[str, float] = defaultdict(lambda: 1.0)
     for case in read:
-        chance[case.unit] *= 1 / len(case.options) if case.options else _commonest(free)
+        if not case.options:
+            chance[case.unit] *= _commonest(free)
+        else:
+            chance[case.unit] *= (case.answer in case.options) / len(case.options)
     return list(chance.values())
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import secrets
 import sys
 import threading
 import time
@@ -37,7 +38,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
 
-from eval import prompts, rules
+from eval import lmms_start, prompts, rules
 from eval.judge import JudgeError
 from eval.judge.cache import Body, Reply, ReplyCache
 from eval.judge.client import Judge
@@ -52,6 +53,9 @@ _HEARTBEAT_SECONDS = 5
 _GONE_AFTER = 3
 """So many requests in a row without an answer end the asking: a task asks one after another, and
 each has waited for its retries."""
+
+_REFUSED_SECONDS, _REFUSED_BYTES = 1.0, 1 << 16
+"""How long, and of how many bytes, a request without the key is listened to."""
 
 _CLIENTS = 4
 """What lmms-eval starts by itself."""
@@ -183,7 +187,7 @@ class JudgeBackend:
 
 def _check(asked: prompts.Question, content: str) -> None:
     """Raise `ValueError` for a reply that the task cannot read."""
-    if not prompts.usable(asked, content):
+    if prompts.read(asked, content) is None:
         raise ValueError(f"{asked.kind} cannot read it")
 
 
@@ -193,14 +197,11 @@ def _check_canary(content: str) -> None:
         raise ValueError("it takes an answer that agrees with the reference for wrong")
 
 
-def bypass_proxies() -> None:
-    """Let no proxy of the environment stand between this process and the gateway."""
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, ["127.0.0.1", os.environ.get(name)]))
-
-
 class Gateway:
     """The server, as a context manager. `url` is its base URL, `failures` what it could not answer.
+
+    Any process of this machine and any web page can send a request here, so only those with `key`,
+    another one each time, are answered and counted; `guarded` False answers all.
 
     `identity` names the judge in results. lmms-eval should ask from `clients` threads: they wait
     for a server together, but rules answer at once. `port` 0 is a free one; each reply takes at
@@ -209,8 +210,16 @@ class Gateway:
     """
 
     def __init__(
-        self, judge: EmbeddedRules | OpenAIJudge, *, port: int = 0, delay_seconds: float = 0.0
+        self,
+        judge: EmbeddedRules | OpenAIJudge,
+        *,
+        port: int = 0,
+        delay_seconds: float = 0.0,
+        guarded: bool = True,
     ) -> None:
+        self.key = secrets.token_urlsafe(32)
+        self._guarded = guarded
+        self._environment: dict[str, str | None] = {}
         self._backend: Backend = (
             RulesBackend() if judge.backend == "embedded-rules" else JudgeBackend(judge)
         )
@@ -237,6 +246,10 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for name, value in self._environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         # What has been sent is paid, so it is waited for and kept.
         self._backend.stop()
         self._pool.shutdown(cancel_futures=True)
@@ -260,18 +273,32 @@ class Gateway:
     def route_lmms_eval(self) -> None:
         """Send lmms-eval's judged tasks here, through the environment that they read on import.
 
-        Raises `RuntimeError` where a task was imported with another URL: it keeps that one.
+        Neither a proxy nor a password of ~/.netrc stands there meanwhile; the end of the gateway
+        brings the environment back. Raises `RuntimeError` where a task was imported with another
+        URL: it keeps that one.
         """
         stale = [name for name in _TASKS_THAT_KEEP_THE_URL if name in sys.modules]
         if stale and os.environ.get("OPENAI_API_URL") != self.url:
             raise RuntimeError(f"{stale} were imported before the gateway's URL was set")
-        os.environ |= {
+        routes = {
             "API_TYPE": "openai",
             "OPENAI_API_URL": self.url,
             # The judge's own key stays with the backend.
-            "OPENAI_API_KEY": "gateway",
+            "OPENAI_API_KEY": self.key,
+            **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
+            "NETRC": os.devnull,
         }
-        bypass_proxies()
+        for name in (*routes, *lmms_start.PROXIES):
+            self._environment.setdefault(name, os.environ.get(name))
+        lmms_start.without_proxies()
+        os.environ |= routes
+
+    def admits(self, authorization: str) -> bool:
+        """Whether a request with this header is of this run."""
+        expected = f"Bearer {self.key}"
+        return not self._guarded or secrets.compare_digest(
+            authorization.encode(), expected.encode()
+        )
 
     def probe(self) -> None:
         """Ask one short question through the door; raises `JudgeError` where that fails.
@@ -282,7 +309,7 @@ class Gateway:
         request = urllib.request.Request(
             f"{self.url}/chat/completions",
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"},
         )
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(request) as response:
@@ -322,9 +349,10 @@ class Gateway:
             raise Rejected("no judge prompt of the benchmarks' tasks")
         time.sleep(self._delay_seconds)
         reply, known = self._backend.reply(question, messages)
-        if not prompts.usable(question, reply.content):
+        content = prompts.read(question, reply.content)
+        if content is None:
             raise Unusable(f"{question.kind} cannot read the reply {reply.content!r:.200}")
-        return reply, known
+        return replace(reply, content=content), known
 
 
 def _messages(body: Mapping[str, Any]) -> Messages:
@@ -377,7 +405,10 @@ def _usage(reply: Reply) -> dict[str, int] | None:
 
 
 class _Server(ThreadingHTTPServer):
-    """Serves one gateway; a request that breaks off is a failure, not just a missing score."""
+    """Serves one gateway; a request that breaks off is a failure, not just a missing score.
+
+    `admitted` are the connections over which a request with the key has come.
+    """
 
     # A client that cannot connect would score by itself, and leave no failure here.
     request_queue_size = 1024
@@ -385,8 +416,15 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, gateway: Gateway, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.gateway = gateway
+        self.admitted: set[object] = set()
+
+    def shutdown_request(self, request: Any) -> None:
+        self.admitted.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
+        if request not in self.admitted:
+            return
         fault = sys.exc_info()[1]
         self.gateway.failures.append(
             Failure("", f"a request broke off: {type(fault).__name__}: {fault}")
@@ -401,6 +439,10 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
+        if not self.server.gateway.admits(self.headers.get("Authorization", "")):
+            self._refuse()
+            return
+        self.server.admitted.add(self.connection)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         pending = self.server.gateway.submit(body)
         self.send_response(200)
@@ -414,6 +456,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         self._chunk(json.dumps(_completion(pending.result())).encode())
         self._chunk(b"")
+
+    def _refuse(self) -> None:
+        """A 401; as much of the body is read as lets the sender see it."""
+        self.close_connection = True
+        self.connection.settimeout(_REFUSED_SECONDS)
+        self.rfile.read(min(int(self.headers.get("Content-Length", 0)), _REFUSED_BYTES))
+        self.send_error(401, "not a request of this run")
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eval import tasks
+from eval import lmms_start, tasks
 from eval.benchmark_data import edition
 from eval.timing import (
     Case,
@@ -197,8 +196,7 @@ def load_questions(params: Params, count: int) -> list[Question]:
     Raises `ValueError` for a sample that is not one image and one text.
     """
     asked = params.latency
-    # Judged tasks want a key as soon as they are imported; no judge is asked here.
-    os.environ.setdefault("OPENAI_API_KEY", "none")
+    lmms_start.ask_no_judge()
     questions = []
     with tempfile.TemporaryDirectory() as cache:
         task = tasks.load(params, asked.protocol, asked.benchmark, Path(cache))

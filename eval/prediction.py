@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from datasets import Dataset
 from lmms_eval.api.instance import Instance
 
-from eval import benchmark_data, tasks
+from eval import benchmark_data, lmms_start, tasks
 from eval.decoding import prompts_of
 from heima import config
 from heima.config import Params, ProtocolName
@@ -116,8 +115,7 @@ def predict(
 
 def _requests(params: Params, cache: Path) -> tuple[Requests, Datasets]:
     """What every protocol asks, with the benchmark of each request, and the rows it is about."""
-    # Judged tasks want a key as soon as they are imported; predicting asks no judge.
-    os.environ.setdefault("OPENAI_API_KEY", "none")
+    lmms_start.ask_no_judge()
     requests: Requests = {}
     datasets: Datasets = {}
     for protocol in params.protocols:

@@ -5,29 +5,31 @@ MathVista with the same prompts) and the similarity of reconstructions. Each has
 so a prompt tells by itself what is asked and what a usable reply looks like:
 
 ==============  ===================================  ======================================
-kind            asks for                             usable reply
+kind            asks for                             a reply says
 ==============  ===================================  ======================================
-mmvet           a grade of a prediction              starts with a number from 0.0 to 1.0
-mathvista       the final answer within a response   any text
-hallusionbench  whether two answers agree            names correct, incorrect or unclear
-mmbench         the option that an answer means      a single letter A to E
-choice          the option that an answer means      a single letter, Z for none
+mmvet           a grade of a prediction              a number from 0.0 to 1.0
+mathvista       the final answer within a response   any text, or none
+hallusionbench  whether two answers agree            correct, incorrect or unclear
+mmbench         the option that an answer means      a letter A to E
+choice          the option that an answer means      a letter, Z for none
 yes_no          whether an answer means yes or no    Yes, No or Unknown
 similarity      how similar two texts' meaning is    {"grade": 1} to {"grade": 5}
 ==============  ===================================  ======================================
 
-The checks matter because the tasks themselves have none: an unusable reply becomes the score 0
-(mmvet), the verdict "unclear" (hallusionbench) or a random letter (mmbench) there.
+Reading them here matters because the tasks themselves do not: what they cannot read becomes the
+score 0 (mmvet), the verdict "unclear" (hallusionbench) or a random letter (mmbench) there.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eval.judge import similarity
+from eval.judge import replies, similarity
 from eval.vlmevalkit import questions
+from eval.vlmevalkit.matching import NONE
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,12 @@ def recognise(prompt: str) -> Question | None:
     return None
 
 
-def usable(asked: Question, reply: str) -> bool:
-    """Whether the task can read this reply as the answer that it asked for."""
-    return _USABLE[asked.kind](asked, reply.strip())
+def read(asked: Question, reply: str) -> str | None:
+    """A reply in the form that the task reads, or None where it is not what was asked for.
+
+    The tasks read a bare letter, word or number alone; a reply that means one is handed on as it.
+    """
+    return _READ[asked.kind](asked, reply)
 
 
 def _mmvet(prompt: str) -> Question | None:
@@ -112,26 +117,21 @@ def _yes_no(prompt: str) -> Question:
     return Question("yes_no", fields["question"], "", fields["answer"])
 
 
-def _is_choice(asked: Question, reply: str) -> bool:
+def _read_choice(asked: Question, reply: str) -> str | None:
     """A letter of the options that the prompt lists, or the one for none of them."""
-    letter = questions.chosen(reply)
     listed = re.findall(r"^([A-Z])\. ", asked.reference, flags=re.MULTILINE)
-    return letter is not None and letter in (questions.NONE, *listed)
+    return replies.chosen(reply, (NONE, *listed))
 
 
-def _is_similarity(_: Question, reply: str) -> bool:
+def _read_similarity(_: Question, reply: str) -> str | None:
     try:
-        similarity.parse(reply)
+        return json.dumps({"grade": similarity.parse(reply)})
     except ValueError:
-        return False
-    return True
+        return None
 
 
-def _is_grade(_: Question, reply: str) -> bool:
-    try:
-        return 0.0 <= float(reply.split(" ")[0]) <= 1.0
-    except ValueError:
-        return False
+def _read_agreement(_: Question, reply: str) -> str | None:
+    return reply.strip() if re.search("correct|unclear", reply.lower()) else None
 
 
 _KINDS: dict[str, Callable[[str], Question | None]] = {
@@ -144,17 +144,15 @@ _KINDS: dict[str, Callable[[str], Question | None]] = {
     questions.YES_NO: _yes_no,
 }
 
-_USABLE: dict[str, Callable[[Question, str], bool]] = {
-    "similarity": _is_similarity,
-    "choice": _is_choice,
-    "yes_no": lambda _, reply: questions.said(reply) is not None,
-    "mmvet": _is_grade,
-    "mathvista": lambda _, reply: bool(reply),
-    "hallusionbench": lambda _, reply: re.search("correct|unclear", reply.lower()) is not None,
-    # What MMBench_Evaluator.can_infer reads: a bare letter, and A to D with these marks.
-    "mmbench": lambda _, reply: (
-        re.fullmatch(r"[A-E]|[A-D][.,:)]|[A-D]\)\.|\([A-D]\)\.?", reply) is not None
-    ),
+_READ: dict[str, Callable[[Question, str], str | None]] = {
+    "similarity": _read_similarity,
+    "choice": _read_choice,
+    "yes_no": lambda _, reply: replies.said(reply),
+    "mmvet": lambda _, reply: replies.grade(reply),
+    # An answer may hold nothing to extract; the task then finds it wrong.
+    "mathvista": lambda _, reply: reply.strip(),
+    "hallusionbench": _read_agreement,
+    "mmbench": lambda _, reply: replies.chosen(reply, "ABCDE"),
 }
 
 MAX_TOKENS = {

@@ -11,11 +11,12 @@ FILE is either of
 - an .xlsx as VLMEvalKit writes it (or a .jsonl with its columns), which holds the questions.
   Protocol `vlmevalkit` needs no data then; protocol `lmms` always does.
 
-An answer with `<CONCLUSION>` is scored by that part. The judge is that of params. Printed are the
-accuracy with its 95 % interval (questions about one image are resampled together where the images
-are known), the same for each category, who read how many answers, and as last line all of it as
-JSON. The exit code is 1 where predictions are missing (they count as wrong) unless --allow-missing
-is given, and where the input or the judge is at fault: then nothing is scored.
+An answer with `<CONCLUSION> … </CONCLUSION>` is scored by the first of these. The judge is that of
+params. Printed are the accuracy with its 95 % interval (questions about one image are resampled
+together where the images are known), the same for each category, who read how many answers, and as
+last line all of it as JSON. The exit code is 1 where predictions are missing (they count as wrong)
+unless --allow-missing is given, and where the input or the judge is at fault: then nothing is
+scored.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from eval import lmms_start
 from eval.judge import JudgeError
+from eval.prediction_files import InputError, is_spreadsheet, read
 from eval.units import Units, image_label
 from eval.vlmevalkit import cases
 from eval.vlmevalkit.cases import Row, shortened
@@ -49,10 +51,6 @@ if TYPE_CHECKING:
 
 _API_FAILED = "Failed to obtain answer via API"
 """What VLMEvalKit writes in place of a prediction that it did not get."""
-
-
-class InputError(ValueError):
-    """A file that cannot be scored; the message says what to correct."""
 
 
 @dataclass(frozen=True)
@@ -91,32 +89,6 @@ class Scores:
     more: dict[str, float] = field(default_factory=dict)
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl or .xlsx file; raises `InputError` for anything else."""
-    if not file.is_file():
-        raise InputError(f"{file} does not exist")
-    if file.suffix == ".xlsx":
-        import pandas as pd
-
-        # As they stand: "NA" and "None" are options like any other.
-        table = pd.read_excel(file, dtype=object, na_filter=False, engine="openpyxl")
-        return table.to_dict("records")
-    if file.suffix != ".jsonl":
-        raise InputError(f"{file} must be a .jsonl or an .xlsx file")
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{file}, line {number} is not a JSON object")
-        rows.append(row)
-    return rows
-
-
 def whole(benchmark: str, rows: Sequence[Row]) -> list[Answer]:
     """Rows that hold their question; raises `InputError` for unusable ones."""
     try:
@@ -142,11 +114,13 @@ def whole(benchmark: str, rows: Sequence[Row]) -> list[Answer]:
 
 def required(benchmark: str) -> tuple[str, ...]:
     """The columns that VLMEvalKit's result files of a benchmark must have besides `prediction`."""
+    scoring = BENCHMARKS[benchmark].scoring
     more = {
-        "choice": ("A", "B"),
+        # Options may stand in the question, as in the submissions to MMStar's authors.
+        "choice": ("A", "B") if scoring.option_count is None else (),
         "extracted": ("question_type", "answer_type", "choices", "answer_option"),
     }
-    return ("index", "question", "answer", *more.get(BENCHMARKS[benchmark].scoring.kind, ()))
+    return ("index", "question", "answer", *more.get(scoring.kind, ()))
 
 
 def joined(benchmark: str, rows: Sequence[Row], docs: Sequence[Row]) -> list[Answer]:
@@ -373,7 +347,7 @@ def _run(given: argparse.Namespace) -> int:
         raise InputError(f"{given.file} has no column text or prediction, only {sorted(columns)}")
     lacking = [column for column in required(benchmark) if column not in columns]
     complete = not lacking and protocol == "vlmevalkit"
-    if given.file.suffix == ".xlsx" and lacking and protocol == "vlmevalkit":
+    if is_spreadsheet(given.file) and lacking and protocol == "vlmevalkit":
         raise InputError(
             f"{given.file} lacks the columns {', '.join(lacking)} of VLMEvalKit's files of "
             f"{benchmark}; it has {', '.join(map(str, sorted(columns, key=str)))}"
@@ -411,8 +385,16 @@ def _run(given: argparse.Namespace) -> int:
         if not one.text.strip()
     ]
     found = cells(params, scores.units)
-    _show(given, found, scores, missing, identity)
+    _show(given, found, scores, missing, _never_right(benchmark, protocol, answers), identity)
     return 1 if missing and not given.allow_missing else 0
+
+
+def _never_right(benchmark: str, protocol: str, answers: Sequence[Answer]) -> list[str]:
+    """The rows to which no answer is right by VLMEvalKit's rules: their right option is empty."""
+    if protocol != "vlmevalkit":
+        return []
+    read = [cases.read(benchmark, one.row) for one in answers]
+    return [case.index for case in read if case.options and case.answer not in case.options]
 
 
 def _folder(params: Params, protocol: str, benchmark: str) -> Path:
@@ -431,6 +413,7 @@ def _show(
     found: Mapping[str, Cell],
     scores: Scores,
     missing: Sequence[str],
+    never_right: Sequence[str],
     identity: Mapping[str, str],
 ) -> None:
     print(f"{given.file}: {given.benchmark}, protocol {given.protocol}, judge {identity['model']}")
@@ -444,6 +427,11 @@ def _show(
     print("answers read by " + ", ".join(f"{who}: {n}" for who, n in sorted(scores.by.items())))
     if missing:
         print(f"missing predictions, counted as wrong: {len(missing)}: {_shown(missing)}")
+    if never_right:
+        print(
+            "rows whose right option is empty, so that no answer is right: "
+            f"{len(never_right)}: {_shown(never_right)}"
+        )
     print(
         json.dumps(
             {
@@ -456,6 +444,7 @@ def _show(
                 **scores.more,
                 "by": scores.by,
                 "missing": list(missing),
+                "never_right": list(never_right),
             },
             ensure_ascii=False,
         )

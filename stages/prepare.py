@@ -55,8 +55,10 @@ def main() -> None:
             from heima.data.llava_cot import SourceError
 
             try:
-                write_json(source / "source.json", given_source(params))
+                # Seconds before hours: a row that cannot be scored is told before the source and,
+                # in the stages after this one, the models are downloaded.
                 provide(params, benchmarks)
+                write_json(source / "source.json", given_source(params))
             except (SourceError, HubError, BenchmarkDataError) as error:
                 sys.exit(f"error: {error}")
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,7 @@ from unittest import mock
 from eval import lmms_start
 
 lmms_start.quiet()
-os.environ.setdefault("OPENAI_API_KEY", "none")  # tasks want one when imported; no judge is asked
+lmms_start.ask_no_judge()
 
 import torch  # noqa: E402
 from lmms_eval.api.instance import Instance  # noqa: E402

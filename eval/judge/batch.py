@@ -147,7 +147,9 @@ class Batches:
             for file_id in (batch.output_file_id, batch.error_file_id):
                 if file_id:
                     text = self._client.files.content(file_id).text
-                    for number, line in enumerate(text.splitlines(), start=1):
+                    # A text within JSON may hold other separators of lines.
+                    lines = filter(None, text.split("\n"))
+                    for number, line in enumerate(lines, start=1):
                         self._ingest(f"{file_id}, line {number}", line, requests, check, failures)
             # Only now: a run killed before reads the files again.
             self._cache.end_batch(identity, batch.status)
@@ -196,7 +198,7 @@ class Batches:
             if found.response is None or found.response.status_code != 200:
                 raise Unusable(f"the batch reports {found.error or found.response}")
             text = json.dumps(found.response.body)
-            reply = read_completion(text, check, self._judge.endpoint)
+            reply = read_completion(text, check, self._judge.endpoint, requests.get(one))
         except Fault as fault:
             failures[one] = fault.reason
             if fault.usd:

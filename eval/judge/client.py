@@ -35,6 +35,7 @@ from filelock import FileLock, Timeout
 from eval.judge import JudgeError
 from eval.judge.batch import Batches
 from eval.judge.cache import Body, Reply, ReplyCache, key
+from eval.judge.connection import Endless, Misdirected, connect
 from eval.judge.endpoint import (
     CHARACTERS_A_TOKEN,
     Check,
@@ -140,13 +141,14 @@ class Judge:
             self._lock.release()
 
     def client(self) -> openai.OpenAI:
-        """The SDK's client; raises `JudgeError` where its key is not set."""
+        """The SDK's client; raises `JudgeError` where its key is not set, or a proxy unusable."""
         with self._changed:
             if self._client is None:
-                self._client = openai.OpenAI(
-                    base_url=self.endpoint.base_url,
-                    api_key=self.endpoint.api_key(),
-                    timeout=self.endpoint.timeout_seconds,
+                self._client = connect(
+                    self.endpoint.base_url,
+                    self.endpoint.api_key(),
+                    proxy=self.endpoint.proxy,
+                    timeout_seconds=self.endpoint.timeout_seconds,
                     max_retries=self.endpoint.max_retries,
                 )
             return self._client
@@ -360,19 +362,20 @@ class Judge:
             openai.AuthenticationError,
             openai.PermissionDeniedError,
             openai.NotFoundError,
+            Misdirected,
         ) as error:
             raise Refused(_reason(error)) from error
         except openai.RateLimitError as error:
             kind = Refused if error.code == "insufficient_quota" else Unreachable
             raise kind(_reason(error)) from error
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+        except (openai.BadRequestError, openai.UnprocessableEntityError, Endless) as error:
             raise Rejected(_reason(error)) from error
         except openai.APIError as error:
             raise Unreachable(_reason(error)) from error
         # A reset in the middle of a body is the SDK's to retry; what arrives whole is read here.
-        return read_completion(response.http_response.content, check, self.endpoint)
+        return read_completion(response.http_response.content, check, self.endpoint, body)
 
 
-def _reason(error: openai.APIError) -> str:
+def _reason(error: openai.OpenAIError) -> str:
     cause = f" ({error.__cause__})" if error.__cause__ else ""
     return f"{type(error).__name__}: {error}{cause}"

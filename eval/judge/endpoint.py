@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from pydantic import BaseModel, Field, ValidationError
 from tqdm import tqdm
 
 from eval.judge import JudgeError
 from eval.judge.cache import Body, Reply
+from eval.judge.connection import proxy_for
 from heima.config import OpenAIJudge, Price
 from heima.results.measures import is_gpt4o
 
@@ -27,13 +29,15 @@ Check = Callable[[str], object]
 class Endpoint:
     """Where a judge is and how it may be asked; the fields of `heima.config.OpenAIJudge`.
 
-    `identity` stands for the server in cache keys. `api_key` is only read when something is asked.
+    `identity` stands for the server in cache keys. `api_key` (raises `JudgeError` where there is
+    none) and `proxy` are those of the environment when the endpoint was made.
     """
 
     model: str
     identity: str
     base_url: str
     api_key: Callable[[], str]
+    proxy: str | None
     price: Price | None
     budget_usd: float | None
     mode: str
@@ -47,11 +51,14 @@ class Endpoint:
         cls, judge: OpenAIJudge, *, identity: str | None = None, api_key: str | None = None
     ) -> Endpoint:
         """The endpoint of a judge's parameters; by default its URL is its identity."""
+        # lmms-eval is later sent to the gateway through the same variables.
+        found = api_key or os.environ.get(judge.api_key_env)
         return cls(
             model=judge.model,
             identity=identity or judge.base_url.rstrip("/"),
             base_url=judge.base_url,
-            api_key=lambda: api_key or api_key_of(judge.api_key_env),
+            api_key=lambda: found or _unset(judge.api_key_env),
+            proxy=proxy_for(judge.base_url),
             price=judge.price,
             budget_usd=judge.budget_usd,
             mode=judge.mode,
@@ -117,8 +124,12 @@ class _Completion(BaseModel):
     system_fingerprint: str | None = None
 
 
-def read_completion(text: str | bytes, check: Check, endpoint: Endpoint) -> Reply:
-    """The reply in the body of a 200.
+def read_completion(
+    text: str | bytes, check: Check, endpoint: Endpoint, body: Body | None
+) -> Reply:
+    """The reply in the body of a 200 to the request `body` (None: one that is not known here).
+
+    A usage that the request cannot have had is not booked: the reply counts as without one.
 
     Raises `Unusable` for anything but what was asked for, and `Refused` where another model than
     the one that was asked for has answered.
@@ -129,8 +140,18 @@ def read_completion(text: str | bytes, check: Check, endpoint: Endpoint) -> Repl
         shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
         raise Unusable(f"no chat completion ({_first(error)}): {shown[:80]!r}") from error
     usd = 0.0
-    if found.usage:
-        usd = endpoint.usd(found.usage.prompt_tokens, found.usage.completion_tokens)
+    usage = found.usage
+    if usage and not _possible(usage, body):
+        print(
+            f"judge {endpoint.model}: a usage is not booked, for no such request has that many "
+            "tokens; they are estimated by characters",
+            file=sys.stderr,
+        )
+        usage = None
+    if usage:
+        usd = endpoint.usd(usage.prompt_tokens, usage.completion_tokens)
+    elif found.usage and body is not None:
+        usd = endpoint.usd(estimated_tokens(body), body["max_tokens"])
     if not same_judge(endpoint.model, found.model):
         raise Refused(
             f"{endpoint.base_url} was asked for {endpoint.model} and answered as {found.model}; "
@@ -152,7 +173,6 @@ def read_completion(text: str | bytes, check: Check, endpoint: Endpoint) -> Repl
     except ValueError as error:
         reason = _first(error) if isinstance(error, ValidationError) else str(error)
         raise Unusable(f"not what was asked for ({reason}): {content[:80]!r}", usd=usd) from error
-    usage = found.usage
     return Reply(
         content,
         found.model,
@@ -160,6 +180,32 @@ def read_completion(text: str | bytes, check: Check, endpoint: Endpoint) -> Repl
         usage.prompt_tokens if usage else None,
         usage.completion_tokens if usage else None,
     )
+
+
+_FRAME_TOKENS = 1000
+"""Of a request, besides its texts and images, at most."""
+_LARGEST_IMAGE_TOKENS = 50_000
+_LARGEST_REQUEST_TOKENS = 1_000_000
+
+
+def _possible(usage: _Usage, body: Body | None) -> bool:
+    """Whether a request can have had that many tokens: each is a byte at least."""
+    if body is None:
+        return max(usage.prompt_tokens, usage.completion_tokens) <= _LARGEST_REQUEST_TOKENS
+    prompt = sum(
+        len(part["text"].encode()) if "text" in part else _LARGEST_IMAGE_TOKENS
+        for message in body["messages"]
+        for part in _parts(message["content"])
+    )
+    return (
+        usage.prompt_tokens <= _FRAME_TOKENS + prompt
+        and usage.completion_tokens <= _FRAME_TOKENS + body["max_tokens"]
+    )
+
+
+def _parts(content: Any) -> Sequence[Mapping[str, Any]]:
+    """A message's parts; a text is its only one."""
+    return [{"text": content}] if isinstance(content, str) else content
 
 
 def _first(error: ValidationError) -> str:
@@ -172,8 +218,7 @@ def estimated_tokens(body: Body) -> int:
     """Tokens of a request, by its characters: tokenizers are downloads."""
     tokens = 0.0
     for message in body["messages"]:
-        content = message["content"]
-        for part in [{"text": content}] if isinstance(content, str) else content:
+        for part in _parts(message["content"]):
             characters = len(part["text"].encode()) if "text" in part else 0
             tokens += characters / CHARACTERS_A_TOKEN if characters else _IMAGE_TOKENS
         tokens += 4
@@ -194,12 +239,8 @@ def same_judge(asked: str, answered: str) -> bool:
     return not is_gpt4o(asked) or is_gpt4o(answered)
 
 
-def api_key_of(variable: str) -> str:
-    """The key in an environment variable; raises `JudgeError` where it is not set."""
-    found = os.environ.get(variable)
-    if not found:
-        raise JudgeError(
-            f"judge.api_key_env names {variable}, which is not set; export it (any text for a "
-            "local server), or set judge: {backend: embedded-rules}"
-        )
-    return found
+def _unset(variable: str) -> NoReturn:
+    raise JudgeError(
+        f"judge.api_key_env names {variable}, which is not set; export it (any text for a "
+        "local server), or set judge: {backend: embedded-rules}"
+    )

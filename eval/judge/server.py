@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eval import prompts, rules
-from eval.gateway import Gateway, bypass_proxies
+from eval.gateway import Gateway
 from eval.judge import similarity
 from eval.judge.cache import ReplyCache
 from eval.judge.client import Judge
@@ -38,10 +38,9 @@ def open_judge(params: EmbeddedRules | OpenAIJudge) -> Iterator[tuple[Judge, Ope
     code stands for them. Raises `JudgeError`.
     """
     if isinstance(params, EmbeddedRules):
-        bypass_proxies()
         with Gateway(params) as gateway:
             options = _EMBEDDED.model_copy(update={"base_url": gateway.url})
-            endpoint = Endpoint.of(options, identity=f"{rules.NAME} {_code()}", api_key="none")
+            endpoint = Endpoint.of(options, identity=f"{rules.NAME} {_code()}", api_key=gateway.key)
             with ReplyCache(Path(options.cache)) as cache:
                 yield Judge(endpoint, cache), options
     else:
@@ -62,8 +61,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="loopback port (default: a free one)")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long a reply takes")
     options = parser.parse_args()
+    # There is nothing to spend here, so whoever asks is answered.
     gateway = Gateway(
-        EmbeddedRules(backend="embedded-rules"), port=options.port, delay_seconds=options.seconds
+        EmbeddedRules(backend="embedded-rules"),
+        port=options.port,
+        delay_seconds=options.seconds,
+        guarded=False,
     )
     with gateway:
         print(f"{rules.NAME} at {gateway.url}; Ctrl-C ends it", flush=True)

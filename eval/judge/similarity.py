@@ -12,8 +12,9 @@ import mimetypes
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from eval.judge import replies
 from eval.judge.cache import Body
 
 VERSION = "similarity-1"
@@ -42,9 +43,18 @@ EMPTY_GRADE = 1
 
 
 class _Grade(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    """Servers without schemas add fields, and write 4.0 or "4"."""
+
+    model_config = ConfigDict(extra="ignore")
 
     grade: Annotated[int, Field(ge=1, le=5)]
+
+    @field_validator("grade", mode="before")
+    @classmethod
+    def _no_truth_value(cls, grade: object) -> object:
+        if isinstance(grade, bool):
+            raise ValueError("a truth value is no grade")
+        return grade
 
 
 _FORMAT = {
@@ -108,12 +118,12 @@ def check_canary(content: str) -> None:
 
 
 def parse(content: str) -> int:
-    """The grade of a reply; raises `ValueError` for anything but the asked JSON object.
+    """The grade of a reply; raises `ValueError` for anything but a JSON object with that field.
 
-    >>> parse('{"grade": 4}')
-    4
+    >>> parse('{"grade": 4}'), parse('```json\\n{"grade": "4", "why": "so"}\\n```')
+    (4, 4)
     """
-    return _Grade.model_validate_json(content).grade
+    return _Grade.model_validate_json(replies.unfenced(content)).grade
 
 
 def compared(text: str) -> Mapping[str, str] | None:

@@ -63,6 +63,9 @@ def load(params: Params, protocol: str, benchmark: str, cache: Path) -> Configur
         "max_new_tokens": params.predict.max_new_tokens,
         "until": [],
     }
+    if optional := BENCHMARKS[benchmark].dataset.optional:
+        # lmms-eval's task reads columns that not even its own edition of MMBench always has.
+        config["process_docs"] = functools.partial(_with_columns, optional)
     pipelines = config.get("filter_list") or [
         {"name": "conclusion", "filter": [{"function": "take_first"}]}
     ]
@@ -85,6 +88,14 @@ def load(params: Params, protocol: str, benchmark: str, cache: Path) -> Configur
         # Within the task lmms-eval would retry a bad row five times, and hide what is wrong.
         cases.check(benchmark, task.eval_docs_no_media)
     return task
+
+
+def _with_columns(columns: Iterable[str], dataset: Dataset) -> Dataset:
+    """The rows with these columns, where they lack one as MMBench's files write an empty cell."""
+    for column in columns:
+        if column not in dataset.column_names:
+            dataset = dataset.add_column(column, ["nan"] * len(dataset))
+    return dataset
 
 
 def _judge_hallusionbench_sparingly() -> None:

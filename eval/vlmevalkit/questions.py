@@ -1,4 +1,4 @@
-"""What the protocol `vlmevalkit` asks a judge, and how a reply is read.
+"""What the protocol `vlmevalkit` asks a judge; `eval.judge.replies` reads what it says.
 
 The wording for options and for yes/no is ours; MM-Vet's and MathVista's are their authors', taken
 from lmms-eval when they are needed.
@@ -7,10 +7,7 @@ from lmms-eval when they are needed.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-
-from eval.vlmevalkit.matching import NONE
 
 CHOICE = """\
 You match a free answer to the options of a single-choice question. The JSON object below has the \
@@ -69,31 +66,6 @@ def parts(prompt: str) -> dict[str, str]:
     {'question': 'Is it red?', 'answer': 'surely'}
     """
     return json.loads(prompt.rpartition("\n\n")[2])
-
-
-def chosen(reply: str) -> str | None:
-    """The letter of a reply such as `B`, `(B)`, `B.` or `B. stem`; None for anything else."""
-    found = re.fullmatch(r"\(?([A-Z])(?:\)?[.:,]?|(?:\)|[.:]) .*)", reply.strip())
-    return found[1] if found else None
-
-
-def said(reply: str) -> str | None:
-    """`Yes`, `No` or `Unknown`; None for anything else."""
-    word = reply.strip().strip(".!\"'*").capitalize()
-    return word if word in ("Yes", "No", "Unknown") else None
-
-
-def grade(reply: str) -> float | None:
-    """The number from 0 to 1 that a reply begins with; None for anything else."""
-    try:
-        found = float(reply.split()[0])
-    except (ValueError, IndexError):
-        return None
-    return found if 0 <= found <= 1 else None
-
-
-def is_letter_of(letter: str, options: Mapping[str, str]) -> bool:
-    return letter == NONE or letter in options
 
 
 def _prompt(instructions: str, **fields: str) -> str:

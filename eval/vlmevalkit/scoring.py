@@ -18,7 +18,8 @@ from typing import Any
 
 import openai
 
-from eval.judge import JudgeError
+from eval.judge import JudgeError, replies
+from eval.judge.connection import connect, proxy_for
 from eval.vlmevalkit import cases, matching, questions
 from eval.vlmevalkit.cases import Case
 from heima.config.benchmarks import BENCHMARKS
@@ -68,9 +69,9 @@ def settle(benchmark: str, samples: Sequence[Sample]) -> None:
             if one["unit"] in lost:
                 one.update(by="rotation", verdict="", right=0.0)
         pending = [one for one in pending if one["by"] is None]
-    replies = _ask([ways.prompt(one, one["prediction"].strip()) for one in pending])
+    replied = _ask([ways.prompt(one, one["prediction"].strip()) for one in pending])
     faults = []
-    for one, reply in zip(pending, replies, strict=True):
+    for one, reply in zip(pending, replied, strict=True):
         if isinstance(reply, _Recorded):
             one.update(by="judge", verdict="", right=0.0, unanswered=True)
             continue
@@ -142,8 +143,7 @@ def _equal(one: Sample, verdict: str) -> float:
 
 
 def _letter(one: Sample, reply: str) -> str | None:
-    letter = questions.chosen(reply)
-    return letter if letter and questions.is_letter_of(letter, one["options"]) else None
+    return replies.chosen(reply, (matching.NONE, *one["options"]))
 
 
 def _mathvista_rule(one: Sample, answer: str) -> str | None:
@@ -155,11 +155,12 @@ def _mathvista_rule(one: Sample, answer: str) -> str | None:
     return None
 
 
-def _mathvista_reply(one: Sample, reply: str) -> str | None:
+def _mathvista_reply(one: Sample, reply: str) -> str:
+    # An answer may hold nothing to extract; then it is wrong.
     extracted = reply.strip()
     if extracted and one["options"]:
         return matching.option(extracted, one["options"]) or matching.NONE
-    return extracted or None
+    return extracted
 
 
 def _mathvista_right(one: Sample, verdict: str) -> float:
@@ -172,11 +173,6 @@ def _mathvista_right(one: Sample, verdict: str) -> float:
     return float(said is not None and said == (int(right) if kind == "integer" else right))
 
 
-def _graded(one: Sample, reply: str) -> str | None:
-    found = questions.grade(reply)
-    return None if found is None else str(found)
-
-
 _WAYS: dict[str, _Ways] = {
     "choice": _Ways(
         rule=lambda one, answer: matching.option(answer, one["options"]),
@@ -187,7 +183,7 @@ _WAYS: dict[str, _Ways] = {
     "graded": _Ways(
         rule=lambda one, answer: None,
         prompt=lambda one, answer: questions.mmvet_prompt(one["question"], one["answer"], answer),
-        parse=_graded,
+        parse=lambda one, reply: replies.grade(reply),
         right=lambda one, verdict: float(verdict),
     ),
     "extracted": _Ways(
@@ -199,7 +195,7 @@ _WAYS: dict[str, _Ways] = {
     "yes-no": _Ways(
         rule=lambda one, answer: matching.yes_no(answer),
         prompt=lambda one, answer: questions.yes_no_prompt(one["question"], answer),
-        parse=lambda one, reply: questions.said(reply),
+        parse=lambda one, reply: replies.said(reply),
         right=_equal,
     ),
 }
@@ -235,15 +231,15 @@ def _ask(prompts: Sequence[str]) -> list[str | _Fault]:
     different = list(dict.fromkeys(prompts))
     client = _client(url, key)
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        replies = list(pool.map(lambda prompt: _reply(client, model, prompt), different))
-    known: Mapping[str, str | _Fault] = dict(zip(different, replies, strict=True))
+        found = list(pool.map(lambda prompt: _reply(client, model, prompt), different))
+    known: Mapping[str, str | _Fault] = dict(zip(different, found, strict=True))
     return [known[prompt] for prompt in prompts]
 
 
 @functools.cache
 def _client(url: str, key: str) -> openai.OpenAI:
     """One a judge: making one reads all certificates (30 ms)."""
-    return openai.OpenAI(base_url=url, api_key=key)
+    return connect(url, key, proxy=proxy_for(url))
 
 
 def _reply(client: openai.OpenAI, model: str, prompt: str) -> str | _Fault:
@@ -265,4 +261,4 @@ def _reply(client: openai.OpenAI, model: str, prompt: str) -> str | _Fault:
         return _Fault(f"the reply holds no text: {found!r:.100}")
     if model == UNANSWERED:
         return _Recorded(refusal or "the gateway has no reply")
-    return content or _Fault("an empty reply")
+    return _Fault("no text") if content is None else content

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -213,6 +215,21 @@ class OpenAIJudge(Model):
     poll_seconds: PositiveFloat = 30
     max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.01
     cache: str = Field(default=".cache/judge.sqlite", min_length=1)
+
+    @model_validator(mode="after")
+    def _no_secret_in_parameters(self) -> OpenAIJudge:
+        # Parameters end in dvc.lock, provenance and error messages; so no value is shown here.
+        parts = urlsplit(self.base_url)
+        if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "base_url must be http(s)://host[:port][/path] without user, password, query or "
+                "fragment: export the judge's key, and name the variable in api_key_env"
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError(
+                "api_key_env must be the name of an environment variable, not the key itself"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limit_needs_a_price(self) -> OpenAIJudge:

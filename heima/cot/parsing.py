@@ -110,10 +110,25 @@ def is_canonical(answer: str, found: Mapping[str, Span]) -> bool:
 _CANONICAL_GAPS = render(dict.fromkeys(SECTIONS, "\0"), "text-cot").split("\0")
 
 
-def conclusion(text: str) -> str | None:
-    """The text of the last `<CONCLUSION>` of a generated answer, or None where there is none.
+def conclusion_span(text: str) -> Span | None:
+    """Where the text of a generated answer's conclusion stands: between the first closed pair of
+    tags, white space included. None where no pair is closed.
 
-    An unclosed conclusion counts up to the end: generation may stop at its limit there.
+    An answer may run on after its conclusion until the limit ends it: what follows the first pair
+    is no other answer. One that the limit cut within its conclusion has none.
     """
-    _, tag, rest = text.rpartition("<CONCLUSION>")
-    return rest.partition("</CONCLUSION>")[0].strip() if tag else None
+    opening, closing = TAGS["conclusion"]
+    before, tag, rest = text.partition(opening)
+    length = rest.find(closing)
+    start = len(before) + len(tag)
+    return (start, start + length) if tag and length >= 0 else None
+
+
+def conclusion(text: str) -> str | None:
+    """The conclusion of a generated answer (`conclusion_span`), or None where there is none.
+
+    >>> conclusion("<CONCLUSION> B </CONCLUSION>\\n\\n<CONCLUSION> C"), conclusion("<CONCLUSION> B")
+    ('B', None)
+    """
+    span = conclusion_span(text)
+    return None if span is None else text[slice(*span)].strip()

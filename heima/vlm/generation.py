@@ -24,6 +24,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from heima.config import Decoding
+from heima.cot import parsing
 from heima.cot.sections import SECTIONS
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
@@ -283,11 +284,8 @@ class _Tally:
         tags = list(_TAG.finditer(text))
         tag_tokens = {i for tag in tags for i in _overlapping(starts, *tag.span())}
         conclusion: set[int] = set()
-        opened = [tag for tag in tags if tag.group() == "<CONCLUSION>"]
-        if opened:
-            begin = opened[-1].end()
-            closed = text.find("</CONCLUSION>", begin)
-            conclusion = set(_overlapping(starts, begin, len(text) if closed < 0 else closed))
+        if (span := parsing.conclusion_span(text)) is not None:
+            conclusion = set(_overlapping(starts, *span))
         return {
             "thinking": sum(token in self._thinking for token in ids),
             "tag": len(tag_tokens),

@@ -86,6 +86,13 @@ def edit(raw: dict, key: str, value) -> str:
         ("similarity.references", "raw", r"references = 'raw': .*'clean' or 'official'"),
         ("judge", {"backend": "openai", "base_url": "http://x", "model": "m", "budget_usd": 5},
          r"budget_usd = 5\.0 needs a price"),
+        *(("judge", {"backend": "openai", "base_url": url, "model": "m"},
+           r"judge[^=]*: base_url must be http\(s\)://host\[:port\]\[/path\] without user, pass")
+          for url in ("https://me:hunter2@x/v1", "https://hunter2@x", "http://x/v1?key=hunter2",
+                      "http://x/v1#hunter2", "http:///v1")),
+        ("judge", {"backend": "openai", "base_url": "http://x", "model": "m",
+                   "api_key_env": "sk-hunter2"},
+         r"judge[^=]*: api_key_env must be the name of an environment variable, not the key"),
         ("judge", {"backend": "openai", "base_url": "http://x", "model": "m", "workers": 0},
          r"workers = 0: .*greater than or equal to 1"),
         ("states.checkpoint", "p1", r"states\.checkpoint = 'p1' is not one of \['one-shot'"),

@@ -98,8 +98,9 @@ def test_faults_have_reasons(text, reason):
     ("text", "expected"),
     [
         ("<CONCLUSION> 7 </CONCLUSION>", "7"),
-        ("<CONCLUSION> 7", "7"),
-        ("<CONCLUSION> 1 </CONCLUSION> <CONCLUSION> 2 </CONCLUSION>", "2"),
+        ("<CONCLUSION> 7", None),
+        ("</CONCLUSION> <CONCLUSION> 7", None),
+        ("</CONCLUSION> <CONCLUSION> 7 </CONCLUSION>", "7"),
         ("7", None),
         ("", None),
         ("<CONCLUSION> </CONCLUSION>", ""),
@@ -107,3 +108,23 @@ def test_faults_have_reasons(text, reason):
 )
 def test_conclusion(text, expected):
     assert parsing.conclusion(text) == expected
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "<CONCLUSION>",
+        "<CONCLUSION> ",
+        "<CONCLUSION> </CONCLUSION>",
+        "<CONCLUSION> C",
+        "<CONCLUSION> C </CONCLUSION>",
+        "</CONCLUSION>",
+        "<SUMMARY> s </SUMMARY>\n\n<CONCL",
+        "<SUMMARY> s </SUMMARY>\n\n<CONCLUSION> C </CONCLUSION>\n\n<CONCLUSION>",
+    ],
+)
+def test_what_follows_a_conclusion_is_no_other_one(more):
+    """An answer that ends by the limit may run on, however often."""
+    text = answer()
+    for times in range(3):
+        assert parsing.conclusion(text + f"\n\n{more}" * times) == "B"

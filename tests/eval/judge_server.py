@@ -122,8 +122,8 @@ CONTENT: dict[str, Fault] = {
     "null": _says(None),
     "a number": _says(completion("4")),
     "another field": _says(completion('{"score": 4}')),
-    "one field more": _says(completion('{"grade": 4, "why": "so"}')),
-    "a text": _says(completion('{"grade": "4"}')),
+    "two grades": _says(completion('{"grade": 4} or {"grade": 5}')),
+    "a text": _says(completion('{"grade": "four"}')),
     "true": _says(completion('{"grade": true}')),
     "a fraction": _says(completion('{"grade": 4.5}')),
     "out of range": _says(completion('{"grade": 0}')),
@@ -163,6 +163,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.seconds = 0.0
         self.slow_seconds = 5.0
         self.on_answer: Callable[[str], None] = lambda text: None
+        self.on_request: Callable[[Mapping[str, str]], None] = lambda headers: None
         self.lock = threading.Lock()
         self.attempts: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
@@ -216,6 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps(value).encode())
 
     def do_POST(self) -> None:
+        self.server.on_request(self.headers)
         data = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.endswith("/chat/completions"):
             self._chat(json.loads(data))

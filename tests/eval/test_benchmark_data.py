@@ -81,7 +81,7 @@ BAD_ROWS = [
     (
         "mmstar",
         "question",
-        "What?\nOptions: A: a cat, B: , C: a dog",
+        "What?\nOptions: A: a cat, B: , C: nan",
         "unreadable options",
     ),
     # Answers.

@@ -33,9 +33,13 @@ RULES = EmbeddedRules(backend="embedded-rules")
 def ask(gateway, prompt, path="/v1/chat/completions", **options):
     url = gateway.url.removesuffix("/v1") + path
     body = {"model": "gpt-4", "messages": [{"role": "user", "content": prompt}], **options}
-    response = requests.post(url, json=body, timeout=30)
+    response = requests.post(url, json=body, headers=authorized(gateway), timeout=30)
     response.raise_for_status()
     return response.json()
+
+
+def authorized(gateway):
+    return {"Authorization": f"Bearer {gateway.key}"}
 
 
 def content(completion):
@@ -120,37 +124,39 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("kind", "reply", "expected"),
         [
-            ("mmvet", "0.5", True),
-            ("mmvet", "1.0 because", True),
-            ("mmvet", "The score is 0.5", False),
-            ("mmvet", "7", False),
-            ("mathvista", "", False),
-            ("hallusionbench", "Incorrect.", True),
-            ("hallusionbench", "I cannot say", False),
-            ("mmbench", "B", True),
-            ("mmbench", "(B).", True),
-            ("mmbench", "E.", False),
-            ("mmbench", "The answer is B or C", False),
+            ("mmvet", "0.5", "0.5"),
+            ("mmvet", "1.0 because", "1.0"),
+            ("mmvet", "The score is 0.5", "0.5"),
+            ("mmvet", "7", None),
+            ("mathvista", "", ""),
+            ("mathvista", " 14 ", "14"),
+            ("hallusionbench", "Incorrect.", "Incorrect."),
+            ("hallusionbench", "I cannot say", None),
+            ("mmbench", "B", "B"),
+            ("mmbench", "(B).", "B"),
+            ("mmbench", "E.", "E"),
+            ("mmbench", "The answer is B or C", None),
+            ("similarity", '```json\n{"grade": "4"}\n```', '{"grade": 4}'),
+            ("similarity", "4", None),
         ],
     )
-    def test_usable(self, kind, reply, expected):
-        assert prompts.usable(Question(kind, "", "", ""), reply) is expected
+    def test_read(self, kind, reply, expected):
+        assert prompts.read(Question(kind, "", "", ""), reply) == expected
 
-    def test_every_kind_has_a_check_and_a_limit(self):
+    def test_every_kind_is_read_and_has_a_limit(self):
         """Rules also, so that every benchmark's prompt has an answer of the toy's judge."""
-        assert set(prompts.MAX_TOKENS) == set(prompts._USABLE) == set(rules._RULES)
+        assert set(prompts.MAX_TOKENS) == set(prompts._READ) == set(rules._RULES)
 
-    def test_usable_letters_are_those_that_mmbench_reads(self):
-        """It makes a random letter of every other reply."""
+    def test_letters_are_handed_on_as_mmbench_reads_them(self):
+        """It makes a random letter of what it cannot read, of D. among others."""
         from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 
         evaluator = MMBench_Evaluator()
         for letter, before, after in itertools.product(
-            "ABCDE", ["", "("], ["", ".", ")", ").", ":"]
+            "ABCDE", ["", "(", "**", "Answer: "], ["", ".", ")", ").", ":", "**", " - because"]
         ):
-            reply = before + letter + after
-            if prompts.usable(Question("mmbench", "", "", ""), reply):
-                assert evaluator.can_infer(reply, {"A": "8", "B": "18"}) == letter
+            said = prompts.read(Question("mmbench", "", "", ""), before + letter + after)
+            assert said == evaluator.can_infer(said, {"A": "8", "B": "18"}) == letter
 
 
 class TestRules:
@@ -223,7 +229,7 @@ class TestGateway:
 
     def test_broken_request_is_a_failure(self):
         with Gateway(RULES) as gateway, pytest.raises(requests.RequestException):
-            requests.post(gateway.url, data="no json", timeout=10)
+            requests.post(gateway.url, data="no json", headers=authorized(gateway), timeout=10)
         assert "JSONDecodeError" in gateway.failures[0].reason
 
     def test_tasks_imported_with_another_url_are_refused(self, open_gateway):
@@ -253,7 +259,9 @@ class TestJudgeBehindTheGateway:
             parts = [{"type": "text", "text": question(1)}]
             body = {"messages": [{"role": "user", "content": parts}]}
             # HallusionBench names no model unless API_TYPE is openai.
-            assert content(requests.post(gateway.url, json=body, timeout=30).json()) == "correct"
+            headers = authorized(gateway)
+            found = requests.post(gateway.url, json=body, headers=headers, timeout=30).json()
+            assert content(found) == "correct"
         assert [text_of(body) for body in bodies] == [prompts.CANARY, question(1)], "asked once"
         assert {body["model"] for body in bodies} == {"my-judge"}
         assert {body["temperature"] for body in bodies} == {0}
@@ -263,7 +271,8 @@ class TestJudgeBehindTheGateway:
         server.seconds = 0.7
         with Gateway(judge()) as gateway:
             body = {"messages": [{"role": "user", "content": prompts.CANARY}]}
-            response = requests.post(gateway.url, json=body, timeout=0.5)
+            headers = authorized(gateway)
+            response = requests.post(gateway.url, json=body, headers=headers, timeout=0.5)
         assert content(response.json()) == "correct"
 
     def test_faults_of_transport_are_survived(self, server, judge):

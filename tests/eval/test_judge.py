@@ -110,14 +110,26 @@ class TestPrompt:
     @pytest.mark.parametrize(
         "reply",
         [
-            '{"grade": 0}', '{"grade": 6}', '{"grade": "4"}', '{"grade": 4.0}', '{"grade": true}',
-            '{"grade": 4, "x": 1}', '{"score": 4}', "4", "", "[4]", "grade: 4",
-            '```{"grade": 4}```',
+            '{"grade": 0}', '{"grade": 6}', '{"grade": 4.5}', '{"grade": true}',
+            '{"grade": "four"}', '{"grade": null}', '{"grade": [4]}', '{"score": 4}',
+            "4", "", "[4]", "grade: 4",
+            '{"grade": 4} or {"grade": 5}', '```{"grade": 0}```', '```4```',
         ],
     )  # fmt: skip
     def test_only_the_asked_object_is_a_grade(self, reply):
         with pytest.raises(ValueError):
             similarity.parse(reply)
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            '```json\n{"grade": 4}\n```', '```{"grade": 4}```', ' {"grade": 4}\n', '{"grade": 4.0}',
+            '{"grade": "4"}', '{"grade": 4, "explanation": "similar"}',
+            '```\n{"why": "so", "grade": "4"}```',
+        ],
+    )  # fmt: skip
+    def test_a_grade_in_other_dress_is_read(self, reply):
+        assert similarity.parse(reply) == 4
 
     def test_all_grades_are_read(self):
         assert [similarity.parse(json.dumps({"grade": n})) for n in range(1, 6)] == [1, 2, 3, 4, 5]

@@ -169,6 +169,30 @@ def star_table():
     ]
 
 
+def test_options_that_stand_in_the_question(capsys):
+    """As MMStar's authors want submissions; an option may be empty, and the right one be that."""
+    texts = ["A: x, B: y, C: z", "A: , B: y, C: z", "A: x, B: y, C: ", "A: x, B: y, C: "]
+    rows = [
+        {
+            "index": place,
+            "question": f"What?\nOptions: {listed}",
+            "answer": answer,
+            "category": "math",
+            "prediction": said,
+        }
+        for place, (listed, answer, said) in enumerate(
+            zip(texts, "CACB", ("z", "A", "C", "y"), strict=True)
+        )
+    ]
+    asked = ("--benchmark", "mmstar", "--protocol", "vlmevalkit")
+    for file in (write_xlsx(rows), write_jsonl(rows)):
+        code, found, out, _ = run(capsys, file, *asked)
+        assert code == 0
+        assert found["accuracy"]["value"] == 50
+        assert found["never_right"] == ["1", "2"]
+        assert "whose right option is empty, so that no answer is right: 2: 1, 2" in out
+
+
 def test_cells_that_look_empty(capsys):
     """ "None" and "NA" are options and predictions, an empty cell is neither, a number is text."""
     file = write_xlsx(star_table())
@@ -218,15 +242,20 @@ def dropped(rows, *columns):
         ),
         (write_jsonl, [{"doc_id": 13, "text": "A"}], "mmstar", "13 rows does not have: 13"),
         (write_jsonl, [{"index": "x", "text": "A"}], "mmvet", "12 rows does not have: x"),
-        (write_xlsx, dropped(star_table(), "answer", "B"), "mmstar", "lacks the columns answer, B"),
+        (write_xlsx, dropped(star_table(), "answer", "B"), "mmstar", "lacks the columns answer"),
         (
             write_xlsx,
-            [row | {"answer": "D"} for row in star_table()[:2]],
+            [row | {"answer": "E"} for row in star_table()[:2]],
             "mmstar",
-            "sample 1: its answer 'D' is none of its options A, B, C",
+            "sample 1: its answer 'E' is none of its options A, B, C",
         ),
         (write_xlsx, [star_table()[0]] * 2, "mmstar", "the index 0 stands there twice"),
-        (write_xlsx, [row | {"B": None} for row in star_table()], "mmstar", "A, C: one is empty"),
+        (
+            write_xlsx,
+            [row | {"B": None, "C": None} for row in star_table()],
+            "mmstar",
+            "sample 0: it has fewer than two options",
+        ),
     ],
 )
 def test_bad_input(capsys, write, rows, benchmark, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,52 @@ def test_training_seeds_are_scored_apart_and_averaged(lmms_only, open_gateway):
     assert mean.seeds[42] == pytest.approx(100) and mean.low < 5 and mean.high > 95
     by_seed = {seed: [row for row in rows if row["training_seed"] == seed] for seed in forms}
     assert {seed: len(found) for seed, found in by_seed.items()} == dict.fromkeys(forms, ANSWERS)
+
+
+@pytest.fixture
+def real_columns(workspace):
+    """MMBench as the hub and VLMEvalKit have it: without E, and some editions lack more."""
+    from datasets import Dataset
+
+    elsewhere = Path("data").resolve()
+    Path("data").unlink()
+    shutil.copytree(elsewhere, "data")
+    (file,) = Path("data/benchmarks/mmbench").glob("*.parquet")
+    rows = Dataset.from_parquet(str(file), cache_dir="cache")
+    rows = rows.remove_columns(["hint", "E", "source", "L2-category", "split", "comment"])
+    file.unlink()
+    rows.to_parquet(str(file))
+    return workspace
+
+
+def test_mmbench_as_it_is(real_columns, open_gateway):
+    """Checked, asked, scored and broken down under both protocols."""
+    from eval import tasks
+    from eval.benchmark_check import check_folder
+
+    folder = Path("data/benchmarks/mmbench")
+    assert check_folder("mmbench", folder) == []
+    change_params(lambda raw: raw["protocols"]["vlmevalkit"].update(seeds=[42]))
+    for protocol in ("lmms", "vlmevalkit"):
+        task = tasks.load(config.load(), protocol, "mmbench", Path("tasks"))
+        (text,) = (
+            part["text"]
+            for message in task.doc_to_messages(task.eval_docs[0])
+            for part in message["content"]
+            if part["type"] == "text"
+        )
+        assert "nan" not in text and "D. " in text and "E. " not in text
+    write_predictions(
+        Path("predictions/heima"),
+        lambda p, s, benchmark, number, doc: (
+            rotation(doc, wrong=(1, 2), bare=(2, 0)) if benchmark == "mmbench" else "right"
+        ),
+    )
+    _, (cells, _) = score(open_gateway(RULES))
+    for protocol in ("lmms", "vlmevalkit"):
+        found = cells[f"{protocol}/mmbench"]
+        assert found["accuracy"].value == pytest.approx(200 / 3)
+        assert found["chance"].value == pytest.approx(100 / 4**4)
 
 
 def test_nothing_right(workspace, open_gateway):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import huggingface_hub.constants
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -135,6 +136,20 @@ def test_a_source_of_the_hub_is_downloaded_and_found_by_the_stages_after(place, 
     raw["source"]["revision"] = GONE
     assert "source: the data set a/cot has moved" in failure_of_prepare(yaml.safe_dump(raw))
     assert not Path("data/source").exists()
+
+
+def test_benchmarks_are_checked_before_the_source_is_downloaded(place, hub, editions):
+    """The source has 160 GB, and the models come after it."""
+    shutil.copytree(editions / "mmstar", "given/mmstar")
+    (file,) = Path("given/mmstar").glob("*.parquet")
+    table = pq.read_table(file).to_pylist()
+    table[3]["question"] = ""
+    pq.write_table(pa.Table.from_pylist(table, schema=pq.read_schema(file)), file)
+    hub.repositories["a/cot"] = Repository({NEW: {"train.jsonl": b"{}", "image.zip": b""}})
+    raw = yaml.safe_load(paper_yaml(mmstar={"path": "given/mmstar"}))
+    raw["source"] |= {"kind": "hub", "id": "a/cot", "path": "data/cot"}
+    assert "row 3: empty question" in failure_of_prepare(yaml.safe_dump(raw))
+    assert not hub.downloads() and not Path("data/cot").exists()
 
 
 # Given folders

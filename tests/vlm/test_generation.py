@@ -283,11 +283,12 @@ class TestTally:
             (["<", "SUM", "MARY", "> i", " see", " </", "SUMMARY", ">\n\n"], (7, 0)),
             (["<CON", "CLUSION>", " ", "B", " </", "CONCLUSION", ">"], (5, 2)),
             # Cut off within the conclusion, and before it.
-            (["<CONCLUSION>", " 1", "2"], (1, 2)),
+            (["<CONCLUSION>", " 1", "2"], (1, 0)),
             (["<CONC"], (0, 0)),
             (["<CONCLUSION>", "</CONCLUSION>"], (2, 0)),
-            # Only the last conclusion counts, as in `parsing.conclusion`.
+            # The first closed conclusion counts, as in `parsing.conclusion`.
             (["<CONCLUSION>", "A", "</CONCLUSION>", "<CONCLUSION>", "B"], (3, 1)),
+            (["<CONCLUSION>", "A", "B", "</CONCLUSION>", "<CONCLUSION>", "</CONCLUSION>"], (4, 2)),
             ([], (0, 0)),
         ],
     )
