@@ -31,7 +31,7 @@ from transformers import (
 
 from heima import config
 from heima.config import Decoding
-from heima.cot.sections import thinking_token
+from heima.cot.sections import meant, thinking_token
 from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.families import registry
@@ -131,7 +131,7 @@ def readings(
     The states are those of the answer that the model gave. A section without its own interpreter
     is left out. Raises `ChatError` for an answer without its thinking tokens.
     """
-    sample = Sample(vocabulary.encode(question, "first", text), "image")
+    sample = Sample(vocabulary.encode(question, "first", meant(text)), "image")
     collate = Collator(registry.of(model), processor, _OneImage(image))
     thinking = params.thinking(params.states.checkpoint)
     try:

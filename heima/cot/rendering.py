@@ -15,9 +15,12 @@ from heima.cot.sections import (
     COMPRESSIBLE,
     SECTIONS,
     SEPARATOR,
+    TAGS,
+    Marked,
     ThinkingTokens,
+    joined,
+    meant,
     numbered,
-    tagged,
 )
 
 Form = Literal["text", "token", "omit"]
@@ -37,22 +40,55 @@ _ONE_TOKEN = numbered(1)
 
 def render(
     sections: Mapping[str, str], rendering: str, thinking: ThinkingTokens = _ONE_TOKEN
-) -> str:
+) -> Marked:
     """The assistant's text in one rendering: the only place where a phase's format is decided.
 
     Parameters: `sections` maps all of `SECTIONS` to text; `rendering` is a key of `RENDERINGS`;
     `thinking` tokens of a section stand side by side, without a blank that would be a token more.
+    Only these are marked: a name of one in a section's text is text.
     Raises `KeyError` for an unknown rendering or an absent section.
     """
     forms = RENDERINGS[rendering]
-    blocks = []
+    parts = [""]
+    for section in SECTIONS:
+        form = forms.get(section, "text")
+        if form == "omit":
+            continue
+        opening, closing = TAGS[section]
+        parts[-1] += f"{SEPARATOR if parts[0] else ''}{opening} "
+        if form == "text":
+            parts[-1] += sections[section]
+        else:
+            for token in thinking[section]:
+                parts += [token, ""]
+        parts[-1] += f" {closing}"
+    return Marked(parts)
+
+
+def replaced(
+    answer: str,
+    sections: Mapping[str, str],
+    rendering: str,
+    thinking: ThinkingTokens = _ONE_TOKEN,
+) -> Marked:
+    """An answer as it stands, with the texts of sections replaced wherever they occur.
+
+    So the official arrangement makes its phases (docs/recipe.md, section 1), one section after the
+    other; what it keeps has each of them once. Raises `KeyError` as `render` does, and `ValueError`
+    for a rendering that leaves sections out.
+    """
+    forms = RENDERINGS[rendering]
+    if "omit" in forms.values():
+        raise ValueError(f"{rendering} leaves sections out, which replacing does not")
+    text = Marked([answer])
     for section in COMPRESSIBLE:
-        if forms[section] == "text":
-            blocks.append(tagged(section, sections[section]))
-        elif forms[section] == "token":
-            blocks.append(tagged(section, "".join(thinking[section])))
-    blocks.append(tagged("conclusion", sections["conclusion"]))
-    return SEPARATOR.join(blocks)
+        if forms[section] == "token":
+            token = meant("".join(thinking[section]))
+            text = joined(
+                joined(part.split(sections[section]), token) if place % 2 == 0 else meant(part)
+                for place, part in enumerate(text.parts)
+            )
+    return text
 
 
 def is_constant(rendering: str) -> bool:

@@ -19,13 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from heima.config import Decoding, Hardware, InterpreterInput
-from heima.cot.sections import thinking_token
 from heima.data.encoding import pad, pad_text
 from heima.data.tokens import Encoded, ImagePlace, Vocabulary
 from heima.data.turns import Turn
 from heima.families.registry import pretrained
 from heima.interpreting.states import SectionStates
-from heima.interpreting.wordings import PLAIN_WORDING, VARIED, Wordings
+from heima.interpreting.wordings import PLAIN_WORDING, VARIED, Wordings, asking
 from heima.training.loop import AnswerLoss
 from heima.vlm.sampling import sampling
 
@@ -67,19 +66,13 @@ def encode_readings(
     read = states.by_turn()
     chats: list[tuple[str, ImagePlace, str]] = []
     for turn, template, seen in zip(turns, drawn, read, strict=True):
-        count = len(seen) if source == "own" else 0
-        prompt = _prompt(templates[template], turn.question, section, count)
+        told = len(seen) if source == "own" else 0
+        prompt = asking(templates[template], turn.question, section, told)
         chats.append((prompt, "none", turn.sections[section]))
     return [
         Reading(encoded, seen)
         for encoded, seen in zip(vocabulary.encode_all(chats), read, strict=True)
     ]
-
-
-def _prompt(template: str, question: str, section: str, states: int) -> str:
-    """What an interpreter is asked, with the section's thinking token once for each state."""
-    place = f"of the hidden state {thinking_token(section) * states} " if states else ""
-    return template.format(question=question, section=section, source=place)
 
 
 def ask(
@@ -95,7 +88,7 @@ def ask(
     It is the first of the wordings that the interpreter was trained on.
     """
     template = PLAIN_WORDING if wordings == "plain" else VARIED[0]
-    prompt = _prompt(template, question, section, len(states))
+    prompt = asking(template, question, section, len(states))
     return Reading(vocabulary.encode(prompt, "none", ""), states)
 
 
