@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
@@ -101,7 +103,7 @@ def mirror(root: Path, *, uri: str | None = None) -> dict[str, Any]:
     # Two processes that create the database at once break it for good.
     try:
         with FileLock(f"{database}.lock", timeout=_LOCK_TIMEOUT):
-            _Mirror(root, uri or f"sqlite:///{database}").run(stages, summary)
+            _Mirror(root, uri or _uri(database)).run(stages, summary)
     except Timeout as error:
         raise TrackingError(
             f"another process has mirrored into {database} for {_LOCK_TIMEOUT} s; try again when "
@@ -114,6 +116,15 @@ def mirror(root: Path, *, uri: str | None = None) -> dict[str, Any]:
             "`python -m stages.track`: it is built again from the results"
         ) from error
     return summary
+
+
+def _uri(database: Path) -> str:
+    """The tracking URI of a SQLite file, whatever characters stand in its path.
+
+    SQLAlchemy unquotes the path in a URI. MLflow makes the folder above the file before, by its
+    quoted name: beside the right one, unless the path is relative and has no folder.
+    """
+    return f"sqlite:///{quote(os.path.relpath(database))}"
 
 
 class _Mirror:
@@ -306,6 +317,9 @@ def _headline(stages: Sequence[FinishedStage]) -> Iterator[tuple[str, Mapping[st
 
 def _git_tags(root: Path) -> dict[str, str]:
     """The commit, and whether code or parameters differ from it; nothing outside a repository."""
+
+    if shutil.which("git") is None:
+        return {}
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

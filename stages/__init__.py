@@ -4,8 +4,20 @@ import atexit
 import gc
 import os
 import sys
+from types import TracebackType
 
 from stages import handover
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C is no fault: a sentence in place of a traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nstopped; `make repro` goes on where it ended", file=sys.stderr, flush=True)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _tell
 
 # Under `stages.repro` this process only waits for one that has imported everything.
 handover.hand_over()

@@ -56,7 +56,7 @@ def main(name: str, seed: int) -> None:
     )
 
     # Training
-    run = snapshots.Resume(_snapshots(name, seed, params))
+    run = _snapshots(name, seed, params)
     found = outcome.train_adapter(
         answering,
         samples,
@@ -93,8 +93,8 @@ def main(name: str, seed: int) -> None:
     )
 
 
-def _snapshots(name: str, seed: int, params: config.Params) -> Path:
-    """Where the run's snapshots are: a folder named by all that it depends on."""
+def _snapshots(name: str, seed: int, params: config.Params) -> snapshots.Resume:
+    """The run's snapshots, in a folder named by all that it depends on."""
     checkpoint = f"checkpoints.{name}"
     inputs = [
         Path("data/rewritten/train.parquet"),
@@ -102,7 +102,7 @@ def _snapshots(name: str, seed: int, params: config.Params) -> Path:
         models.ROOT / params.trained(params.checkpoints[name].init, seed),
     ]
     used = ("family", "precision", "training", "distill", checkpoint)
-    return snapshots.ROOT / snapshots.key(f"distill@{name}-{seed}", params, *used, inputs=inputs)
+    return snapshots.of(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main(name: str, source: config.InterpreterInput, seed: int) -> None:
         ]
 
     # Training
-    run = snapshots.Resume(_snapshots(name, source, seed, params))
+    run = _snapshots(name, source, seed, params)
     found = outcome.train_adapter(
         answering,
         splits["train"],
@@ -89,16 +89,15 @@ def main(name: str, source: config.InterpreterInput, seed: int) -> None:
     )
 
 
-def _snapshots(name: str, source: str, seed: int, params: config.Params) -> Path:
-    """Where the run's snapshots are: a folder named by all that it depends on."""
+def _snapshots(name: str, source: str, seed: int, params: config.Params) -> snapshots.Resume:
+    """The run's snapshots, in a folder named by all that it depends on."""
     inputs = [
         Path("data/rewritten/train.parquet"),
         Path(f"states/{seed}/train.safetensors"),
         models.ROOT / "interpreter",
     ]
     used = ("family", "precision", "training", "interpret", f"interpreters.{name}")
-    stage = f"interpret@{name}-{source}-{seed}"
-    return snapshots.ROOT / snapshots.key(stage, params, *used, inputs=inputs)
+    return snapshots.of(f"interpret@{name}-{source}-{seed}", params, *used, inputs=inputs)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ _SECONDS = 0.2
 def guardians() -> list[psutil.Process]:
     """The ancestors without which this process must not go on; none outside of a pipeline."""
     parents = psutil.Process().parents()[:_LEVELS]
-    found = [parent for parent in parents if _runs_stages(parent)][:1]
+    found = [parent for parent in parents if runs_stages(parent)][:1]
     if "RANK" in os.environ:
         found += parents[:1]
     return found
 
 
-def _runs_stages(process: psutil.Process) -> bool:
+def runs_stages(process: psutil.Process) -> bool:
+    """Whether a process is one of the commands that start stages, or a forked child of one."""
     try:
         return any(Path(part).name in _GUARDIANS for part in process.cmdline()[:3])
     except psutil.Error:

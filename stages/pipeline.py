@@ -20,13 +20,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from dvc.lock import LockBase
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import PipelineStage
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import dump_yaml, load_yaml
+
+from heima.results.files import atomic
+from stages import leftovers
 
 LOCK = Path("dvc.lock")
 
@@ -66,35 +68,6 @@ class _Turns(LockBase):
         self.unlock()
 
 
-def _forget_the_dead(path: Path) -> None:
-    """Take from DVC's list of files in use (`path`) those whose process has ended.
-
-    DVC does it too, but for it a process lives until its parent has waited for it, and the children
-    of a killed run are left to init, which may take its time or, in a container, never do it.
-    """
-    if not path.exists():
-        return
-    try:
-        used = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        # Killed while it wrote: nobody writes now, and DVC would refuse to work.
-        used = {}
-    reading = {
-        file: [user for user in users if _lives(user)]
-        for file, users in used.get("read", {}).items()
-    }
-    writing = {file: user for file, user in used.get("write", {}).items() if _lives(user)}
-    reading = {file: users for file, users in reading.items() if users}
-    path.write_text(json.dumps({"read": reading, "write": writing}), encoding="utf-8")
-
-
-def _lives(user: Mapping[str, Any]) -> bool:
-    try:
-        return psutil.Process(int(user["pid"])).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 class Pipeline:
     """The stages that `targets` need (none: all of dvc.yaml), by name."""
 
@@ -102,14 +75,26 @@ class Pipeline:
         # No bar of DVC's on the screen while another process holds its lock.
         logging.getLogger("dvc.progress").setLevel(logging.CRITICAL)
         logging.getLogger("dvc").setLevel(logging.WARNING)
+        os.chdir(Repo.find_root())
+        root = Path.cwd()
+        leftovers.put_right(root)
         self._repo = Repo(_wait_for_lock=True)
-        os.chdir(self._repo.root_dir)
         folder = Path(self._repo.tmp_dir)
         self._repo.lock = _Turns(self._repo.lock, str(folder / "stages.lock"))
         self._wait_for_other_runs(folder / "stages.run")
         with lock_repo(self._repo):
-            _forget_the_dead(folder / "rwlock")
+            for user in leftovers.forget_the_dead(folder / "rwlock", root):
+                print(f"has ended, and held files of DVC's until now: {user}")
+        for name in leftovers.remove_temporaries(root):
+            print(f"removed what a killed stage has left: {name}")
         self._noted = folder / "stages.finished"
+        self._before = leftovers.Before(folder / "stages.before")
+        finished = self._entries_noted()
+        for name in self._before.names():
+            if name in finished:
+                self._before.forget(name)
+            else:
+                self.bring_back(name)
         self._everything: list[str] = []
         self.write_lock({})
         index = self._repo.index
@@ -151,6 +136,23 @@ class Pipeline:
     def command(self, name: str) -> str:
         return str(self._stages[name].cmd)
 
+    def keep(self, name: str) -> None:
+        """Copy those outputs of a stage that DVC deletes as it starts and has no cache of."""
+        outs = [Path(one.fs_path) for one in self._stages[name].outs if not one.use_cache]
+        self._before.keep(name, [one.relative_to(Path.cwd()) for one in outs])
+
+    def bring_back(self, name: str) -> list[str]:
+        """What `keep` has copied, of a stage that did not finish; which outputs are back."""
+        return self._before.bring_back(name)
+
+    def in_cache(self, name: str) -> bool:
+        """Whether an output of the stage is gone that `dvc checkout` brings back."""
+        with lock_repo(self._repo):
+            return any(
+                one.use_cache and one.hash_info and not one.exists
+                for one in self._stages[name].outs
+            )
+
     def stale(self, names: Iterable[str]) -> list[str]:
         """Those of the stages that `dvc repro` would run; what they depend on must be finished."""
         with lock_repo(self._repo):
@@ -173,6 +175,8 @@ class Pipeline:
         """Keep the entry of a finished stage until `write_lock`, also if this process is killed."""
         with self._noted.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        for name in entry:
+            self._before.forget(name)
 
     def write_lock(self, entries: Mapping[str, Any]) -> None:
         """Put the entries of finished stages into dvc.lock, at once or not at all.
@@ -191,9 +195,8 @@ class Pipeline:
             known = [name for name in self._everything if name in stages]
             others = [name for name in stages if name not in set(known)]
             content["stages"] = {name: stages[name] for name in (*known, *others)}
-            temporary = LOCK.with_suffix(".lock.tmp")
-            dump_yaml(str(temporary), content)
-            os.replace(temporary, LOCK)
+            with atomic(LOCK) as temporary:
+                dump_yaml(str(temporary), content)
             self._noted.unlink(missing_ok=True)
 
     def _entries_noted(self) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from rich.live import Live
 from rich.text import Text
 from tabulate import tabulate
 
+from heima.results.files import atomic
+
 LOGS = Path(".cache/logs")
 DURATIONS = LOGS / "durations.json"
 
@@ -98,9 +100,8 @@ def remember(ended: Sequence[Ended]) -> None:
             taken = asdict(one)
             found[one.name] = {key: taken[key] for key in ("wall", "cpu", "peak_mb")}
     text = json.dumps(dict(sorted(found.items())), indent=1)
-    temporary = DURATIONS.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(DURATIONS)
+    with atomic(DURATIONS) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def clock(seconds: float) -> str:

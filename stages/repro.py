@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
@@ -47,7 +47,7 @@ from dvc.exceptions import DvcException
 
 from heima import config
 from heima.results import machine
-from stages import canary, handover, parent_death, progress, runs, schedule
+from stages import canary, handover, leftovers, parent_death, progress, runs, schedule
 from stages.pipeline import Pipeline
 from stages.progress import Ended, Progress, Result, Working
 from stages.schedule import Needs, Slots
@@ -60,6 +60,8 @@ _USED_OF_GPU = 0.9
 """The share of a GPU's memory that a plan may fill: what it says is no measurement."""
 _NAMES = 12
 """How many stages that were not run are named."""
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end a run."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -151,6 +153,7 @@ class Run:
         self._finished: set[str] = set()
         self._stale: set[str] = set()
         self._unknown = list(pipeline.upstream)
+        self.stopped: list[str] = []
         self._entries: dict[str, Any] = {}
         self._written = time.monotonic()
         self._server: WarmServer | None = None
@@ -170,8 +173,10 @@ class Run:
         finally:
             for running in self._running.values():
                 running.kill()
-            for running in self._running.values():
+            for name, running in self._running.items():
                 running.process.join()
+                self._pipeline.bring_back(name)
+                self.stopped.append(name)
             if self._server is not None:
                 self._server.close()
             self._progress.close()
@@ -210,9 +215,11 @@ class Run:
             self._stale.discard(name)
             results, theirs = _FORK.Pipe(duplex=False)
             process = _FORK.Process(target=_child, args=(self._pipeline, name, gpus, theirs))
-            process.start()
+            with _undisturbed():
+                self._pipeline.keep(name)
+                process.start()
+                self._running[name] = Running(process, results, gpus)
             theirs.close()
-            self._running[name] = Running(process, results, gpus)
         return bool(self._running)
 
     def _wait(self) -> None:
@@ -226,7 +233,8 @@ class Run:
             ]
             self._progress.tick(working, self._count(), self._left)
         for name in [name for name, one in self._running.items() if one.results in done]:
-            self._end(name)
+            with _undisturbed():
+                self._end(name)
         if time.monotonic() - self._written > _LOCK_SECONDS:
             self._write_lock()
 
@@ -250,6 +258,7 @@ class Run:
             why = "" if status == 1 else f" (exit code {status})"
             one = Ended(name, Result.FAILED, wall, cpu, peak_mb, why)
             self.failed.append(name)
+            self._pipeline.bring_back(name)
         else:
             log = progress.log_of(name).read_text(encoding="utf-8", errors="replace")
             ran = f"Running stage '{name}':" in log
@@ -311,8 +320,9 @@ class Run:
 def _child(pipeline: Pipeline, name: str, gpus: tuple[str, ...], results: Connection) -> None:
     """In a process of its own: run the stage, with all output in its log."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
     log = os.open(progress.log_of(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -395,9 +405,30 @@ def _say_whether_the_bits_are_the_recorded_ones() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     # Once is enough: what follows ends the stages.
-    for one in (signal.SIGINT, signal.SIGTERM):
+    for one in _ENDS:
         signal.signal(one, signal.SIG_IGN)
     raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that end the run wait until the block has ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+
+
+def _say_how_to_go_on(name: str, run: Run | None, pipeline: Pipeline | None) -> None:
+    """After a signal: what was stopped, what became of its outputs, and the command."""
+    stopped = run.stopped if run else []
+    words = [f"{name}: {', '.join(stopped) or 'no stage'} stopped; finished stages stay finished"]
+    if gone := [one for one in stopped if pipeline and pipeline.in_cache(one)]:
+        words.append(f"their metrics are as before; dvc checkout {shlex.join(gone)} has the rest")
+    again = shlex.join(["python", "-m", "stages.repro", *sys.argv[1:]])
+    words.append(f"`make repro` goes on from there (or: {again})")
+    print("", *words, sep="\n", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -414,12 +445,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("--jobs must be at least 1")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDS:
         signal.signal(number, _interrupt)
     # Commands of stages say `python`: this one, also where its environment is not active.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     gpus = visible_gpus()
     jobs = arguments.jobs or len(gpus) or len(os.sched_getaffinity(0))
+    pipeline = run = None
     try:
         if Path("params.yaml").exists():
             # dvc.yaml reads what to repeat stages over from this list, before any stage runs.
@@ -431,14 +463,14 @@ def main() -> None:
             parser.error(f"--may-fail: not among the stages to run: {', '.join(unknown)}")
         progress.LOGS.mkdir(parents=True, exist_ok=True)
         run = Run(pipeline, Slots(jobs, tuple(gpus)), fitting(gpus))
-        run.run()
+        with leftovers.scratch():
+            run.run()
     except DvcException as error:
         sys.exit(f"error: {error}")
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
     except Interrupted as interrupted:
-        again = shlex.join(["python", "-m", "stages.repro", *sys.argv[1:]])
-        print(f"{interrupted}: all stages have been ended; go on with: {again}", file=sys.stderr)
+        _say_how_to_go_on(str(interrupted), run, pipeline)
         sys.exit(128 + interrupted.number)
     if run.ended:
         print(f"\n{run.table()}")

@@ -3,6 +3,7 @@
 A reply is found by the hash of everything that could change it (`key`): the prompt's version, the
 server, and the whole request, its model included. So a reply is never paid twice, by whichever
 stage, run or mode it was first asked for; a killed run has lost only the requests in flight.
+Each reply has a hash of all that is kept of it, without which it is not used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any
 
 from eval.judge import JudgeError
 
-_VERSION = 1
+_VERSION = 2
+_ADDED_HASH = "ALTER TABLE replies ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''"
+"""What version 2 has and 1 had not."""
 _SCHEMA = """
 CREATE TABLE replies (
     key TEXT PRIMARY KEY, judge TEXT NOT NULL, content TEXT NOT NULL, model TEXT NOT NULL,
@@ -35,6 +38,8 @@ CREATE TABLE batches (
     created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
 """
+
+_HASHED = "key, judge, content, model, system_fingerprint, prompt_tokens, completion_tokens"
 
 Body = Mapping[str, Any]
 """A whole request to `chat/completions`."""
@@ -54,6 +59,12 @@ class Reply:
 def key(version: str, judge: str, body: Body) -> str:
     """The SHA-256 of a prompt's version, the judge's identity, and a whole request."""
     text = json.dumps([version, judge, body], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _row_hash(row: Sequence[Any]) -> str:
+    # Somebody may have put bytes there.
+    text = json.dumps(list(row), ensure_ascii=False, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -81,16 +92,26 @@ class ReplyCache:
                 if found == 0:
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self._database.execute(statement)
+                if found < 2:
+                    self._add_hashes()
                     self._database.execute(f"PRAGMA user_version = {_VERSION}")
         except sqlite3.DatabaseError as error:
             raise JudgeError(
                 f"{path} is no cache of judge replies ({error}); it may hold paid answers, so move "
                 "it away yourself, or set judge.cache to another file"
             ) from error
-        if found not in (0, _VERSION):
+        if found > _VERSION:
             raise JudgeError(
                 f"{path} has the layout {found} of another version of this project, expected "
                 f"{_VERSION}; set judge.cache to another file"
+            )
+
+    def _add_hashes(self) -> None:
+        """Give a file of version 1 the hashes of what it holds: its replies are paid."""
+        self._database.execute(_ADDED_HASH)
+        for row in self._database.execute(f"SELECT {_HASHED} FROM replies").fetchall():
+            self._database.execute(
+                "UPDATE replies SET sha256 = ? WHERE key = ?", (_row_hash(row), row[0])
             )
 
     def __enter__(self) -> ReplyCache:
@@ -115,12 +136,23 @@ class ReplyCache:
             return self._database.execute(statement, values).fetchall()
 
     def get(self, key: str) -> Reply | None:
-        rows = self._rows(
-            "SELECT content, model, system_fingerprint, prompt_tokens, completion_tokens "
-            "FROM replies WHERE key = ?",
-            key,
-        )
-        return Reply(*rows[0]) if rows else None
+        """The reply to a request; raises `JudgeError` where it is not what was kept."""
+        rows = self._rows(f"SELECT sha256, {_HASHED} FROM replies WHERE key = ?", key)
+        if not rows:
+            return None
+        written, *row = rows[0]
+        if written != _row_hash(row):
+            raise JudgeError(
+                f"{self.path}: the reply {key} is not what was kept (its hash differs); bring back "
+                "a copy of the file, or delete that row and it is asked for again: "
+                f"DELETE FROM replies WHERE key = '{key}'"
+            )
+        return Reply(*row[2:])
+
+    def altered(self) -> list[str]:
+        """The keys of all replies that are not what was kept."""
+        rows = self._rows(f"SELECT sha256, {_HASHED} FROM replies ORDER BY key")
+        return [row[0] for written, *row in rows if written != _row_hash(row)]
 
     def missing(self, keys: Collection[str]) -> list[str]:
         """Those of `keys` without a reply, in their order."""
@@ -128,19 +160,19 @@ class ReplyCache:
 
     def add(self, key: str, judge: str, reply: Reply, usd: float, what: str = "reply") -> None:
         """Keep a reply and what it cost; a reply that is there already stays."""
+        row = (
+            key,
+            judge,
+            reply.content,
+            reply.model,
+            reply.system_fingerprint,
+            reply.prompt_tokens,
+            reply.completion_tokens,
+        )
         with self._transaction():
             self._database.execute(
-                "INSERT OR IGNORE INTO replies (key, judge, content, model, system_fingerprint, "
-                "prompt_tokens, completion_tokens) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    key,
-                    judge,
-                    reply.content,
-                    reply.model,
-                    reply.system_fingerprint,
-                    reply.prompt_tokens,
-                    reply.completion_tokens,
-                ),
+                f"INSERT OR IGNORE INTO replies ({_HASHED}, sha256) VALUES (?{', ?' * 7})",
+                (*row, _row_hash(row)),
             )
             self._charge(key, judge, what, usd)
 

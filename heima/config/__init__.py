@@ -145,7 +145,8 @@ def parse(text: str, name: str = "params.yaml") -> Params:
     """
     try:
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # PyYAML leaves a date that is none, or a number of 5,000 digits, to Python.
         raise ConfigError(f"{name} is not YAML: {error}") from error
     return _validated(raw, name)
 

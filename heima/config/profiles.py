@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from heima.config.base import ConfigError
 
@@ -19,13 +20,16 @@ from heima.config.base import ConfigError
 def written_out(path: Path) -> str:
     """The text of the parameter file that a profile stands for, with the comments of its base.
 
-    The comment at the beginning is the profile's own. Raises `ConfigError` for a base that is not
-    there or has a base itself.
+    The comment at the beginning is the profile's own. Raises `ConfigError` for what is no YAML, and
+    for a base that is not there or has a base itself.
     """
     text = path.read_text(encoding="utf-8")
     yaml = YAML()
     yaml.width = 2**16
-    own = yaml.load(text)
+    try:
+        own = yaml.load(text)
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(own, MutableMapping) or "base" not in own:
         return text
     base_path = path.parent / f"{own.pop('base')}.yaml"

@@ -17,7 +17,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
     The block may create a file or a folder there. What an exception leaves is removed, and
-    `path` is then as it was before.
+    `path` is then as it was before. All content is on the disk before the rename is, so that a
+    machine that loses power keeps the old or the new. What a killed process leaves is named
+    `.NAME.PID.tmp`: DVC ignores it, and the next run removes it (stages/leftovers.py).
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,12 +27,33 @@ def atomic(path: str | Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
+        flush_tree(temporary)
         if temporary.is_dir() or target.is_dir():
             # A file is replaced at once; a folder would have to be empty.
             _remove(target)
         os.replace(temporary, target)
+        flush(target.parent)
     finally:
         _remove(temporary)
+
+
+def flush_tree(path: Path) -> None:
+    """Have the system write a file, or a folder with all that lies in it, to the disk (fsync)."""
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for inner in path.iterdir():
+            flush_tree(inner)
+    flush(path)
+
+
+def flush(path: Path) -> None:
+    """The same of a file, or of the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 A run is one `generation.Plan` under one model. Its journal is a folder of JSON lines, one file for
 each process that decodes, one line for each finished batch. The folder is named by a hash of all
-that the answers depend on (`key`), so that what it holds is never anybody else's.
+that the answers depend on (`key`), so that what it holds is never anybody else's. Each line has the
+hash of its content and of that name: a line that was changed, or moved, is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -104,7 +105,7 @@ class Journal:
         for file in sorted(self.folder.glob("*.jsonl")):
             for number, line in enumerate(_lines(file), start=1):
                 try:
-                    row = json.loads(line)
+                    row = checked(line, self.folder.name)
                     batch, answers = row["batch"], [_generation(one) for one in row["answers"]]
                 except (ValueError, TypeError, KeyError) as error:
                     raise ValueError(
@@ -140,10 +141,53 @@ class Journal:
 
     def append(self, batch: int, answers: Sequence[Generation]) -> None:
         """Add a finished batch; once this returns, it survives the process and the machine."""
-        row = {"batch": batch, "answers": [asdict(one) for one in answers]}
+        row: dict[str, Any] = {"batch": batch, "answers": [asdict(one) for one in answers]}
+        row["sha256"] = _row_hash(row, self.folder.name)
         self._open.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._open.flush()
         os.fsync(self._open.fileno())
+
+
+def checked(line: bytes, folder: str) -> dict[str, Any]:
+    """The content of a line in the journal `folder` (its name), if it is what was written.
+
+    Raises `ValueError`, saying why, where it is not.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    written = row.pop("sha256", None)
+    if written is None:
+        raise ValueError("it has no hash")
+    if written != _row_hash(row, folder):
+        raise ValueError("its content does not have its hash")
+    return row
+
+
+def _row_hash(row: Mapping[str, Any], folder: str) -> str:
+    text = json.dumps([folder, row], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def faults(root: Path) -> Iterator[tuple[Path, str]]:
+    """What in the journals below `root` is not what was written: each file, and why.
+
+    A last line that a killed process left unfinished is none.
+    """
+    for folder in sorted(one for one in root.glob("*") if one.is_dir()):
+        key_file = folder / "key.json"
+        try:
+            named = digest(json.loads(key_file.read_text(encoding="utf-8"))) == folder.name
+        except (OSError, ValueError):
+            named = False
+        if not named:
+            yield key_file, "is not the key that the folder is named by"
+        for file in sorted(folder.glob("*.jsonl")):
+            for number, line in enumerate(_lines(file), start=1):
+                try:
+                    checked(line, folder.name)
+                except ValueError as error:
+                    yield file, f"line {number} is no finished batch ({error})"
 
 
 def _lines(file: Path) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -253,3 +254,48 @@ def test_a_part_of_another_kind_is_named_with_its_key(params):
         config.expected(config.HubSource, params.source, "source")
     with pytest.raises(ValueError, match="id is not given"):
         config.given(None, "id")
+
+
+def numeric_keys(value, path=()):
+    """The place of every number in plain data."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from numeric_keys(one, (*path, key))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from numeric_keys(one, (*path, number))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+@pytest.mark.parametrize("written", ["yes", "off", ".inf", "-.inf", ".nan", "1" + 30 * "0", "1e30"])
+@pytest.mark.parametrize("profile_name", ["toy", "paper"])
+def test_no_key_takes_a_number_that_is_none(profile_name, written):
+    """Every numeric key of a profile, one after the other, and the error names it."""
+    raw = yaml.safe_load(config.written_out(ROOT / "profiles" / f"{profile_name}.yaml"))
+    places = list(numeric_keys(raw))
+    assert len(places) > 50
+    for *parents, last in places:
+        part = raw
+        for parent in parents:
+            part = part[parent]
+        before, part[last] = part[last], yaml.safe_load(written)
+        with pytest.raises(config.ConfigError) as refused:
+            config.parse(yaml.safe_dump(raw))
+        name = next(key for key in (last, *reversed(parents)) if isinstance(key, str))
+        assert re.search(rf"\b{re.escape(name)}\b", str(refused.value)), (parents, last)
+        part[last] = before
+    config.parse(yaml.safe_dump(raw))
+
+
+def test_flags_are_still_flags(raw_params):
+    raw_params["training"]["group_by_length"] = raw_params["similarity"]["judge_image"] = True
+    config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.mark.parametrize("text", ["seed: " + "9" * 5000, "seed: [1", "seed: 2020-99-99", "\x00"])
+def test_what_yaml_cannot_read_is_said_of_the_file(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(config.ConfigError, match=r"params\.yaml (is not YAML|has \d+ wrong)"):
+        config.load(path)

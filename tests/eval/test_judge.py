@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -184,6 +186,46 @@ class TestCache:
                 list(pool.map(write, range(8)))
             assert cache.spent() == 8 * 20 * 0.5
             assert cache.missing([f"{n}-{step}" for n in range(4) for step in range(20)]) == []
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            ("content", "5"),
+            ("content", b"4"),
+            ("judge", "other"),
+            ("model", "better"),
+            ("system_fingerprint", "fp2"),
+            ("prompt_tokens", None),
+            ("completion_tokens", 3),
+            ("sha256", ""),
+            ("key", "l"),
+        ],
+    )
+    def test_an_altered_reply_is_refused_and_named(self, tmp_path, column, value):
+        path = tmp_path / "judge.sqlite"
+        with ReplyCache(path) as cache:
+            for name in ("j", "k"):
+                cache.add(name, "server", Reply("4", "m", "fp", 10, 2), 0.25)
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute(f"UPDATE replies SET {column} = ? WHERE key = 'k'", (value,))
+        name = "l" if column == "key" else "k"
+        with ReplyCache(path) as cache:
+            assert cache.altered() == [name]
+            assert cache.get("j") == Reply("4", "m", "fp", 10, 2)
+            with pytest.raises(JudgeError, match=f"the reply {name} is not what was kept"):
+                cache.missing(["j", name])
+
+    def test_a_file_of_before_there_were_hashes_keeps_its_replies(self, tmp_path):
+        path = tmp_path / "judge.sqlite"
+        with ReplyCache(path) as cache:
+            cache.add("k", "server", Reply("4", "m"), 0.25)
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("ALTER TABLE replies DROP COLUMN sha256")
+            database.execute("PRAGMA user_version = 1")
+        for _ in range(2):
+            with ReplyCache(path) as cache:
+                assert cache.get("k") == Reply("4", "m") and cache.altered() == []
+                assert cache.spent() == 0.25
 
     def test_a_file_that_is_no_cache_is_left_as_it_is(self, tmp_path):
         path = tmp_path / "judge.sqlite"

@@ -1,4 +1,8 @@
+import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -241,3 +245,42 @@ def test_names_of_the_real_pipeline():
     )
     assert {f"score@{name}" for name in params.variants} <= set(names)
     assert {"prepare", "teach@text-cot", "interpret@reasoning-question-only-44"} <= set(names)
+
+
+LOOK = """
+import json
+from mlflow import MlflowClient
+from pathlib import Path
+from reports import mlflow_mirror
+
+summary = mlflow_mirror.mirror(Path("."))
+api = MlflowClient("sqlite:///mlflow.db")
+experiment = api.get_experiment_by_name(mlflow_mirror.EXPERIMENT)
+found = api.search_runs([experiment.experiment_id], max_results=1000)
+parent = next(run for run in found if run.data.tags["kind"] == "reproduction")
+shown = Path(api.download_artifacts(parent.info.run_id, "tables/benchmarks.md")).read_text()
+print(json.dumps([shown, len(found) - summary["runs"]]))
+"""
+
+
+@pytest.mark.parametrize("name", ["a%2Fb%20c", "a b?c#d% ä&=;%41"])
+def test_a_path_is_a_path_whatever_stands_in_it(fresh, name):
+    """As `stages.track` mirrors, from within; database and artifacts lie there and nowhere else.
+
+    In a process of its own: MLflow keeps what it opened by its URI.
+    """
+    root = fresh.parent / f"{fresh.name}-odd" / name
+    shutil.copytree(fresh, root)
+    (root / "reports" / "toy" / "tables").mkdir(parents=True, exist_ok=True)
+    (root / "reports" / "toy" / "tables" / "benchmarks.md").write_text("# table", encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == ["# table", 1 + 3]
+    assert list(root.parent.iterdir()) == [root]
+    assert list((root / "mlruns").rglob("benchmarks.md"))

@@ -72,6 +72,57 @@ def test_other_content_is_refused(tmp_path):
     assert one.read() == {}
 
 
+def changed_text(row):
+    row["answers"][0]["text"] = "b"
+
+
+def changed_count(row):
+    row["answers"][0]["counts"]["prompt"] += 1
+
+
+def changed_batch(row):
+    row["batch"] = 7
+
+
+def one_more(row):
+    row["answers"].append(row["answers"][0])
+
+
+def without_hash(row):
+    del row["sha256"]
+
+
+@pytest.mark.parametrize(
+    "change", [changed_text, changed_count, changed_batch, one_more, without_hash]
+)
+def test_a_well_formed_line_that_nobody_wrote_is_refused(tmp_path, change):
+    with Journal(tmp_path, KEY) as one:
+        one.append(0, answers("a \u2028"))
+        one.append(1, answers("a"))
+    assert list(kept_answers.faults(tmp_path)) == []
+    file = next(one.folder.glob("*.jsonl"))
+    first, second = file.read_bytes().splitlines(keepends=True)
+    row = json.loads(second)
+    change(row)
+    file.write_bytes(first + json.dumps(row).encode() + b"\n")
+    with pytest.raises(ValueError, match=r"line 2, is no finished batch \(it.* hash"):
+        one.read()
+    [(found, why)] = kept_answers.faults(tmp_path)
+    assert found == file and why.startswith("line 2 is no finished batch")
+
+
+def test_a_line_of_another_run_is_refused(tmp_path):
+    with Journal(tmp_path, KEY) as one, Journal(tmp_path, {"seed": 2}) as two:
+        one.append(0, answers("a"))
+        two.append(1, answers("b"))
+    moved = next(two.folder.glob("*.jsonl"))
+    shutil.copy(next(one.folder.glob("*.jsonl")), moved)
+    with pytest.raises(ValueError, match="does not have its hash"):
+        two.read()
+    (two.folder / "key.json").write_text(json.dumps(KEY))
+    assert {file for file, _ in kept_answers.faults(tmp_path)} == {moved, two.folder / "key.json"}
+
+
 def test_one_writer(tmp_path):
     with (
         Journal(tmp_path, KEY) as one,

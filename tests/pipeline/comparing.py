@@ -1,0 +1,56 @@
+"""What two reproductions of the same must have in common: the bytes of all outputs but times."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TIMES = ("seconds", "machine")
+"""Keys of provenance that measure a run (docs/reproducing.md)."""
+MEASUREMENTS = ("latency", "metrics/latency.json")
+"""Outputs that are times as a whole."""
+
+
+def outputs(root: Path) -> dict[str, str]:
+    """Each file of every output that dvc.lock names -> a hash of its content without times.
+
+    Left out are measurements, the table made of them, and what MLflow was given: it names the
+    hashes of metrics files, in which times stand.
+    """
+    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+    found = {}
+    for entry in lock["stages"].values():
+        for out in entry.get("outs", ()):
+            if out["path"] in MEASUREMENTS or out["path"].endswith("tracking.json"):
+                continue
+            path = root / out["path"]
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file() and file.stem != "latency":
+                    found[file.relative_to(root).as_posix()] = _digest(file)
+    return found
+
+
+def _digest(file: Path) -> str:
+    content = file.read_bytes()
+    if file.suffix == ".json":
+        content = json.dumps(_timeless(json.loads(content))).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict) and "provenance" in value:
+        kept = {key: one for key, one in value["provenance"].items() if key not in TIMES}
+        return {**value, "provenance": kept}
+    return value
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """The files that are not the same in both, or in one alone."""
+    first, second = outputs(one), outputs(other)
+    return sorted(
+        name for name in first.keys() | second.keys() if first.get(name) != second.get(name)
+    )
