@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
 from heima.families.batches import Collator
 from heima.families.registry import FAMILIES
+from heima.results.provenance import digest
 from heima.vlm import kernels
 from heima.vlm.added_tokens import equip, fit, untie
 from heima.vlm.pointer import locate
@@ -44,11 +46,21 @@ WHOLE = ("text-cot", "base")
 """The VLMs that are whole models there; all others are adapters on `text-cot`."""
 
 
+_LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "pillow")
+
+
 def device() -> torch.device:
     """A GPU where there is one; processes started by torchrun or accelerate have one each."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def fingerprint() -> str:
+    """A short SHA-256 of what rounds as it does: the device's kind and the libraries' versions."""
+    cuda = torch.cuda.is_available()
+    where = torch.cuda.get_device_name() if cuda else "cpu"
+    return digest({"device": where, **{one: version(one) for one in _LIBRARIES}})
 
 
 def dtype(params: Params) -> torch.dtype:
