@@ -21,8 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from peft import PeftModel
-
 from heima import config
 from heima.cot.sections import thinking_token
 from heima.data.tokens import Vocabulary
@@ -119,9 +117,10 @@ def _written(
     readers = {}
     for source in dict.fromkeys(source for source, _, _ in jobs):
         llm = models.load_llm(models.ROOT, params)
-        folder = f"interpreters/{named.interpreter}/{source}/{seed}"
-        merged = PeftModel.from_pretrained(llm, folder).merge_and_unload().to(models.device())
-        readers[source] = interpreter.StateReader(merged, [token])
+        folder = Path("interpreters") / named.interpreter / source / str(seed)
+        again = f"dvc repro interpret@{named.interpreter}-{source}-{seed}"
+        merged = models.load_adapter(llm, folder, again=again).merge_and_unload()
+        readers[source] = interpreter.StateReader(merged.to(models.device()), [token])
     for source, number, batch in jobs:
         found = interpreter.reconstruct(
             readers[source],
