@@ -174,8 +174,8 @@ def _decode(
         print(f"{title}: {known} of {total} answers known, {total - known} to decode", flush=True)
     decoder = None
     for run, planned in plans.items():
-        share = shared.share(range(len(planned.batches)))
-        own = [batch for batch in share if batch not in finished[run]]
+        batches = range(len(planned.batches))
+        own = shared.share([batch for batch in batches if batch not in finished[run]])
         if not own:
             continue
         # Weights are loaded where there is something to decode, once.

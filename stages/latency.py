@@ -21,7 +21,9 @@ def main() -> None:
     from eval.latency import latency
     from heima import config
     from heima.vlm import models
+    from stages import launch
 
+    launch.require_gpu(config.load_resolved())
     try:
         latency(
             Path("latency/samples.jsonl"),

@@ -23,7 +23,7 @@ from tabulate import tabulate
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from heima import config
-from heima.planning import architectures, preflight, workload
+from heima.planning import architectures, preflight, sharding, workload
 from heima.planning.estimate import Estimate
 from heima.planning.machine import GPUS, Gpu, Levers, Machine
 from heima.planning.parts import Stage, total
@@ -40,7 +40,7 @@ def machine(arguments: argparse.Namespace, params: config.Params) -> Machine:
     full_size = params.family in architectures.FULL_SIZE
     name = arguments.gpu or ("h100" if full_size else "cpu")
     gpu = CPU if name == "cpu" else GPUS[name]
-    gpus = arguments.gpus or (1 if name == "cpu" else 8)
+    gpus = arguments.gpus or ((params.hardware.processes or 1) if name == "cpu" else 8)
     return Machine(name, gpu, gpus, arguments.mfu, arguments.mbu, arguments.gpu_hour_price)
 
 
@@ -48,9 +48,18 @@ def levers(params: config.Params) -> Levers:
     """How training computes, as params say."""
     stated = params.training.model_dump() | params.hardware.model_dump()
     known = {field.name for field in fields(Levers)} & stated.keys()
-    return Levers(
-        **{name: stated[name] for name in known}, sharded=params.hardware.accelerate is not None
-    )
+    return Levers(**{name: stated[name] for name in known}, sharded=sharding.shards(params))
+
+
+def divided(choice: sharding.Choice) -> str:
+    """How training is best divided over the GPUs, in words."""
+    lines = [f"Training is best divided by {sharding.FILES[choice.way]}: {choice.why}."]
+    for way, one in choice.needed.items():
+        line = f"- {sharding.FILES[way]}: up to {one.memory / 1e9:,.0f} GB of a GPU ({one.stage})"
+        if one.gathered:
+            line += f", and {one.gathered / 1e9:,.0f} GB of weights reach it for each micro-batch"
+        lines.append(line + ("" if one.fits else "; does not fit"))
+    return "\n".join(lines)
 
 
 def resources(similarity: config.Similarity) -> list[str]:
@@ -161,8 +170,12 @@ def main() -> None:
         sys.exit(f"error: {error}")
     machine_ = machine(arguments, params)
     work = workload.of(params, tokenizer(params))
-    how = levers(params)
+    try:
+        how = levers(params)
+    except config.ConfigError as error:
+        sys.exit(f"error: {error}")
     planned = Estimate(params, architectures.of(params), work, machine_, how)
+    sharing = sharding.choice(planned)
     lacking = [*preflight.missing(params, planned), *resources(params.similarity)]
     whole = total(planned.stages)
     if arguments.json:
@@ -173,6 +186,7 @@ def main() -> None:
                     "family": params.family,
                     "machine": asdict(machine_),
                     "training": asdict(how),
+                    "sharding": asdict(sharing),
                     "workload": asdict(work),
                     "stages": [{**asdict(stage), "hours": stage.hours} for stage in planned.stages],
                     "total": asdict(whole),
@@ -191,6 +205,9 @@ def main() -> None:
     print()
     print(summary(planned, whole))
     print()
+    if planned.processes > 1:
+        print(divided(sharing))
+        print()
     print("Missing here:" if lacking else "Nothing is missing here.")
     for line in lacking:
         print(f"- {line}")

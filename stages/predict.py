@@ -30,6 +30,7 @@ def main(variant: str, *, fresh: bool) -> None:
     from stages import launch
 
     params = config.load_resolved()
+    launch.require_gpu(params)
     if params.predict.engine == "transformers":  # vLLM has one process
         again = ["--fresh"] if fresh else []
         launch.on_all_devices(params, "stages.predict", variant, *again)

@@ -7,8 +7,8 @@ Runs what `dvc repro` would run and leaves the same dvc.lock, which plain `dvc r
 and the other way round (stages/pipeline.py). Stages that do not depend on each other run at once,
 up to `--jobs` (default: as many as there are GPUs, else CPU cores), those that begin the longest
 chain first. What a stage runs on is its `meta: {needs: cpu | gpu | machine}` in dvc.yaml: a stage
-that needs `gpu` gets one GPU where the plan (stages/plan.py) says that it fits, else all; one that
-needs `machine` measures times and runs alone.
+that needs `gpu` gets as many GPUs as `hardware.processes` says, by default all; with `processes: 1`
+such stages run side by side, one a GPU. One that needs `machine` measures times and runs alone.
 
 A stage that fails stops only what depends on it; the exit code is 1 at the end, unless no other
 failed than those that `--may-fail` names. Ctrl-C ends all stages. After that, or after any kill,
@@ -56,8 +56,6 @@ _TICK = 0.25
 """Seconds between two looks at what runs."""
 _LOCK_SECONDS = 30.0
 """dvc.lock is written at most so often, and at the end: each time takes about a second."""
-_USED_OF_GPU = 0.9
-"""The share of a GPU's memory that a plan may fill: what it says is no measurement."""
 _NAMES = 12
 """How many stages that were not run are named."""
 _ENDS = (signal.SIGINT, signal.SIGTERM)
@@ -141,13 +139,13 @@ class WarmServer:
 class Run:
     """One run of the pipeline."""
 
-    def __init__(self, pipeline: Pipeline, slots: Slots, fits: Callable[[str], bool]) -> None:
+    def __init__(self, pipeline: Pipeline, slots: Slots, wanted: Callable[[str], int]) -> None:
         self.failed: list[str] = []
         self.not_run: list[str] = []
         self.ended: list[Ended] = []
         self._pipeline = pipeline
         self._slots = slots
-        self._fits = fits
+        self._wanted = wanted
         self._needs = {name: _needs(name, pipeline) for name in pipeline.upstream}
         self._running: dict[str, Running] = {}
         self._finished: set[str] = set()
@@ -207,7 +205,7 @@ class Run:
         places = {name: place for place, name in enumerate(self._pipeline.upstream)}
         ready = sorted(self._stale, key=lambda name: (-chains[name], places[name]))
         taken = {name: running.gpus for name, running in self._running.items()}
-        chosen = schedule.admitted(ready, taken, self._needs, self._slots, self._fits)
+        chosen = schedule.admitted(ready, taken, self._needs, self._slots, self._wanted)
         for name, gpus in chosen.items():
             # One stage alone is sooner done than the imports of all.
             if self._server is None and (self.ended or self._running):
@@ -351,48 +349,34 @@ def _needs(name: str, pipeline: Pipeline) -> Needs:
     return Needs(stated)
 
 
-def visible_gpus() -> dict[str, float]:
-    """The GPUs that stages may use, by their name for CUDA, with the bytes of their memory."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that stages may use, by their name for CUDA."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
         lines = subprocess.run(query, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError:
-        return {}
+        return ()
     rows = [line.split(", ") for line in lines.splitlines()]
-    found = {index: float(size) * 2**20 for index, _, size in rows}
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
-        return found
-    found |= {uuid: float(size) * 2**20 for _, uuid, size in rows}
+        return tuple(index for index, _ in rows)
+    found = {name for row in rows for name in row}
     names = [name for name in chosen.split(",") if name]
     if unknown := [name for name in names if name not in found]:
         raise SystemExit(f"error: CUDA_VISIBLE_DEVICES: nvidia-smi lists no {', '.join(unknown)}")
-    return {name: found[name] for name in names}
+    return tuple(names)
 
 
-def planned_memory() -> dict[str, float]:
-    """For each kind of stage the most bytes that one of them takes on a single GPU, by the plan."""
-    command = [sys.executable, "-m", "stages.plan", "--gpus", "1", "--json"]
-    planned = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    most: dict[str, float] = {}
-    for stage in planned["stages"]:
-        kind = stage["name"].partition("@")[0]
-        most[kind] = max(most.get(kind, 0.0), sum(stage["memory"].values()))
-    return most
+def gpus_wanted(gpus: Sequence[str]) -> Callable[[str], int]:
+    """How many of these GPUs a stage uses, by its name: one for each process that it starts.
 
-
-def fitting(gpus: dict[str, float]) -> Callable[[str], bool]:
-    """Whether one GPU is enough for a stage, by its name.
-
-    `hardware.processes` decides where it is stated: a stage that is to run on several processes
-    gets all GPUs.
+    That is what `stages.launch` goes by. Stages that have but one process get one.
     """
-    if len(gpus) < 2:
-        return lambda name: True
-    if (processes := config.load().hardware.processes) is not None:
-        return lambda name: processes == 1
-    room = _USED_OF_GPU * min(gpus.values())
-    fits = {kind for kind, size in planned_memory().items() if size <= room}
-    return lambda name: name.partition("@")[0] in fits
+    if not gpus:
+        return lambda name: 0
+    params = config.load()
+    alone = {"teach"} | ({"predict"} if params.predict.engine == "vllm" else set())
+    several = params.hardware.processes or len(gpus)
+    return lambda name: 1 if name.partition("@")[0] in alone else several
 
 
 def _say_whether_the_bits_are_the_recorded_ones() -> None:
@@ -462,7 +446,7 @@ def main() -> None:
         if unknown := sorted(set(arguments.may_fail) - pipeline.upstream.keys()):
             parser.error(f"--may-fail: not among the stages to run: {', '.join(unknown)}")
         progress.LOGS.mkdir(parents=True, exist_ok=True)
-        run = Run(pipeline, Slots(jobs, tuple(gpus)), fitting(gpus))
+        run = Run(pipeline, Slots(jobs, gpus), gpus_wanted(gpus))
         with leftovers.scratch():
             run.run()
     except DvcException as error:

@@ -15,7 +15,7 @@ class Needs(StrEnum):
 
     CPU = "cpu"
     GPU = "gpu"
-    """GPUs, where there are any: one if the plan says that it fits, else all."""
+    """GPUs, where there are any: as many as it has processes."""
     MACHINE = "machine"
     """All GPUs, and nothing runs beside it: it measures times."""
 
@@ -33,14 +33,14 @@ def admitted(
     running: Mapping[str, tuple[str, ...]],
     needs: Mapping[str, Needs],
     slots: Slots,
-    fits: Callable[[str], bool],
+    wanted: Callable[[str], int],
 ) -> dict[str, tuple[str, ...]]:
     """The stages of `ready` that start now, each with its GPUs.
 
-    `ready` comes by priority. `running` has the GPUs of each running stage, `fits` says whether one
-    GPU is enough for a stage. A stage that wants GPUs waits for them before a later one may have
-    them. One that wants the machine starts when nothing runs and nothing else could: until then it
-    holds up nobody.
+    `ready` comes by priority. `running` has the GPUs of each running stage, `wanted` how many each
+    uses: it gets all where it wants more than there are. A stage that wants GPUs waits
+    for them before a later one may have them. One that wants the machine starts when nothing runs
+    and nothing else could: until then it holds up nobody.
     """
     free = [gpu for gpu in slots.gpus if all(gpu not in taken for taken in running.values())]
     started: dict[str, tuple[str, ...]] = {}
@@ -54,10 +54,10 @@ def admitted(
         if needs[name] is Needs.CPU or not slots.gpus:
             started[name] = ()
             continue
-        wanted = 1 if fits(name) else len(slots.gpus)
-        waiting = waiting or len(free) < wanted
+        count = min(wanted(name), len(slots.gpus))
+        waiting = waiting or len(free) < count
         if not waiting:
-            started[name], free = tuple(free[:wanted]), free[wanted:]
+            started[name], free = tuple(free[:count]), free[count:]
     if not running and not started and ready:
         started[ready[0]] = slots.gpus
     return started

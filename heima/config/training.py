@@ -102,9 +102,11 @@ class Teach(Model):
 class Hardware(Model):
     """How stages use the machine; no result depends on it but by rounding, so DVC watches none.
 
-    - `processes`: one a GPU; none: as many as there are GPUs, and one without a GPU.
-    - `accelerate`: the configuration that training is launched with (`accelerate launch`), such as
-      `profiles/accelerate/fsdp2.yaml`; none: each process holds the whole model.
+    - `processes`: of a stage, one a GPU; none: as many as there are GPUs, and one without a GPU.
+      With fewer than there are GPUs, `stages.repro` runs stages side by side on different ones.
+    - `allow_cpu`: models that are not the toy's may run on a CPU, where no GPU is seen.
+    - `accelerate`: the configuration that training is launched with (`accelerate launch`), of
+      `profiles/accelerate/`; none: each process holds the whole model.
 
     Of training:
 
@@ -112,11 +114,13 @@ class Hardware(Model):
       Gradients of a batch add up over micro-batches and processes, whatever their number.
     - `gradient_checkpointing`: compute activations again in the backward pass (non-reentrant).
     - `labelled_only`: only positions with a label go through the lm_head, `logits_chunk` at once.
-    - `workers`: processes that read images ahead; none: the training process itself.
+    - `workers`: processes that read images ahead, in `states` and `predict`, too; 0: each process
+      itself.
     - `snapshot_steps`: updates between two snapshots of a run, from which a killed run goes on.
     """
 
     processes: PositiveInt | None = None
+    allow_cpu: bool = False
     accelerate: str | None = Field(default=None, min_length=1)
     micro_batch_size: PositiveInt | None = None
     gradient_checkpointing: bool = False

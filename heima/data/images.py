@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import posixpath
 import zipfile
 import zlib
@@ -39,12 +41,20 @@ class ImageZip:
         except zipfile.BadZipFile as error:
             raise ValueError(f"{self.path} is not a zip file: {error}") from error
         self._names = set(self._zip.namelist())
+        self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ImageZip.__init__(self, state["path"])
+
+    def fingerprint(self) -> str:
+        """A short SHA-256 of the names, sizes and checksums (CRC-32) of all files in the zip."""
+        total = hashlib.sha256()
+        for one in self._zip.infolist():
+            total.update(f"{one.filename}\0{one.file_size} {one.CRC}\n".encode(errors="replace"))
+        return total.hexdigest()[:16]
 
     def read(self, name: str) -> Image.Image:
         """The decoded RGB image. Raises `ImageFault` with a countable reason."""
@@ -76,6 +86,9 @@ class ImageZip:
                 raise ImageFault("broken_image", f"{name!r} has no header: {error}") from error
 
     def _find(self, name: str) -> None:
+        if self._process != os.getpid():
+            # A forked process has its parent's open file, and with it the place where it reads.
+            ImageZip.__init__(self, self.path)
         if posixpath.isabs(name) or ".." in name.replace("\\", "/").split("/"):
             raise ImageFault("unsafe_image_path", f"{name!r} leaves the zip")
         if name not in self._names:

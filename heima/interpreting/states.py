@@ -9,19 +9,20 @@ the VLM.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load as deserialize
+from safetensors.torch import save as serialize
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from heima.cot.sections import numbered
 from heima.cot.thinking import Thinking
-from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.data.turns import Turn
 from heima.training.backbone import body
@@ -61,56 +62,49 @@ def join(batches: Sequence[Mapping[str, SectionStates]]) -> dict[str, SectionSta
 @torch.inference_mode()
 def extract(
     model: PreTrainedModel,
-    samples: Sequence[Sample],
-    collate: Callable[[Sequence[Sample]], dict[str, torch.Tensor]],
+    batch: Mapping[str, torch.Tensor],
     vocabulary: Vocabulary,
     thinking: Thinking,
     *,
     position: Position,
-    batch_size: int,
-) -> list[dict[str, SectionStates]]:
+) -> dict[str, SectionStates]:
     """The last hidden states (after the final norm) of each section's thinking tokens.
 
-    `position` is `at` for a token's own place p (the paper's text) or `predicting` for p-1, the
-    state that predicts it (the official code). Returns section -> states for each batch of
-    neighbours (`join` puts them together), in the order of `samples` and of the tokens in each.
-    Raises `ValueError` where a sample has not the tokens that `thinking`
-    asks for.
+    `batch` is one of `models.collator`'s. `position` is `at` for a token's own place p (the paper's
+    text) or `predicting` for p-1, the state that predicts it (the official code). Returns
+    section -> states, in the order of the rows and of the tokens in each (`join` puts batches
+    together). Raises `ValueError` where a row has not the tokens that `thinking` asks for.
     """
     offset = {"at": 0, "predicting": 1}[position]
-    expected = {
-        section: [vocabulary.thinking_ids[token] for token in tokens]
+    places = {
+        section: _places(
+            batch["input_ids"],
+            section,
+            [vocabulary.thinking_ids[token] for token in tokens],
+            thinking,
+        )
         for section, tokens in numbered(thinking.tokens or 1).items()
     }
-    found: list[dict[str, SectionStates]] = []
-    look = body(model)
-    for start in range(0, len(samples), batch_size):
-        batch = collate(samples[start : start + batch_size])
-        del batch["labels"]
-        places = {
-            section: _places(batch["input_ids"], section, tokens, thinking, start)
-            for section, tokens in expected.items()
-        }
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        hidden = look(**batch)
-        found.append({})
-        for section, here in places.items():
-            rows, columns = here.nonzero(as_tuple=True)
-            values = hidden[rows.to(hidden.device), (columns - offset).to(hidden.device)]
-            found[-1][section] = SectionStates(values.cpu(), here.sum(dim=1))
+    inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+    hidden = body(model)(**inputs)
+    found = {}
+    for section, here in places.items():
+        rows, columns = here.nonzero(as_tuple=True)
+        values = hidden[rows.to(hidden.device), (columns - offset).to(hidden.device)]
+        found[section] = SectionStates(values.cpu(), here.sum(dim=1))
     return found
 
 
 def _places(
-    input_ids: torch.Tensor, section: str, tokens: list[int], thinking: Thinking, start: int
+    input_ids: torch.Tensor, section: str, tokens: list[int], thinking: Thinking
 ) -> torch.Tensor:
-    """Where a section's thinking tokens stand, (batch, length); row 0 is the sample `start`."""
+    """Where a section's thinking tokens stand, (batch, length)."""
     here = torch.isin(input_ids, torch.tensor(tokens))
     for row, (ids, mask) in enumerate(zip(input_ids, here, strict=True)):
         shown = ids[mask].tolist()
         if shown != (tokens if thinking.ratio is None else tokens * max(1, len(shown))):
             raise ValueError(
-                f"sample {start + row} has {len(shown)} thinking tokens of the {section}, not "
+                f"row {row} has {len(shown)} thinking tokens of the {section}, not "
                 + ("at least one" if thinking.ratio else f"its {len(tokens)}, each once, in order")
             )
     return here
@@ -120,17 +114,36 @@ def _fingerprint(turns: Sequence[Turn]) -> str:
     return hashlib.sha256("\n".join(turn.id for turn in turns).encode()).hexdigest()
 
 
+def packed(states: Mapping[str, SectionStates]) -> bytes:
+    """States as safetensors, named as in the files of `save`."""
+    return serialize(_tensors(states))
+
+
+def unpacked(content: bytes) -> dict[str, SectionStates]:
+    """What `packed` was given."""
+    tensors = deserialize(content)
+    return {
+        name: SectionStates(values, tensors[f"{name}.counts"])
+        for name, values in tensors.items()
+        if not name.endswith(".counts")
+    }
+
+
+def _tensors(states: Mapping[str, SectionStates]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for section, one in states.items():
+        tensors[section] = one.values.contiguous()
+        tensors[f"{section}.counts"] = one.counts.to(torch.int32)
+    return tensors
+
+
 def save(path: Path, states: Mapping[str, SectionStates], turns: Sequence[Turn]) -> None:
     """Save states with a fingerprint of the turns they belong to, in the same order.
 
     The file has two tensors a section: `<section>`, (all states, hidden_size), and
     `<section>.counts`, (turns,).
     """
-    tensors = {}
-    for section, one in states.items():
-        tensors[section] = one.values.contiguous()
-        tensors[f"{section}.counts"] = one.counts.to(torch.int32)
-    save_file(tensors, path, metadata={"turns": _fingerprint(turns)})
+    save_file(_tensors(states), path, metadata={"turns": _fingerprint(turns)})
 
 
 def load(path: Path, section: str, turns: Sequence[Turn]) -> SectionStates:

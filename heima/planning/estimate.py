@@ -8,6 +8,7 @@ bandwidth. FLOPs are those that are carried out: padded tiles and recomputed act
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from heima.config import Checkpoint
 from heima.config.benchmarks import BENCHMARKS
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
+from heima.planning.machine import Levers
 from heima.planning.parts import Parts, Stage
 from heima.planning.workload import benchmark_rows
 
@@ -68,6 +70,15 @@ class Estimate(Parts):
             Stage("tables"),
             Stage("track"),
         ]
+
+    def with_levers(self, levers: Levers) -> Estimate:
+        """The same, computing otherwise; what does not depend on that is not worked out again."""
+        assert self.stages  # Counting the weights takes longest, and belongs to both.
+        other = copy.copy(self)
+        other.levers = levers
+        for name in ("stages", "_trained_image"):
+            other.__dict__.pop(name, None)
+        return other
 
     def _each_seed(self, stages: Iterable[Stage]) -> Iterator[Stage]:
         """The stages once for each training seed, named as in dvc.yaml."""
@@ -127,7 +138,7 @@ class Estimate(Parts):
             tokens=samples * self._positions(text, image),
             flops=samples * one.total(checkpointing=training.gradient_checkpointing)
             + self.workload.heldout * held_out.forward,
-            gpus=self.machine.gpus,
+            gpus=self.processes,
             memory=memory.training(
                 self._vlm,
                 self._vlm_weights,
@@ -157,7 +168,7 @@ class Estimate(Parts):
             samples=self.workload.turns,
             tokens=self.workload.turns * self._positions(text, self.image),
             flops=self.workload.turns * one.forward,
-            gpus=self.machine.gpus,
+            gpus=self.processes,
             memory=self._inference(params.states.batch_size, text),
             disk=self.workload.turns * vectors * width * self._size,
         )
@@ -186,7 +197,7 @@ class Estimate(Parts):
             tokens=samples * text,
             flops=samples * one.total(checkpointing=training.gradient_checkpointing)
             + self.workload.heldout * len(sections) * one.forward,
-            gpus=self.machine.gpus,
+            gpus=self.processes,
             memory=memory.training(
                 self._llm,
                 self._llm_weights,
@@ -227,7 +238,7 @@ class Estimate(Parts):
             rows=options.batch_size,
             tokens=prompt + longest,
         )
-        return replace(decoded, gpus=self.machine.gpus, memory=held, disk=samples * ROW_BYTES)
+        return replace(decoded, gpus=self.processes, memory=held, disk=samples * ROW_BYTES)
 
     def _judge(self) -> Stage:
         params = self.params
@@ -267,7 +278,7 @@ class Estimate(Parts):
         return replace(
             decoded,
             # vLLM decodes in one process (heima/vlm/vllm_engine.py).
-            gpus=1 if params.predict.engine == "vllm" else self.machine.gpus,
+            gpus=1 if params.predict.engine == "vllm" else self.processes,
             memory=self._inference(params.predict.batch_size, prompt + longest),
             disk=prompts * ROW_BYTES,
         )

@@ -81,12 +81,22 @@ class Parts:
         self._rank = params.distill.lora.rank
         self._toy = params.source.kind == "toy"
 
+    @property
+    def processes(self) -> int:
+        """On how many devices a stage runs that can use several, as `stages.launch` starts it."""
+        return self.params.hardware.processes or self.machine.gpus
+
     # Images
 
     @cached_property
     def image(self) -> Picture:
         """The image that stands for all, as prediction and the states see it."""
         return costs(self._vlm).picture(self._vlm, *self._shape)
+
+    @property
+    def pixel_bytes(self) -> float:
+        """An image as the processor makes it: all tiles, three colours, four bytes each."""
+        return self.image.tiles * 3 * self._vlm.vision_config.image_size**2 * 4
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -154,13 +164,18 @@ class Parts:
 
     def _rows(self, batch_size: int) -> float:
         """Samples that a device computes at once."""
-        share = max(1, batch_size // self.machine.gpus)
+        share = max(1, batch_size // self.processes)
         micro = self.levers.micro_batch_size
         return min(share, micro) if micro else share
 
     @property
     def _shards(self) -> int:
-        return self.machine.gpus if self.levers.sharded else 1
+        return self.processes if self.levers.sharded else 1
+
+    def frozen_bytes(self, stage: str) -> float:
+        """The weights that stay as they are in a stage that trains."""
+        held = self._llm_weights if stage.startswith("interpret") else self._vlm_weights
+        return held.frozen * self._size
 
     @cached_property
     def _vlm_weights(self) -> memory.Weights:

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 
 from heima.config import OpenAIJudge, Params, PretrainedModel, given
 from heima.data.licences import terms
+from heima.planning import sharding
 from heima.planning.estimate import SOURCE_BYTES, Estimate
+from heima.planning.sharding import SPARE
 from heima.results.files import read_json
 
 GATED = ("meta-llama/",)
 """Owners on the hub whose models are given to those who accepted their licence."""
-SPARE = 1.1
-"""A GPU's memory holds what was estimated, and this much of it in all."""
+PREFETCH = 2
+"""Batches that each loader process holds ready (torch's DataLoader)."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where loader processes put batches."""
 
+_LESS_TRAINING = (
+    "lower hardware.micro_batch_size, set hardware.gradient_checkpointing, or shard the model: "
+    f"hardware.accelerate: {sharding.FILES['fsdp2']}"
+)
 _INDEX = "model.safetensors.index.json"
 
 
@@ -34,6 +44,9 @@ def missing(params: Params, estimate: Estimate) -> Iterator[str]:
     yield from _disk(estimate, fetched)
     yield from _judge(params, estimate)
     yield from _devices(params, estimate)
+    yield from _driver()
+    yield from _free_memory(estimate)
+    yield from _shared_memory(params, estimate)
 
 
 def _models(params: Params) -> dict[str, tuple[str, PretrainedModel]]:
@@ -148,6 +161,17 @@ def _devices(params: Params, estimate: Estimate) -> Iterator[str]:
             yield "GPUs: the plan is for a CPU; models of billions of parameters need GPUs (--gpu)"
     elif (here := torch.cuda.device_count()) < machine.gpus:
         yield f"GPUs: the plan is for {machine.gpus} of them, this machine has {here}"
+    if (processes := params.hardware.processes or 1) > machine.gpus and machine.name != "cpu":
+        yield (
+            f"hardware.processes = {processes} is more than the {machine.gpus} GPUs of the plan; "
+            "each process has one for itself"
+        )
+    best = sharding.choice(estimate).way
+    if machine.gpus > 1 and estimate.levers.sharded != (best == "fsdp2"):
+        yield (
+            f"hardware.accelerate = {params.hardware.accelerate!r} is not what suits these GPUs; "
+            f"set it to {sharding.FILES[best]}"
+        )
     room = machine.gpu.memory_gb * 1e9
     for stage in estimate.stages:
         if (held := SPARE * sum(stage.memory.values())) > room:
@@ -157,10 +181,66 @@ def _devices(params: Params, estimate: Estimate) -> Iterator[str]:
             )
 
 
+def _driver() -> Iterator[str]:
+    """GPUs that the driver has and torch does not."""
+    if torch.cuda.is_available() or shutil.which("nvidia-smi") is None:
+        return
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    asked = subprocess.run(query, capture_output=True, text=True)
+    said = (asked.stdout.strip() or asked.stderr.strip() or "nothing").splitlines()[0]
+    built = torch.version.cuda
+    yield f"driver: nvidia-smi says {said!r}, and torch {torch.__version__} sees no GPU; " + (
+        f"it wants a driver for CUDA {built}: update the driver, or take a torch for this one"
+        if built
+        else "it is built for CPUs: install a torch for CUDA"
+    )
+
+
+def _free_memory(estimate: Estimate) -> Iterator[str]:
+    """Memory that others hold, of GPUs and of the machine that reads the weights."""
+    if torch.cuda.is_available():
+        most = SPARE * max(sum(stage.memory.values()) for stage in estimate.stages)
+        for number in range(torch.cuda.device_count()):
+            free, size = torch.cuda.mem_get_info(number)
+            if free < min(most, 0.95 * size):
+                yield (
+                    f"free memory: of GPU {number} {free / 1e9:,.0f} of {size / 1e9:,.0f} GB are "
+                    "free; end what runs there, or leave it out by CUDA_VISIBLE_DEVICES"
+                )
+    if estimate.machine.name == "cpu":
+        return
+    held = estimate.processes * max(map(estimate.frozen_bytes, ("distill", "interpret")))
+    if held > (free := psutil.virtual_memory().available):
+        yield (
+            f"free memory: {estimate.processes} processes read weights into {held / 1e9:,.0f} GB "
+            f"of the machine's memory at once, {free / 1e9:,.0f} GB are free; lower "
+            "hardware.processes"
+        )
+
+
+def _shared_memory(params: Params, estimate: Estimate) -> Iterator[str]:
+    """Room for the batches that loader processes hold ready."""
+    if not params.hardware.workers or not SHARED_MEMORY.is_dir():
+        return
+    rows = max(
+        params.states.batch_size,
+        params.predict.batch_size,
+        params.hardware.micro_batch_size or 1,
+    )
+    ready = estimate.processes * params.hardware.workers * PREFETCH
+    needed = ready * rows * estimate.pixel_bytes
+    if needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
+        yield (
+            f"{SHARED_MEMORY}: loader processes put up to {needed / 1e9:,.1f} GB of images there, "
+            f"{free / 1e9:,.1f} GB are free; enlarge it (docker run --shm-size), or lower "
+            "hardware.workers"
+        )
+
+
 def _smaller(stage: str) -> str:
     kind = stage.partition("@")[0]
     return {
-        "distill": "lower hardware.micro_batch_size, or set hardware.gradient_checkpointing",
-        "interpret": "lower hardware.micro_batch_size, or set hardware.gradient_checkpointing",
+        "distill": _LESS_TRAINING,
+        "interpret": _LESS_TRAINING,
         "latency": "shorten latency.batch_sizes; sizes that do not fit are left out",
     }.get(kind, f"lower {kind}.batch_size")

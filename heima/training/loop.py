@@ -28,6 +28,7 @@ from accelerate.utils import (
 )
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,6 +53,11 @@ class Trainable(Protocol):
 
 
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+
+SHARDED_PRECISION = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+"""Of FSDP2, on every device: weights are gathered as they are (frozen ones in `precision`, adapters
+in fp32), products are taken by autocast as on one process, gradients are summed up in fp32, and a
+loss stays in the fp32 that it is computed in."""
 
 _LOGS = 100
 """How many points a loss curve has, about."""
@@ -171,6 +177,10 @@ def train(
         _trained(model), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
     model, prepared = accelerator.prepare(model, optimizer)
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded:
+        # As `prepare` does for every other way: so one process and many compute the same.
+        model.forward = accelerator.autocast()(model.forward)
     trained = _trained(model)  # of what `prepare` gave: sharding replaces the weights
     per_epoch = -(-len(samples) // schedule.batch_size)
     total = schedule.steps or round(given(schedule.epochs, "epochs") * per_epoch)
@@ -186,7 +196,6 @@ def train(
         accelerator.print(f"goes on after step {progress['step']}/{total}")
     model.train()
     work = _Work(samples, collate, schedule, training, hardware, accelerator, seed, groups)
-    sharded = accelerator.distributed_type == DistributedType.FSDP
     with contextlib.nullcontext() if sharded else merged_forward(model):
         for step, (items, micros) in enumerate(
             work.updates(progress["step"], total), progress["step"] + 1
@@ -232,6 +241,9 @@ def _accelerator(precision: str) -> Accelerator:
         # would take the configuration and ignore it.
         state.distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if state.distributed_type == DistributedType.FSDP:
+        # On GPUs accelerate would have losses and gradients rounded to bf16, on CPUs it would not.
+        state.fsdp_plugin.mixed_precision_policy = SHARDED_PRECISION
     return accelerator
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
@@ -30,7 +29,8 @@ from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
 from heima.families.batches import Collator
 from heima.families.registry import FAMILIES
-from heima.vlm import kernels
+from heima.results.provenance import digest
+from heima.vlm import kernels, weights
 from heima.vlm.added_tokens import equip, fit, untie
 from heima.vlm.pointer import locate
 
@@ -44,6 +44,9 @@ WHOLE = ("text-cot", "base")
 """The VLMs that are whole models there; all others are adapters on `text-cot`."""
 
 
+_LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "pillow")
+
+
 def device() -> torch.device:
     """A GPU where there is one; processes started by torchrun or accelerate have one each."""
     if not torch.cuda.is_available():
@@ -51,12 +54,19 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def fingerprint() -> str:
+    """A short SHA-256 of what rounds as it does: the device's kind and the libraries' versions."""
+    cuda = torch.cuda.is_available()
+    where = torch.cuda.get_device_name() if cuda else "cpu"
+    return digest({"device": where, **{one: version(one) for one in _LIBRARIES}})
+
+
 def dtype(params: Params) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[params.precision]
 
 
 def _source(folder: Path) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a full model's folder (see `pretrained.locate`)."""
+    """Arguments of `from_pretrained` for what lies beside a full model's weights."""
     return {
         "pretrained_model_name_or_path": str(locate(folder)),
         "local_files_only": True,
@@ -94,9 +104,7 @@ def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, 
     The adapter is merged into the weights: generation is about 1.3 times faster.
     """
     full = name if name in WHOLE else "text-cot"
-    model = AutoModelForImageTextToText.from_pretrained(
-        **_source(models / full), dtype=dtype(params), use_safetensors=True
-    )
+    model = weights.load("vlm", locate(models / full, weights=True), dtype(params))
     expected = FAMILIES[params.family].model_type
     if model.config.model_type != expected:
         raise ValueError(
@@ -120,10 +128,10 @@ def _adapted(
     loading, or leave out what it finds no place for.
     """
     folder = _adapter(models, name)
-    with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
-        for key in weights.keys():  # noqa: SIM118
+    with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
+        for key in stored.keys():  # noqa: SIM118
             module, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
-            found = weights.get_slice(key).get_shape()
+            found = stored.get_slice(key).get_shape()
             # A is (rank, inputs), B is (outputs, rank).
             axis = 1 if kind.startswith("A") else 0
             try:
@@ -138,14 +146,34 @@ def _adapted(
                     + (f"has width {width}" if width else "does not exist")
                     + f"; `dvc repro {_stage(name)}` trains it anew"
                 )
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    return load_adapter(model, folder, again=f"dvc repro {_stage(name)}", trainable=trainable)
+
+
+def load_adapter(
+    model: PreTrainedModel, folder: Path, *, again: str, trainable: bool = False
+) -> PeftModel:
+    """`model` with the adapter in `folder`, which `again` makes anew.
+
+    Raises `ValueError` for an adapter that lacks weights, which peft would draw, or whose weights
+    are not finite.
+    """
+    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
+        lacking = sorted(wanted.keys() - set(stored.keys()))
+    odd = sorted(name for name, value in wanted.items() if not torch.isfinite(value).all())
+    for names, what in ((lacking, "lacks"), (odd, "is not finite in")):
+        if names:
+            raise ValueError(
+                f"{folder} {what} {len(names)} of the adapter's {len(wanted)} weights, {names[0]} "
+                f"among them; `{again}` trains it anew"
+            )
+    return adapted
 
 
 def load_llm(models: Path, params: Params) -> PreTrainedModel:
     """The LLM that every interpreter starts from."""
-    model = AutoModelForCausalLM.from_pretrained(
-        **_source(models / "interpreter"), dtype=dtype(params), use_safetensors=True
-    )
+    model = weights.load("llm", locate(models / "interpreter", weights=True), dtype(params))
     untie(model)
     fit(model, load_tokenizer(models, params), FAMILIES[params.family])
     return model

@@ -19,9 +19,11 @@ from heima.config import PretrainedModel, given
 from heima.data import hub, hub_cache
 from heima.data.hub import Repository
 from heima.results.files import sha256, write_json
-from heima.vlm.pointer import PATTERNS, POINTER, ModelError
+from heima.vlm import weights
+from heima.vlm.pointer import PATTERNS, POINTER, ModelError, model_files, refuse_adapter
 
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_PART = re.compile(r"model(-[\w.-]*-of-[\w.-]*)?\.safetensors")
 _PICKLED = (".bin", ".pth", ".pt", ".ckpt")
 
 
@@ -42,8 +44,9 @@ def provide(
 
     Raises:
         HubError: for what cannot be had from the hub, or no room on the disk.
-        ModelError: for weights that are no safetensors or lack a part, a model that needs its own
-            code or is of another type, and a damaged file.
+        ModelError: for weights that are no safetensors, lack a part or a weight, or are not
+            finite, an adapter beside them, a model that needs its own code or is of another type,
+            and a damaged file.
     """
     found: Path | None
     if source.path is not None:
@@ -75,16 +78,15 @@ def provide(
             found = repository.snapshot(info, PATTERNS)
         written = {"id": source.id, "revision": commit}
     _check_config(title, found / "config.json", model_type)
+    refuse_adapter(title, found)
     _check_index(title, found)
-    written["files"] = {file.name: _facts(title, file) for file in _files(found)}
+    written["files"] = {file.name: _facts(title, file) for file in model_files(found)}
+    if unused := weights.check(title, found, kind):
+        print(f"{title} has weights that the model has no place for: {', '.join(unused)}")
+        written["unused"] = unused
     folder.mkdir(parents=True)
     write_json(folder / POINTER, written)
     return written
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that `PATTERNS` names, in order."""
-    return sorted({file for part in PATTERNS for file in folder.glob(part) if file.is_file()})
 
 
 def _check_listing(
@@ -148,6 +150,11 @@ def _check_index(title: str, folder: Path) -> None:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{title}: {index} is no index of weights ({error!r})") from error
+    if outside := sorted(name for name in named if not _PART.fullmatch(str(name))):
+        raise ModelError(
+            f"{title}: {index.name} names {', '.join(map(repr, outside))}; its parts must lie "
+            "beside it and be called model-…-of-….safetensors"
+        )
     if lacking := sorted(name for name in named if not (folder / name).exists()):
         raise ModelError(f"{title} lacks {', '.join(lacking)}, which {index.name} names")
 

@@ -27,10 +27,11 @@ _PATIENCE = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, number `rank` from 0, among `world`."""
+    """This process, number `rank` from 0, among `world` that meet in `group`."""
 
     rank: int = 0
     world: int = 1
+    group: torch.distributed.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -38,7 +39,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, batches: Sequence[T]) -> Sequence[T]:
-        """This process's part of all batches: batch i is for process i % world."""
+        """This process's part of all batches: the i-th is for process i % world."""
         return batches[self.rank :: self.world]
 
     def meet(self) -> None:
@@ -46,27 +47,12 @@ class Processes:
         if self.world == 1:
             return
         try:
-            torch.distributed.monitored_barrier(timeout=_PATIENCE)
+            torch.distributed.barrier(group=self.group)
         except RuntimeError as error:
             raise RuntimeError(
-                "another process of this run has died, see its own output; what was decoded is kept"
+                "another process of this run has died, see its own output; finished batches are "
+                "kept, and the same command goes on from them"
             ) from error
-
-    def gathered(self, results: Sequence[T]) -> list[T] | None:
-        """The results of all batches, in order, on the first process; None on the others.
-
-        `results` are those of this process's share, in its order. Every process must call it.
-        Raises `RuntimeError` where one of them has died.
-        """
-        if self.world == 1:
-            return list(results)
-        self.meet()
-        parts: list[Sequence[T]] | None = [()] * self.world if self.first else None
-        torch.distributed.gather_object(results, parts)
-        if parts is None:
-            return None
-        count = sum(map(len, parts))
-        return [parts[batch % self.world][batch // self.world] for batch in range(count)]
 
 
 @contextlib.contextmanager
@@ -75,13 +61,15 @@ def joined() -> Iterator[Processes]:
 
     They meet through gloo, on the CPU: a GPU may be busy for hours until then.
     """
-    shared = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    if shared.world == 1:
-        yield shared
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes()
         return
     torch.distributed.init_process_group("gloo", timeout=_START)
     try:
-        yield shared
+        # The limit is a group's own: `monitored_barrier` heeds its argument on the first alone.
+        group = torch.distributed.new_group(timeout=_PATIENCE)
+        yield Processes(rank, world, group)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -129,7 +129,7 @@ def _source(models: Path, name: str, params: Params, scratch: Path) -> str:
     """The folder that vLLM loads: a full model's, or `scratch` with one that was changed: by an
     adapter that is merged, or by thinking tokens that are added."""
     if name in WHOLE and not FAMILIES[params.family].added:
-        return str(locate(models / name))
+        return str(locate(models / name, weights=True))
     model, _ = load_vlm(models, name, params)
     model.save_pretrained(scratch)
     load_processor(models, params).save_pretrained(scratch)

@@ -9,6 +9,7 @@ import zipfile
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from heima.data import turns
 from heima.data.images import ImageFault, ImageZip
@@ -72,3 +73,18 @@ def test_verifying_finds_what_it_says(tmp_path):
 def test_an_image_zip_can_be_sent_to_a_worker(toy_source, toy_turns):
     images = pickle.loads(pickle.dumps(ImageZip(toy_source / "images.zip")))
     assert images.read(toy_turns[0].image).size == (32, 32)
+
+
+def test_forked_processes_read_side_by_side(toy_source):
+    """Each has its own place in the file: what one reads does not move another."""
+    images = ImageZip(toy_source / "images.zip")
+    names = sorted(images._names) * 20
+    expected = {name: images.read_file(name) for name in images._names}
+    loader = DataLoader(
+        names,
+        batch_size=None,
+        collate_fn=images.read_file,
+        num_workers=3,
+        multiprocessing_context="fork",
+    )
+    assert list(loader) == [expected[name] for name in names]

@@ -19,6 +19,7 @@ from heima.families import batches, registry
 from heima.families.batches import Collator
 from heima.interpreting import states
 from heima.training.loop import AnswerLoss
+from heima.vlm import processes
 from heima.vlm.generation import Prompt, generate
 
 FAMILY = registry.FAMILIES["toy-llava-next"]
@@ -239,10 +240,14 @@ def test_an_image_is_encoded_once_in_a_batch(
 def test_states_are_those_of_step_by_step_decoding(
     llava_vlm, llava_vocabulary, samples, collate, position, offset
 ):
-    batches = states.extract(
-        llava_vlm, samples, collate, llava_vocabulary, ONE_TOKEN, position=position, batch_size=3
+    found = states.join(
+        [
+            states.extract(
+                llava_vlm, collate(batch), llava_vocabulary, ONE_TOKEN, position=position
+            )
+            for batch in processes.batches(samples, 3)
+        ]
     )
-    found = states.join(batches)
     for row, sample in enumerate(samples):
         batch = collate([sample])
         with torch.inference_mode():

@@ -15,6 +15,7 @@ from heima.data.images import ImageZip
 from heima.families.batches import Collator
 from heima.families.registry import FAMILIES
 from heima.interpreting import controls, states
+from heima.vlm.processes import batches
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +30,10 @@ def samples(toy_turns, toy_vocabulary):
 
 def extract(toy_vlm, samples, collate, toy_vocabulary, position, batch_size=5, thinking=ONE_TOKEN):
     return states.join(
-        states.extract(
-            toy_vlm,
-            samples,
-            collate,
-            toy_vocabulary,
-            thinking,
-            position=position,
-            batch_size=batch_size,
-        )
+        [
+            states.extract(toy_vlm, collate(batch), toy_vocabulary, thinking, position=position)
+            for batch in batches(samples, batch_size)
+        ]
     )
 
 
@@ -110,10 +106,10 @@ def test_every_thinking_token_has_its_state(
 @pytest.mark.parametrize(
     ("rendering", "rendered", "asked", "message"),
     [
-        ("p2", ONE_TOKEN, ONE_TOKEN, "sample 0 has 0 thinking tokens of the reasoning, not its 1"),
+        ("p2", ONE_TOKEN, ONE_TOKEN, "row 0 has 0 thinking tokens of the reasoning, not its 1"),
         ("p2", ONE_TOKEN, Thinking(ratio=0.5), "has 0 thinking tokens .* not at least one"),
         ("p3", Thinking(tokens=2), Thinking(tokens=3), "has 2 thinking tokens .* not its 3, each"),
-        ("p3", Thinking(ratio=0.5), ONE_TOKEN, "sample 0 has [2-9] thinking tokens .* not its 1"),
+        ("p3", Thinking(ratio=0.5), ONE_TOKEN, "row 0 has [2-9] thinking tokens .* not its 1"),
     ],
 )
 def test_a_sample_without_its_tokens_is_named(

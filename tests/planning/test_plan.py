@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from heima import config
 from heima.config import PretrainedModel
 from heima.config.benchmarks import BENCHMARKS
 from heima.cot.thinking import ONE_TOKEN
-from heima.planning import architectures, preflight, workload
+from heima.planning import architectures, preflight, sharding, workload
 from heima.planning.estimate import Estimate
 from heima.planning.machine import GPUS, Machine
 from heima.planning.parts import total
@@ -119,8 +120,10 @@ def test_levers_change_the_flops_as_they_should(estimate, paper, lever, less):
 
 def test_hours_follow_the_machine(estimate, paper):
     half = Machine("h100", GPUS["h100"], 4, mfu=0.175, mbu=0.25)
-    other = planned(paper, half, estimate.workload)
-    before, after = stage(estimate, "distill@p1-42"), stage(other, "distill@p1-42")
+    before, after = (
+        stage(one.with_levers(replace(one.levers, sharded=True)), "distill@p1-42")
+        for one in (estimate, planned(paper, half, estimate.workload))
+    )
     assert after.flops == before.flops
     assert after.gpu_hours == pytest.approx(2 * before.gpu_hours)
     assert after.hours == pytest.approx(4 * before.hours)
@@ -207,6 +210,89 @@ def test_what_is_missing_is_named_with_what_to_do(estimate, paper, tmp_path, mon
     assert not kinds & {"disk", "judge", "GPUs"}
 
 
+@pytest.mark.parametrize(
+    ("gpu", "way", "why"),
+    [
+        ("h100", "ddp", "which the 80 GB of a card hold"),
+        ("rtx4090", "fsdp2", "more than the 24 GB of a card"),
+    ],
+)
+def test_the_plan_chooses_how_training_is_divided(estimate, paper, gpu, way, why):
+    """And gives both ways: the whole model on each card, or its layers spread over all."""
+    other = planned(paper, replace(H100, name=gpu, gpu=GPUS[gpu]), estimate.workload)
+    found = sharding.choice(other)
+    assert found.way == way and why in found.why
+    assert found.needed["ddp"].fits == (way == "ddp")
+    assert found.needed["ddp"].memory > 2 * found.needed["fsdp2"].memory
+    # 10.67 billion weights in bf16, forward and backward.
+    assert found.needed["ddp"].gathered == 0
+    assert found.needed["fsdp2"].gathered == pytest.approx(2 * 2 * 10.67e9, rel=0.01)
+    said = plan.divided(found)
+    assert all(file in said for file in sharding.FILES.values())
+    told = [line for line in preflight.missing(paper, other) if "hardware.accelerate =" in line]
+    assert len(told) == (way == "fsdp2") and all(sharding.FILES[way] in line for line in told)
+
+
+def test_both_ways_to_divide_training_are_configurations_of_accelerate(paper):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    for way, file in sharding.FILES.items():
+        found = load_config_from_file(str(ROOT / file))
+        assert (found.distributed_type == "FSDP") == (way == "fsdp2")
+        hardware = paper.hardware.model_copy(update={"accelerate": str(ROOT / file)})
+        assert sharding.shards(paper.model_copy(update={"hardware": hardware})) == (way == "fsdp2")
+    assert paper.hardware.accelerate == sharding.FILES["ddp"]
+
+
+@pytest.mark.parametrize(("processes", "used"), [(None, 8), (1, 1), (4, 4)])
+def test_hours_are_those_of_the_processes_that_stages_start(estimate, paper, processes, used):
+    """`stages.launch` starts `hardware.processes`, or one a GPU."""
+    hardware = paper.hardware.model_copy(update={"processes": processes})
+    other = planned(paper.model_copy(update={"hardware": hardware}), work=estimate.workload)
+    for name in ("distill@p1-42", "states@42", "reconstruct@caption-42", "predict@heima"):
+        one = stage(other, name)
+        assert one.gpus == used
+        assert one.hours == pytest.approx(8 / used * stage(estimate, name).hours, rel=1e-6)
+    assert stage(other, "latency") == stage(estimate, "latency")
+    many = hardware.model_copy(update={"processes": 16})
+    lines = preflight.missing(paper.model_copy(update={"hardware": many}), other)
+    assert any(line.startswith("hardware.processes = 16 is more than the 8") for line in lines)
+
+
+def test_drivers_and_memory_are_looked_at(estimate, paper, tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 470.82\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(preflight, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(preflight.torch.cuda, "is_available", lambda: False)
+
+    def lines(free):
+        usage = shutil._ntuple_diskusage(1e15, 0, free)
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: memory)
+        return [*preflight._driver(), *preflight._free_memory(estimate),
+                *preflight._shared_memory(paper, estimate)]  # fmt: skip
+
+    driver, memory, shared = lines(64e6)
+    assert driver.startswith("driver: nvidia-smi says '470.82', and torch")
+    assert memory.startswith("free memory: 8 processes read weights into 171 GB")
+    # 8 processes, 4 loaders, 2 batches of 32 images of 4 tiles of 560 pixels.
+    size = 8 * 4 * 2 * 32 * 4 * 3 * 560**2 * 4
+    assert shared.startswith(f"{tmp_path}: loader processes put up to {size / 1e9:,.1f} GB")
+    assert lines(1e12) == [driver]
+    none = paper.model_copy(update={"hardware": paper.hardware.model_copy(update={"workers": 0})})
+    assert not list(preflight._shared_memory(none, estimate))
+
+    monkeypatch.setattr(preflight.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(preflight.torch.cuda, "device_count", lambda: 2)
+    taken = {0: (20e9, 80e9), 1: (79e9, 80e9)}
+    monkeypatch.setattr(preflight.torch.cuda, "mem_get_info", taken.get)
+    (busy,) = lines(1e12)
+    assert busy.startswith("free memory: of GPU 0 20 of 80 GB are free")
+
+
 def test_weights_are_here_when_all_of_their_parts_are(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model, commit = PretrainedModel(id="some/model", revision="a" * 40), "a" * 40
@@ -228,6 +314,9 @@ def test_the_command_plans_the_paper_without_data(tmp_path, monkeypatch, capsys)
     shutil.copy(ROOT / "profiles/paper.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["plan", "--gpu", "a100", "--json"])
+    with pytest.raises(SystemExit, match=r"hardware\.accelerate = 'profiles/accelerate/ddp.yaml'"):
+        plan.main()
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     plan.main()
     found = json.loads(capsys.readouterr().out)
     assert found["machine"]["gpu"]["tflops"] == 312
@@ -235,7 +324,11 @@ def test_the_command_plans_the_paper_without_data(tmp_path, monkeypatch, capsys)
         sum(one["gpu_hours"] for one in found["stages"])
     )
     assert any("Xkev/LLaVA-CoT-100k" in line for line in found["missing"])
-    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    assert found["sharding"]["way"] == "ddp" and set(found["sharding"]["needed"]) == {
+        "ddp",
+        "fsdp2",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", "profiles"}
     shutil.copy(ROOT / "profiles/toy.yaml", tmp_path / "params.yaml")
     monkeypatch.setattr(sys, "argv", ["plan", "--gpu-hour-price", "2"])
     plan.main()

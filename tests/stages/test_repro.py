@@ -14,6 +14,7 @@ from unittest import mock
 
 import psutil
 import pytest
+import yaml
 
 from stages import handover, progress, repro, schedule, warm
 from stages.schedule import Needs, Slots
@@ -310,8 +311,8 @@ def test_every_stage_gets_its_turn_and_no_gpu_is_shared():
             for i, name in enumerate(names)
         }
         needs = {name: draw.choice(list(Needs)) for name in names}
-        fits = {name: draw.random() < 0.7 for name in names}
         gpus = tuple("abcd"[: draw.randrange(5)])
+        wanted = {name: draw.randrange(1, 6) for name in names}
         slots = Slots(draw.randrange(1, 5), gpus)
         running: dict[str, tuple[str, ...]] = {}
         finished: set[str] = set()
@@ -321,7 +322,7 @@ def test_every_stage_gets_its_turn_and_no_gpu_is_shared():
                 for name in names
                 if upstream[name] <= finished and name not in running and name not in finished
             ]
-            running |= schedule.admitted(ready, running, needs, slots, fits.get)
+            running |= schedule.admitted(ready, running, needs, slots, wanted.get)
             assert 0 < len(running) <= slots.jobs
             taken = [gpu for held in running.values() for gpu in held]
             assert len(taken) == len(set(taken)) and set(taken) <= set(gpus)
@@ -329,7 +330,7 @@ def test_every_stage_gets_its_turn_and_no_gpu_is_shared():
                 if needs[name] is Needs.MACHINE:
                     assert len(running) == 1 and held == gpus
                 elif needs[name] is Needs.GPU and gpus:
-                    assert len(held) == (1 if fits[name] else len(gpus))
+                    assert len(held) == min(wanted[name], len(gpus))
                 else:
                     assert not held
             ends = draw.choice(sorted(running))
@@ -341,8 +342,9 @@ def test_a_stage_of_all_gpus_is_not_starved_by_those_of_one():
     needs = dict.fromkeys("abc", Needs.GPU)
     slots = Slots(8, ("0", "1"))
     # `b` wants both: once it comes first, `c` waits behind it.
-    assert schedule.admitted(["b", "c"], {"a": ("0",)}, needs, slots, lambda n: n != "b") == {}
-    assert schedule.admitted(["b", "c"], {}, needs, slots, lambda n: n != "b") == {"b": ("0", "1")}
+    wanted = {"a": 1, "b": 8, "c": 1}.get
+    assert schedule.admitted(["b", "c"], {"a": ("0",)}, needs, slots, wanted) == {}
+    assert schedule.admitted(["b", "c"], {}, needs, slots, wanted) == {"b": ("0", "1")}
 
 
 def test_the_longest_chain_comes_first():
@@ -357,9 +359,7 @@ def test_the_longest_chain_comes_first():
 
 @pytest.mark.parametrize("chosen, names", [(None, ["0", "1"]), ("1", ["1"]), ("", [])])
 def test_gpus_are_those_that_cuda_may_see(tmp_path, monkeypatch, chosen, names):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '0, GPU-aa, 81559'\necho '1, GPU-bb, 81559'\n")
-    tool.chmod(0o755)
+    fake_gpus(tmp_path, 2)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if chosen is not None:
@@ -367,17 +367,75 @@ def test_gpus_are_those_that_cuda_may_see(tmp_path, monkeypatch, chosen, names):
     assert list(repro.visible_gpus()) == names
 
 
-def test_a_stage_gets_one_gpu_where_the_plan_says_that_it_fits(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    kinds = {"distill", "states", "interpret", "reconstruct", "predict", "latency"}
-    planned = repro.planned_memory()
-    assert all(planned[kind] > 0 for kind in kinds)
-    monkeypatch.setattr(repro, "planned_memory", lambda: planned)
-    most = max(planned.values())
-    assert all(map(repro.fitting({"0": 2 * most, "1": 2 * most}), kinds))
-    fits = repro.fitting({"0": most, "1": 2 * most})
-    assert not all(map(fits, kinds)), "the smallest GPU counts, and not all of it"
-    assert repro.fitting({"0": 1.0})("predict@heima"), "there is but one"
+@pytest.mark.parametrize(
+    ("hardware", "engine", "expected"),
+    [
+        ({}, "transformers", {"teach@base": 1, "distill@p1-42": 4, "predict@heima": 4}),
+        (
+            {"processes": 1},
+            "transformers",
+            {"distill@p1-42": 1, "predict@heima": 1},
+        ),
+        ({"processes": 2}, "transformers", {"teach@base": 1, "distill@p1-42": 2, "states@42": 2}),
+        ({}, "vllm", {"predict@heima": 1, "reconstruct@caption-42": 4}),
+    ],
+)
+def test_a_stage_gets_a_gpu_for_each_of_its_processes(
+    tmp_path, monkeypatch, hardware, engine, expected
+):
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw["family"] = "toy-idefics3"  # which vLLM serves
+    raw["hardware"] = hardware
+    raw["predict"]["engine"] = engine
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    wanted = repro.gpus_wanted("abcd")
+    assert {name: wanted(name) for name in expected} == expected
+
+
+def fake_gpus(folder: Path, count: int) -> None:
+    """An `nvidia-smi` that lists so many."""
+    tool = folder / "nvidia-smi"
+    lines = "".join(f"echo '{number}, GPU-{number:02}'\n" for number in range(count))
+    tool.write_text(f"#!/bin/sh\n{lines}")
+    tool.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("processes", "at_once"),
+    [(1, 3), *(pytest.param(count, 1, marks=pytest.mark.slow) for count in (2, None))],
+)
+def test_variants_run_side_by_side_each_on_its_gpu(tmp_path, processes, at_once):
+    """Three cards that are not there, and what each command sees of them."""
+    commands = Repository(tmp_path)
+    commands.finished(commands.start("git", "init", "--quiet"))
+    commands.finished(commands.start("dvc", "init", "--quiet"))
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw["hardware"]["processes"] = processes
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    work = 'echo "start $1 $CUDA_VISIBLE_DEVICES" >> journal; sleep 1; echo "end $1 x" >> journal'
+    (tmp_path / "work.sh").write_text(work)
+    variant = {"cmd": "sh work.sh ${item}", "meta": {"needs": "gpu"}}
+    stages = {"predict": {"foreach": ["a", "b", "c"], "do": variant}}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    fake_gpus(tools, 3)
+    commands.environment["PATH"] = f"{tools}{os.pathsep}{commands.environment['PATH']}"
+    commands.environment.pop("CUDA_VISIBLE_DEVICES", None)
+    commands.finished(commands.repro())
+    held: dict[str, set[str]] = {}
+    most = 0
+    for word, name, gpus in map(str.split, (tmp_path / "journal").read_text().splitlines()):
+        if word == "end":
+            del held[name]
+            continue
+        seen = set(gpus.split(","))
+        assert len(seen) == (processes or 3) and seen <= {"0", "1", "2"}
+        assert not any(seen & others for others in held.values())
+        held[name] = seen
+        most = max(most, len(held))
+    assert most == at_once
 
 
 def test_the_server_knows_every_module_that_it_is_to_import():

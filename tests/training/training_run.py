@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from heima import config
@@ -59,11 +60,20 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
         models.save_adapter(model, folder / out, weights)
         result = {
             "processes": PartialState().num_processes,
+            "policies": sorted({_policy(part) for part in model.modules() if _policy(part)}),
             "sharded": any(isinstance(weight, DTensor) for weight in model.parameters()),
             "curve": curve,
             "losses": losses,
         }
         (folder / out / "result.json").write_text(json.dumps(result))
+
+
+def _policy(part: torch.nn.Module) -> str | None:
+    """What a sharded part is computed in: of weights, of the sum of gradients, of outputs."""
+    if not isinstance(part, FSDPModule):
+        return None
+    policy = part._get_fsdp_state()._mp_policy
+    return str([policy.param_dtype, policy.reduce_dtype, policy.output_dtype])
 
 
 def _kill_at(answering: loop.AnswerLoss, update: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -11,10 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from heima import config
+from heima.families.registry import FAMILIES
 from heima.results.files import read_json
-from heima.vlm import models
+from heima.toy import idefics3 as toy_idefics3
+from heima.toy import llava_next as toy_llava_next
+from heima.vlm import models, pretrained, weights
 from heima.vlm.kept_answers import weights_digest
 from heima.vlm.pointer import ModelError, locate
 from stages import resolve, teach
@@ -267,3 +272,170 @@ def test_a_given_folder_is_checked_as_the_hubs_are(served, saved):
         file.rename(file.with_suffix(".bin"))
     message = failure_of_teach("interpreter")
     assert "from_pretrained('given')" in message
+
+
+# Weights that are not whole, and files that are not the model's
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, saved):
+    """A folder for each kind of model, in the layout that the hub has."""
+    root = tmp_path_factory.mktemp("families")
+    for twin in (toy_llava_next, toy_idefics3):
+        processor = twin.build_processor()
+        name = twin.__name__.rpartition(".")[2]
+        twin.build_vlm(processor, hidden_size=64, seed=1).save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+    for name, source in (("mllama", "vlm"), ("llm", "llm")):
+        shutil.copytree(saved / source, root / name)
+    return root
+
+
+KINDS = ("mllama", "llava_next", "idefics3", "llm")
+
+
+def provide(folder: Path) -> dict:
+    kind = "llm" if folder.name == "llm" else "vlm"
+    source = config.PretrainedModel(path=str(folder))
+    new = folder.parent / f"{folder.name}-pointer"
+    return pretrained.provide(source, new, key="teach.x", again="run it", kind=kind)
+
+
+def change(folder: Path, change) -> None:
+    """Change the weights of a folder's last file; the index, if any, is made anew."""
+    file = sorted(folder.glob("model*.safetensors"))[-1]
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+    if (index := folder / "model.safetensors.index.json").exists():
+        named = {
+            name: one.name
+            for one in sorted(folder.glob("model-*.safetensors"))
+            for name in load_file(one)
+        }
+        index.write_text(json.dumps({"metadata": {}, "weight_map": named}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_not_whole_are_named(folders, tmp_path, capsys, kind):
+    """First, last and any other weight: dropped, of another shape, not a number, infinite."""
+    given = Path(shutil.copytree(folders / kind, tmp_path / kind))
+    names = sorted(load_file(sorted(given.glob("model*.safetensors"))[-1]))
+    assert "unused" not in provide(given)
+    shutil.rmtree(tmp_path / f"{kind}-pointer")
+    for number, name in enumerate({names[0], names[len(names) // 2], names[-1]}):
+        # transformers' own name of it has other parts in front, in some families.
+        last = re.escape(".".join(name.split(".")[-2:]))
+        for fault, message in {
+            "dropped": rf"teach\.x\.path = .*{kind} lacks .*{last}: its weights are incomplete",
+            "reshaped": rf"{last} as \(2, 7\) instead of",
+            "nan": rf"{re.escape(name)} hold numbers that are not finite",
+            "inf": rf"{re.escape(name)} hold numbers that are not finite",
+        }.items():
+            bad = Path(shutil.copytree(folders / kind, tmp_path / f"{number}-{fault}" / kind))
+
+            def spoil(weights, name=name, fault=fault):
+                if fault == "dropped":
+                    del weights[name]
+                elif fault == "reshaped":
+                    weights[name] = torch.zeros(2, 7)
+                else:
+                    weights[name].view(-1)[-1] = float(fault)
+
+            change(bad, spoil)
+            with pytest.raises(ModelError, match=message):
+                provide(bad)
+            assert not (bad.parent / f"{kind}-pointer").exists()
+            if fault == "dropped":
+                # Loading refuses it, too, where it was not provided so.
+                with pytest.raises(ModelError, match=f"lacks .*{last}"):
+                    weights.load("llm" if kind == "llm" else "vlm", bad, torch.float32)
+    change(given, lambda weights: weights.update({"extra.weight": torch.zeros(2)}))
+    assert provide(given)["unused"] == ["extra.weight"]
+    assert "has weights that the model has no place for: extra.weight" in capsys.readouterr().out
+    sorted(given.glob("model*.safetensors"))[-1].write_bytes(b"\0" * 99)
+    shutil.rmtree(tmp_path / f"{kind}-pointer")
+    with pytest.raises(ModelError, match="its weights cannot be read"):
+        provide(given)
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        "../other/model-00001-of-00002.safetensors",
+        "part/model-00001-of-00002.safetensors",
+        "/etc/hostname",
+        "weights.bin",
+    ],
+)
+def test_an_index_names_parts_beside_it_alone(folders, tmp_path, outside):
+    given = Path(shutil.copytree(folders / "llm", tmp_path / "llm"))
+    for folder in ("other", "llm/part"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(sorted(given.glob("model-*"))[0], (tmp_path / folder))
+    index = read_json(given / "model.safetensors.index.json")
+    index["weight_map"][next(iter(index["weight_map"]))] = outside
+    (given / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=f"names '{re.escape(outside)}'; its parts must lie"):
+        provide(given)
+
+
+def test_an_adapter_beside_a_model_is_never_applied(served, saved, toy_llm, params):
+    given = Path(shutil.copytree(saved / "llm", "given"))
+    edit("llm", path="given")
+    teach.main("interpreter")
+    lora = models.add_lora(copy.deepcopy(toy_llm), r".*q_proj", params.distill.lora, seed=1)
+    models.save_adapter(lora, given)
+    for load in (models.load_llm, models.load_tokenizer):
+        with pytest.raises(ModelError, match="given has an adapter beside the model"):
+            load(models.ROOT, config.load("params.yaml"))
+    shutil.rmtree("models")
+    assert "has an adapter beside the model" in failure_of_teach("interpreter")
+    for file in given.glob("adapter*"):
+        shutil.copy(file, Path(shutil.copytree(saved / "llm", "toy", dirs_exist_ok=True)))
+    with pytest.raises(ModelError, match="toy has an adapter beside the model"):
+        locate(Path("toy"))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model-00001-of-00004.safetensors"]
+)
+def test_a_later_change_of_the_same_size_is_seen(served, saved, monkeypatch, name):
+    given = Path(shutil.copytree(saved / "llm", "given"))
+    edit("llm", path="given")
+    teach.main("interpreter")
+    params = config.load("params.yaml")
+    models.load_llm(models.ROOT, params)
+    file = given / name
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelError, match=rf"given/{name} has changed since teach saw it"):
+        models.load_llm(models.ROOT, params)
+    if name.startswith("model"):
+        # 20 GB are hashed once a machine, and not for a tokenizer.
+        models.load_tokenizer(models.ROOT, params)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        models.load_llm(models.ROOT, params)
+    else:
+        with pytest.raises(ModelError, match="has changed since"):
+            models.load_tokenizer(models.ROOT, params)
+    file.write_bytes(content)
+    (given / "added_tokens.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"given holds added_tokens\.json, which teach has not"):
+        models.load_tokenizer(models.ROOT, params)
+
+
+def test_an_adapter_that_is_not_whole_is_refused(tmp_path, toy_llm, params):
+    targets = FAMILIES[params.family].llm_lora
+    lora = models.add_lora(copy.deepcopy(toy_llm), targets, params.distill.lora, seed=1)
+    models.save_adapter(lora, tmp_path / "a")
+    models.load_adapter(copy.deepcopy(toy_llm), tmp_path / "a", again="it")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    whole = load_file(file)
+    for name in (min(whole), max(whole)):
+        save_file({key: value for key, value in whole.items() if key != name}, file)
+        with pytest.raises(ValueError, match=rf"a lacks 1 of .* {re.escape(name)} .*`it` trains"):
+            models.load_adapter(copy.deepcopy(toy_llm), tmp_path / "a", again="it")
+        save_file({**whole, name: torch.full_like(whole[name], torch.nan)}, file)
+        with pytest.raises(ValueError, match=f"is not finite in 1 of .*{re.escape(name)}"):
+            models.load_adapter(copy.deepcopy(toy_llm), tmp_path / "a", again="it")
