@@ -15,18 +15,23 @@ RECORDS = 12
 
 
 def write(
-    folder: Path, families: Iterable[str] = FAMILIES, *, records: int = RECORDS, odd: bool = False
+    folder: Path,
+    families: Iterable[str] = FAMILIES,
+    *,
+    records: int = RECORDS,
+    benchmarks: bool = True,
+    odd: bool = False,
 ) -> list[str]:
     """Make what is not there yet; the names of the folders that were made.
 
     Says whose tokenizer Llama has. `records` must be at least 4; `odd` is told by
-    `timings.rehearsal.benchmarks`.
+    `timings.rehearsal.benchmarks`, which need the library `datasets`.
     """
     if records < 4:
         raise ValueError(f"records = {records} must be at least 4")
     found: dict[str, Callable[[Path], None]] = {
         "source": lambda place: source.write_source(place, records=records),
-        "benchmarks": lambda place: _benchmarks(place, odd),
+        **({"benchmarks": lambda place: _benchmarks(place, odd)} if benchmarks else {}),
         **{family: _MODELS[family] for family in families},
     }
     made = []

@@ -242,4 +242,6 @@ def _learnt(
 
 def _filled(vocabulary: dict[str, int], size: int) -> dict[str, int]:
     """Pieces that no text has, up to so many."""
-    return vocabulary | {f"\x00unused {number}": number for number in range(len(vocabulary), size)}
+    return vocabulary | {
+        f"\ue000unused {number}": number for number in range(len(vocabulary), size)
+    }
