@@ -14,12 +14,26 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from eval import rules
+from tests.eval.judge_server import JudgeServer, completion
 from tests.rehearsal import run
 from timings.rehearsal import make
 
 PROFILES = ("rehearsal", "rehearsal-llava-next")
+
+
+class Judge(JudgeServer):
+    """The toy's rules; where a real reference says neither yes nor no, a judge's word for that."""
+
+    def grade(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return super().grade(body)
+        except rules.Ungradable:
+            return {**completion("unclear"), "model": self.model}
 
 
 def main() -> None:
@@ -29,11 +43,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("targets", nargs="*", metavar="STAGE", help="default: all stages")
     given = parser.parse_args()
-    # Its rules are those of the toy's judge, which import nothing heavy.
-    from tests.eval.judge_server import JudgeServer
-
     failed = []
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch, JudgeServer() as judge:
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch, Judge() as judge:
         folder = given.folder or Path(scratch)
         make.write(folder / "made")
         for profile in given.profile or PROFILES:
