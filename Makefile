@@ -1,6 +1,6 @@
 # `make repro` and `make test` are all that a fresh machine needs.
 .DEFAULT_GOAL := help
-.PHONY: help install repro check test test-all lint ui clean
+.PHONY: help install repro check test test-all rehearse device device-wheels lint ui clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ PORT ?= 5000
 AGAINST ?= HEAD
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Interrupted installs are repeated: the mark is set last.
 $(INSTALLED): requirements.txt requirements-nodeps.txt pyproject.toml
@@ -37,6 +37,19 @@ test: install ## Run the tests, on all cores
 
 test-all: install ## Run the tests and the slow proofs
 	python -m pytest
+
+rehearse: install ## Rehearse the paper profile, both families, in a scratch folder
+	python -m tests.rehearsal
+
+device: ## Measure one GPU, 8 minutes at most (DEVICE="--dry-run" or "--quick")
+	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m timings.device $(DEVICE)
+
+# Each platform is named: pip matches them exactly.
+device-wheels: ## Download what a GPU machine's image lacks into .wheels
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest .wheels \
+	  --python-version 3.12 --implementation cp --abi cp312 --abi none \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+	  --platform manylinux2014_x86_64 --platform any -r requirements-device.txt
 
 lint: install ## Check style, spelling and types
 	ruff check .

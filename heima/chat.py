@@ -135,14 +135,12 @@ def readings(
     collate = Collator(registry.of(model), processor, _OneImage(image))
     thinking = params.thinking(params.states.checkpoint)
     try:
-        [found] = states.extract(
+        found = states.extract(
             model,
-            [sample],
-            collate,
+            collate([sample]),
             vocabulary,
             thinking,
             position=params.states.position,
-            batch_size=1,
         )
     except ValueError as error:
         raise ChatError(f"the answer has no thinking tokens to read: {error}") from error

@@ -22,6 +22,8 @@ a JSON object:
 - `ratio`: end-to-end speed at batch 1 of thinking tokens (`heima`) over full text (`text-cot`);
 - `ratios`: that of every case by batch size, medians over batches and rounds;
 - `size`, `trained`, `device`, `threads`, `dtype`, `tflops`, `gb_per_s`: what was measured on what;
+- `table`: what the table says, by case and batch size: medians, and the shares of the device's
+  peaks, which are the roofline, that prefill and decoding reach;
 - `skipped`: batch sizes without a result, and why.
 """
 
@@ -31,6 +33,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +41,6 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from eval import lmms_start
 from heima.toy.world import IMAGE_SIDE
 
 if TYPE_CHECKING:
@@ -191,6 +193,17 @@ def untrained(
     )
 
 
+def the_toys(models: Path) -> Setup:
+    """What the stage measures, with lmms-eval's questions."""
+    from eval import lmms_start
+
+    lmms_start.quiet()
+    from eval import latency
+    from heima import config
+
+    return latency.load_setup(config.load(), models)
+
+
 def describe(
     model: PreTrainedModel, trained: bool, environment: Mapping[str, Any], peaks: Peaks, source: str
 ) -> str:
@@ -246,9 +259,7 @@ def main() -> None:
         "--peaks", type=float, nargs=2, metavar=("TFLOPS", "GB_PER_S"), help="the maker's"
     )
     options = parser.parse_args()
-    lmms_start.quiet()
-    from eval import latency, timing
-    from heima import config
+    from eval import latency_cells, timing
     from heima.config import Peaks
     from heima.vlm import models
 
@@ -262,7 +273,7 @@ def main() -> None:
     found = (models.ROOT / "text-cot").exists()
     trained = options.size == "toy" and found and not options.quick
     if trained:
-        setup = latency.load_setup(config.load(), models.ROOT)
+        setup = the_toys(models.ROOT)
     else:
         setup = untrained(
             options.size,
@@ -284,7 +295,7 @@ def main() -> None:
         if options.peaks
         else timing.measured_peaks(model.device, model.dtype)
     )
-    cells = latency.cells(measured, peaks, seed=SEED)
+    cells = latency_cells.cells(measured, peaks, seed=SEED)
     source = "stated" if options.peaks else "measured"
     print(describe(model, trained, environment, peaks, source))
     print(report(cells))
@@ -311,6 +322,15 @@ def main() -> None:
                 **{key: environment[key] for key in ("device", "threads", "dtype")},
                 "tflops": round(peaks.tflops, 4),
                 "gb_per_s": round(peaks.gb_per_s, 1),
+                "table": {
+                    group: {
+                        metric: float(f"{row[metric].value:.4g}")
+                        for metric, _, _ in COLUMNS.values()
+                        if metric in row
+                    }
+                    for group, row in cells.items()
+                    if "speedup" not in row
+                },
                 "skipped": {str(batch): reason for batch, reason in measured.skipped.items()},
             }
         )

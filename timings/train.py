@@ -65,7 +65,7 @@ from transformers import (
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from eval import latency
+from eval import timing
 from heima.config import Hardware, Lora, Schedule, Training
 from heima.data.encoding import Sample
 from heima.data.images import ImageZip
@@ -456,7 +456,7 @@ def main() -> None:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=size.precision == "bf16"):
             some = samples[:TURNS_A_BATCH]
             shift = tile_shift(answering, some, once, batch_size=TURNS_A_BATCH)
-    tflops = arguments.peak or latency.measured_peaks(model.device, model.dtype).tflops
+    tflops = arguments.peak or timing.measured_peaks(model.device, model.dtype).tflops
     tokens = np.mean([len(sample) for sample in samples])
     report(results, skipped, shift, model, name=name, tflops=tflops, tokens=float(tokens))
 
@@ -487,7 +487,7 @@ def report(
         else {}
     )
     exact = [off[row] for row in off if row not in (PLAIN, REAL)]
-    environment = latency.environment(model)
+    environment = timing.environment(model)
     print(
         f"{model.num_parameters() / 1e6:,.0f} M random parameters in {environment['dtype']} on "
         f"{environment['device']}, {environment['threads']} CPU threads; a peak of "

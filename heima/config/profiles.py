@@ -1,7 +1,8 @@
 """Profiles: a parameter file, or what is other than in its `base`.
 
 A profile with `base: NAME` stands for the file `NAME.yaml` beside it, changed: mappings are merged,
-any other value is replaced, and null takes a key away, so that its default holds.
+any other value is replaced, and null takes a key away, so that its default holds. A base may have
+a base itself.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ def written_out(path: Path) -> str:
     """The text of the parameter file that a profile stands for, with the comments of its base.
 
     The comment at the beginning is the profile's own. Raises `ConfigError` for what is no YAML, and
-    for a base that is not there or has a base itself.
+    for a base that is not there or has come up already.
     """
+    return _written_out(path, ())
+
+
+def _written_out(path: Path, above: tuple[str, ...]) -> str:
+    """`above` are the names of the profiles that this one is a base of."""
     text = path.read_text(encoding="utf-8")
     yaml = YAML()
     yaml.width = 2**16
@@ -32,12 +38,13 @@ def written_out(path: Path) -> str:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(own, MutableMapping) or "base" not in own:
         return text
+    names = (*above, path.stem)
     base_path = path.parent / f"{own.pop('base')}.yaml"
     if not base_path.exists():
         raise ConfigError(f"{path}: base: there is no {base_path}")
-    base = yaml.load(base_path.read_text(encoding="utf-8"))
-    if "base" in base:
-        raise ConfigError(f"{path}: base: {base_path} has a base itself")
+    if base_path.stem in names:
+        raise ConfigError(f"{path}: base: {' -> '.join((*names, base_path.stem))} is a circle")
+    base = yaml.load(_written_out(base_path, names))
     _merge(base, own)
     stream = io.StringIO()
     yaml.dump(base, stream)

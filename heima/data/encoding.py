@@ -93,12 +93,12 @@ def pad(
     rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"] = "right"
 ) -> torch.Tensor:
     """Rows of different length as one (rows, longest) int64 tensor, padded on one side."""
-    return torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows],
-        batch_first=True,
-        padding_value=value,
-        padding_side=side,
-    )
+    # Not by `pad_sequence`: in PyTorch 2.11 it stops where FLOPs are counted.
+    longest = max(map(len, rows))
+    filled = [[value] * (longest - len(row)) for row in rows]
+    if side == "left":
+        return torch.tensor([[*more, *row] for more, row in zip(filled, rows, strict=True)])
+    return torch.tensor([[*row, *more] for more, row in zip(filled, rows, strict=True)])
 
 
 def pad_text(encoded: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:

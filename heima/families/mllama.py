@@ -92,7 +92,9 @@ class Mllama(Family):
 
     @contextlib.contextmanager
     def spread(self, model: PreTrainedModel, rows: Sequence[int]) -> Iterator[None]:
-        hooks = _repeat(model.model, torch.tensor(rows, device=model.device))
+        # transformers projects tile by tile: (images * tiles, patches, hidden).
+        tiles = model.config.vision_config.max_num_tiles
+        hooks = _repeat(model.model, torch.tensor(rows, device=model.device), tiles)
         try:
             yield
         finally:
@@ -109,11 +111,18 @@ class Mllama(Family):
         return _States(model, tiles)
 
 
-def _repeat(model: MllamaModel, rows: torch.Tensor) -> list[RemovableHandle]:
-    """Turn keys and values of each image into those of each row; their gradients add up."""
+def _repeat(model: MllamaModel, rows: torch.Tensor, parts: int) -> list[RemovableHandle]:
+    """Turn keys and values of each image into those of each row; their gradients add up.
+
+    The layers are given them in `parts` of each image, (images * parts, patches, hidden).
+    """
     text = model.language_model
+
+    def repeat(module: nn.Module, args: object, projected: torch.Tensor) -> torch.Tensor:
+        return projected.unflatten(0, (-1, parts)).flatten(1, 2)[rows]
+
     return [
-        projection.register_forward_hook(lambda module, args, projected: projected[rows])
+        projection.register_forward_hook(repeat)
         for index in text.config.cross_attention_layers
         for projection in (
             text.layers[index].cross_attn.k_proj,
@@ -142,7 +151,7 @@ class _States:
         **text: torch.Tensor,
     ) -> torch.Tensor:
         self._release()
-        _HOOKS[self._model] = _repeat(self._model, image_rows)
+        _HOOKS[self._model] = _repeat(self._model, image_rows, 1)
         images = (pixel_values, aspect_ratio_ids, aspect_ratio_mask)
         if (tiles or self._tiles) == "padded":
             seen = self._encode(*images)

@@ -50,12 +50,21 @@ def test_comments_of_the_base_stay(tmp_path):
     assert "# of the data" in written_out(tmp_path / "own.yaml")
 
 
-def test_a_base_is_there_and_has_none(tmp_path):
-    write(tmp_path, one="base: two\n", two="base: three\n")
-    with pytest.raises(config.ConfigError, match=r"base: .*two\.yaml has a base itself"):
-        written_out(tmp_path / "one.yaml")
+def test_a_base_may_have_a_base(tmp_path):
+    write(tmp_path, base=BASE, one="base: base\nseed: 2\n", two="base: one\ncontrols: [own]\n")
+    whole = yaml.safe_load(BASE) | {"seed": 2, "controls": ["own"]}
+    assert yaml.safe_load(written_out(tmp_path / "two.yaml")) == whole
+
+
+def test_a_base_is_there_and_no_circle(tmp_path):
+    write(tmp_path, one="base: two\n", two="base: three\n", own="base: own\n")
     with pytest.raises(config.ConfigError, match=r"base: there is no .*three\.yaml"):
-        written_out(tmp_path / "two.yaml")
+        written_out(tmp_path / "one.yaml")
+    write(tmp_path, three="base: one\n")
+    with pytest.raises(config.ConfigError, match="base: one -> two -> three -> one is a circle"):
+        written_out(tmp_path / "one.yaml")
+    with pytest.raises(config.ConfigError, match="own -> own is a circle"):
+        written_out(tmp_path / "own.yaml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda p: p.stem)

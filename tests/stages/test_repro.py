@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import psutil
@@ -19,7 +20,7 @@ import yaml
 from stages import handover, progress, repro, schedule, warm
 from stages.schedule import Needs, Slots
 from tests.conftest import ROOT
-from tests.stages.conftest import PIPELINE, STAGES, alive, until
+from tests.stages.conftest import PIPELINE, STAGES, Repository, alive, until
 
 
 def test_any_number_of_jobs_gives_the_lock_and_the_files_of_dvc_repro(new):

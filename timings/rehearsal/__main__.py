@@ -1,0 +1,33 @@
+"""Make what a rehearsal of the paper profile runs on: `python -m timings.rehearsal FOLDER`
+
+    python -m timings.rehearsal data/rehearsal                        # both families
+    python -m timings.rehearsal data/rehearsal --family llava-cot-11b --records 12
+
+Writes `source/` (LLaVA-CoT's layout), `benchmarks/`, and `<family>/{text-cot,base,interpreter}`,
+the model folders that the profiles `rehearsal` and `rehearsal-llava-next` name. Of a folder that is
+there already nothing is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from timings.rehearsal import benchmarks, make
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--family", choices=make.FAMILIES, action="append", help="default: both")
+    parser.add_argument("--records", type=int, default=make.RECORDS)
+    parser.add_argument(
+        "--odd",
+        action="store_true",
+        help="the real cards' rows that the checks refuse, too: "
+        + "; ".join(f"{name}: {what}" for name, what in benchmarks.ODD.items()),
+    )
+    given = parser.parse_args()
+    made = make.write(
+        given.folder, given.family or make.FAMILIES, records=given.records, odd=given.odd
+    )
+    print(f"{given.folder}: {', '.join(made) or 'nothing'} made")
