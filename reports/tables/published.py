@@ -11,6 +11,7 @@ from heima.config.benchmarks import BENCHMARKS
 from heima.results.scores import MEAN
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
+from reports.tables.panels import ACCURACIES, PUBLISHED_TOKENS
 
 PAPERS = ("paper", "paper-llava-next")
 """The profiles whose models, data and rules are the paper's, so that values may be compared."""
@@ -53,8 +54,8 @@ def _published_panels(
     found = {(row["model"], row["benchmark"]): row for row in rows}
     panels = []
     for title, column, digits in (
-        ("Accuracy (%)", "accuracy", 1),
-        ("Generated tokens, as the paper counts them", "generated_tokens", 1),
+        (ACCURACIES, "accuracy", 1),
+        (PUBLISHED_TOKENS, "generated_tokens", 1),
     ):
         entries: dict[tuple[str, str], Entry | Label] = {}
         for variant in variants:
