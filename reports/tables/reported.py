@@ -152,13 +152,13 @@ def _interpreters(results: Results) -> Iterator[Comparison]:
     """One interpreter for each section against the paper's three, one for all against its one."""
     params = results.params
     for row in results.published["interpreters"]:
-        shared = {
+        read = {row["stage"]} if row["interpreters"] == "3" else set(params.sections)
+        names = {
             name
             for name, one in params.reconstructions.items()
             if one.section == row["stage"]
-            and set(params.interpreters[one.interpreter].sections) == set(params.sections)
+            and set(params.interpreters[one.interpreter].sections) == read
         }
-        names = {row["stage"]} if row["interpreters"] == "3" else shared
         one = Comparison(
             "interpreters",
             f"{row['interpreters']} interpreters, {row['stage']}"
