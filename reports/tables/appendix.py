@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.tables.layout import (
+    LONGEST_LABEL,
     TABCOLSEP,
     TEXT_WIDTH,
     Line,
@@ -27,9 +28,9 @@ from reports.tables.model import Block, Entry, Label, Panel, Table
 from reports.tables.names import heading
 from reports.tables.numbers import fixed, interval, spread
 
-_PAGE = 500.0
+_PAGE = 525.0
 """Points of a page of `article` (550) that panels may fill."""
-_CAPTION_LINE, _NOTE_LINE, _LINE, _STACKED, _GRID, _TITLE = 12.0, 8.5, 8.5, 16.5, 24.0, 16.0
+_CAPTION_LINE, _NOTE_LINE, _LINE, _STACKED, _GRID, _TITLE = 12.0, 8.5, 8.5, 16.5, 27.0, 16.0
 """Heights in points."""
 _FLOATS = 8
 """Pages that are made before LaTeX has to put them out."""
@@ -76,7 +77,7 @@ def _floats(block: Block, label: str) -> list[str]:
             "\\begin{table*}[p]\n"
             f"\\centering\\scriptsize\\setlength{{\\tabcolsep}}{{{TABCOLSEP:g}pt}}\n"
             f"{further if number else first}\\par\\medskip\n"
-            + "\n\\par\\smallskip\n".join(piece.latex for piece in pieces)
+            + "\n\\par\\medskip\n".join(piece.latex for piece in pieces)
             + "\n\\end{table*}"
             # LaTeX holds so many floats back, and whole pages wait for the end of the text.
             + ("\n\\clearpage" if (number + 1) % _FLOATS == 0 or pieces is pages[-1] else "")
@@ -89,7 +90,7 @@ def _note(text: str) -> _Piece:
     lines = 1 + int(width(text) / (0.9 * TEXT_WIDTH))
     return _Piece(
         f"\\parbox{{\\textwidth}}{{\\raggedright\\scriptsize {breakable(text)}}}",
-        _NOTE_LINE * lines + 3,
+        _NOTE_LINE * lines + 6,
     )
 
 
@@ -104,12 +105,14 @@ def _pieces(panel: Panel) -> list[_Piece]:
     if not rows:
         note = _note(f"{panel.title}: {' '.join(sentences)}")
         return [note]
-    columns = list(panel.digits)
+    alike = _alike(panel, rows)
+    sentences += [f"{heading(column)}: {text} in every row." for column, text in alike.items()]
+    columns = [column for column in panel.digits if column not in alike]
     lines = [
         Line(row, [_cell(panel.entries[row, column], panel.digits[column]) for column in columns])
         for row in rows
     ]
-    counts = _counts(panel, rows)
+    counts = _counts(panel, rows, columns)
     if len(set(counts)) == 1 and counts[0]:
         sentences.append(f"n = {counts[0]} in every cell.")
     elif any(counts):
@@ -141,7 +144,12 @@ def _short_enough(lines: Sequence[Line]) -> list[tuple[int, list[Line]]]:
 
 def _height(line: Line) -> float:
     stacks = any("\\tiny" in cell.latex for cell in line.cells)
-    lines = max([plain(line.label).lines, *(cell.lines for cell in line.cells)])
+    lines = max(
+        [
+            plain(line.label, longest=LONGEST_LABEL * TEXT_WIDTH).lines,
+            *(cell.lines for cell in line.cells),
+        ]
+    )
     return max(_LINE * lines, _STACKED if stacks else 0.0)
 
 
@@ -177,10 +185,21 @@ def _sentence(folded: dict[str, str], *, all_rows: bool) -> str:
     return f"The same in every column: {'; '.join(parts)}."
 
 
-def _counts(panel: Panel, rows: Sequence[str]) -> list[str]:
+def _alike(panel: Panel, rows: Sequence[str]) -> dict[str, str]:
+    """The columns with one text in all rows, and that text."""
+    found = {}
+    for column in panel.digits:
+        entries = [panel.entries[row, column] for row in rows]
+        texts = {entry.text if isinstance(entry, Label) else None for entry in entries}
+        if len(rows) >= _FEWEST_TO_FOLD and len(texts) == 1 and (text := texts.pop()) is not None:
+            found[column] = text
+    return found if len(found) < len(panel.digits) else {}
+
+
+def _counts(panel: Panel, rows: Sequence[str], columns: Sequence[str]) -> list[str]:
     """For each column how many samples its numbers are of; "" where that is not told."""
     found = []
-    for column in panel.digits:
+    for column in columns:
         entries = [panel.entries[row, column] for row in rows]
         counts = sorted({e.n for e in entries if isinstance(e, Entry) and e.n is not None})
         shown = counts if len(counts) < 3 else [counts[0], counts[-1]]
@@ -191,6 +210,11 @@ def _counts(panel: Panel, rows: Sequence[str]) -> list[str]:
 def _cell(entry: Entry | Label, digits: int) -> Typeset:
     if isinstance(entry, Label):
         return plain(entry.text)
-    above = spread(entry, digits)
+    above = _signed(spread(entry, digits))
     below = interval(entry, digits)
-    return plain(above) if below is None else stacked(above, below)
+    return plain(above) if below is None else stacked(above, _signed(below))
+
+
+def _signed(numbers: str) -> str:
+    """With minus signs in place of hyphens."""
+    return numbers.replace("-", "−")

@@ -30,6 +30,7 @@ from reports.tables.model import Block, Entry, Label, Panel, Table
 from reports.tables.names import heading, variant
 from reports.tables.numbers import fixed
 from reports.tables.panels import ACCURACIES, DECODED, PUBLISHED_TOKENS
+from reports.tables.published import EACH, SHARED
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,9 @@ def _score(accuracy: Panel, tokens: Panel | None, row: str, column: str, *, rank
     return Value(text, float(text) if ranked else None, behind)
 
 
+_PUBLISHED_INTERPRETERS = {EACH: "one each", SHARED: "one for all"}
+
+
 def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
     """Rows: the states given, for each section; and the paper's, for each section."""
     ours, *theirs = table.blocks
@@ -248,7 +252,7 @@ def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
         tuple(groups),
     )
     for block in theirs:
-        titles = [panel.title for panel in block.panels]
+        titles = [_PUBLISHED_INTERPRETERS[panel.title] for panel in block.panels]
         yield Compact(
             "interpreters-published",
             f"Reconstructions as the paper reports them ({params.published_family}), in percent, "

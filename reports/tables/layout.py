@@ -78,7 +78,7 @@ def width(text: str, size: str = "scriptsize") -> float:
 
 def breakable(text: str) -> str:
     """Escaped prose that may break within long names, too."""
-    return re.sub(r"(\\_|\\textbar\{\}|[-:/])(?=\S)", r"\1\\allowbreak{}", escape(text))
+    return re.sub(r"(\\_|\\textbar\{\}|(?<!-)-|[:/])(?=[^\s-])", r"\1\\allowbreak{}", escape(text))
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,11 @@ class Typeset:
     lines: int = 1
 
 
-LONGEST = 90.0
-"""Points that a text may take before it is broken into lines."""
+LONGEST = 110.0
+"""Points that a cell may take before it is broken into lines."""
+
+LONGEST_LABEL = 0.36
+"""The share of a grid that the label of a row may take before it is."""
 
 
 def plain(text: str, *, bold: bool = False, longest: float = LONGEST) -> Typeset:
@@ -138,7 +141,8 @@ def grids(
     Raises `ValueError` where the labels and one column are too wide already.
     """
     rows = [line for line in lines if not line.heading]
-    labels = max(plain(text).width for text in (corner, *(line.label for line in rows)))
+    longest = LONGEST_LABEL * available
+    labels = max(plain(t, longest=longest).width for t in (corner, *(one.label for one in rows)))
     needs = []
     for place, column in enumerate(columns):
         cells = [line.cells[place].width for line in rows]
@@ -147,7 +151,8 @@ def grids(
     if max(needs) > room:
         widest = columns[needs.index(max(needs))]
         raise ValueError(f"the column {widest!r} does not fit into {available} points")
-    return [_tabular(corner, columns, lines, part) for part in _shared_out(needs, room)]
+    parts = _shared_out(needs, room)
+    return [_tabular(corner, columns, lines, part, longest) for part in parts]
 
 
 def _shared_out(needs: Sequence[float], room: float) -> list[range]:
@@ -176,8 +181,11 @@ def _shared_out(needs: Sequence[float], room: float) -> list[range]:
     return parts(room)
 
 
-def _tabular(corner: str, columns: Sequence[str], lines: Sequence[Line], part: range) -> str:
-    head = " & ".join(plain(text).latex for text in (corner, *(columns[place] for place in part)))
+def _tabular(
+    corner: str, columns: Sequence[str], lines: Sequence[Line], part: range, longest: float
+) -> str:
+    heads = [plain(corner, longest=longest), *(plain(columns[place]) for place in part)]
+    head = " & ".join(one.latex for one in heads)
     rows = [
         f"\\begin{{tabular}}{{@{{}}l{'r' * len(part)}@{{}}}}",
         "\\toprule",
@@ -190,6 +198,9 @@ def _tabular(corner: str, columns: Sequence[str], lines: Sequence[Line], part: r
         if line.heading:
             rows.append(f"\\multicolumn{{{len(part) + 1}}}{{@{{}}l}}{{{escape(line.label)}}} \\\\")
             continue
-        cells = [plain(line.label).latex, *(line.cells[place].latex for place in part)]
+        cells = [
+            plain(line.label, longest=longest).latex,
+            *(line.cells[place].latex for place in part),
+        ]
         rows.append(" & ".join(cells) + " \\\\")
     return "\n".join([*rows, "\\bottomrule", "\\end{tabular}"])

@@ -76,6 +76,10 @@ def _published_panels(
     return tuple(panels)
 
 
+EACH, SHARED = "An interpreter for each section", "One shared interpreter"
+"""Titles of the paper's interpreters."""
+
+
 def published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) -> tuple[Block, ...]:
     """None for a family of which no reconstruction was published."""
     if not rows:
@@ -83,7 +87,7 @@ def published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) ->
     source = "reports/published/interpreters.csv"
     metrics = tuple(dict.fromkeys(row["metric"] for row in rows))
     panels = []
-    for count, title in (("3", "An interpreter for each section"), ("1", "One shared interpreter")):
+    for count, title in (("3", EACH), ("1", SHARED)):
         entries: dict[tuple[str, str], Entry | Label] = {
             (row["stage"], row["metric"]): Entry(float(row["value"]), source)
             for row in rows

@@ -240,6 +240,11 @@ def test_what_is_the_same_everywhere_becomes_a_sentence():
     entries = {("a", c): tables.Label(f"0 of {n}", "f") for n, c in enumerate("xyz", 300)}
     failed = replace(whole, title="Failed answers of n", entries=entries)
     assert "Failed answers of n: none in every cell." in shown(failed)
+    mixed = replace(panel(13.0), rows=("a", "b", "c"), digits={"x": 1, "y": 1, "verdict": 0})
+    for row, number in zip("abc", range(3), strict=True):
+        mixed.entries[row, "x"] = mixed.entries[row, "y"] = tables.Entry(number, "f")
+        mixed.entries[row, "verdict"] = tables.Label("undecided", "f")
+    assert "verdict: undecided in every row." in shown(mixed) and "& undecided" not in shown(mixed)
     spread = {key: replace(e, sd=0.6) for key, e in whole.entries.items()}
     assert "tabular" in shown(replace(whole, entries=spread)), "training seeds differ"
 
@@ -271,7 +276,7 @@ def test_latex_escapes_values_and_both_indexes():
     assert r"50 \% \& more\_" in found and r"A\_title." in found and r"p \textless{} 5 \%" in found
     assert r"\textbackslash{} and \{braces\} a\textbar{}\allowbreak{}b" in found
     # What rounds to nothing has no sign.
-    assert "-1.2" in found and "[-2.0, 0.0]" in found
+    assert "$-$1.2" in found and "[$-$2.0, 0.0]" in found
 
 
 def test_tables_of_a_family_without_published_values(tmp_path):
