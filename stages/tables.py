@@ -1,52 +1,103 @@
-"""Write the tables of the reproduction, or print one: `python -m stages.tables [--show benchmarks]`
+"""Write the tables and the claim sheet, or print one: `python -m stages.tables [--show benchmarks]`
 
 Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, metrics/latency.json,
        scores/{variant}.jsonl and reports/published/*.csv: what params.yaml names, no other file
-Writes reports/<profile>/tables/{benchmarks,ablation,interpreters,latency}.{tex,md,csv}
+Writes reports/<profile>/tables/{name}.{tex,md,csv} for each name of `reports.tables.NAMES`,
+       reports/<profile>/tables/compact/*.tex (for papers: `table*`, and `-column` for one column),
+       reports/<profile>/claims.{md,json}, and reports/<profile>/logbook (the same for Trackio)
 
-`--show NAME` prints the written Markdown of a table and changes nothing.
+`--show NAME` prints the written Markdown of a table or of the claims and changes nothing, and
+`--verdicts` prints what the verdicts come to.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import reports
 from heima import config
-from heima.results.files import atomic
+from heima.results.files import atomic, read_json, write_json
 
-NAMES = ("benchmarks", "ablation", "interpreters", "latency")
+CLAIMS = "claims"
+NAMES = (
+    "benchmarks",
+    "ablation",
+    "interpreters",
+    "latency",
+    "tokens_per_stage",
+    "retention_ratio",
+    "reported",
+    CLAIMS,
+)
+"""What `--show` prints: the tables, and the claim sheet."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--show", choices=NAMES, help="print this table, write nothing")
-    shown = parser.parse_args().show
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--show", choices=NAMES, help="print this table, write nothing")
+    what.add_argument("--verdicts", action="store_true", help="print how many verdicts there are")
+    chosen = parser.parse_args()
     params = config.load_resolved()
-    folder = reports.folder(params.profile) / "tables"
-    if shown:
-        path = folder / f"{shown}.md"
-        if not path.is_file():
-            raise SystemExit(f"{path} does not exist yet: run `make repro`")
-        print(path.read_text(encoding="utf-8"), end="")
-        return
+    folder = reports.folder(params.profile)
+    if chosen.verdicts:
+        from reports import claims
 
-    from reports import tables
+        print(claims.summary(read_json(_written(folder / f"{CLAIMS}.json"))))
+        print(f"{folder / CLAIMS}.md has each with its rule")
+    elif chosen.show:
+        place = folder if chosen.show == CLAIMS else folder / "tables"
+        path = _written(place / f"{chosen.show}.md")
+        print(path.read_text(encoding="utf-8"), end="")
+    else:
+        write(folder, params)
+
+
+def _written(path: Path) -> Path:
+    if not path.is_file():
+        raise SystemExit(f"{path} does not exist yet: run `make repro`")
+    return path
+
+
+def write(folder: Path, params: config.Params) -> None:
+    """Write the tables and the claims of the results in the working directory."""
+    from reports import claims, tables
 
     try:
-        built = tables.build(Path("."), params)
+        results = tables.read(Path("."), params)
+        built = tables.of_results(results)
     except tables.TableError as error:
         raise SystemExit(f"no table was written:\n{error}") from error
+    files = {
+        f"{name}.{suffix}": render(table)
+        for name, table in built.items()
+        for suffix, render in (
+            ("tex", tables.latex),
+            ("md", tables.markdown),
+            ("csv", tables.comma_separated),
+        )
+    }
+    compact = tables.compact_files(built, params)
+    found = claims.sheet(results, built)
+    counts = tables.counts(tables.comparisons(results))
+    _write_all(
+        folder / "tables", files | {f"compact/{name}": text for name, text in compact.items()}
+    )
+    _write_all(folder / "logbook", claims.pages(found, params, counts))
+    write_json(folder / f"{CLAIMS}.json", claims.as_json(found, params, counts))
+    with atomic(folder / f"{CLAIMS}.md") as temporary:
+        temporary.write_text(claims.markdown(found, params, counts), encoding="utf-8")
+
+
+def _write_all(folder: Path, files: Mapping[str, str]) -> None:
+    """A folder with these files and no other."""
     with atomic(folder) as temporary:
-        temporary.mkdir()
-        for name in NAMES:
-            for suffix, render in (
-                ("tex", tables.latex),
-                ("md", tables.markdown),
-                ("csv", tables.comma_separated),
-            ):
-                (temporary / f"{name}.{suffix}").write_text(render(built[name]), encoding="utf-8")
+        for name, text in files.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ LATER: dict[str, tuple[str, ...]] = {
     "stages.predict": ("eval.prediction",),
     "stages.score": ("eval.gateway", "eval.scoring"),
     "stages.latency": ("eval.latency",),
-    "stages.tables": ("reports.tables",),
+    "stages.tables": ("reports.claims", "reports.tables"),
 }
 """What a stage imports only once it runs."""
 

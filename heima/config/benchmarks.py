@@ -104,6 +104,11 @@ class Benchmark:
         """Protocol -> the name of its lmms-eval task."""
         return {"lmms": self.task, "vlmevalkit": f"heima_vlmevalkit_{self.name}"}
 
+    @property
+    def spelling(self) -> str:
+        """Its own spelling of its name, without the edition."""
+        return self.dataset.title.partition(" (")[0]
+
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -253,7 +258,8 @@ def known(name: str) -> str:
 def parts(names: Collection[str]) -> dict[str, Any]:
     """What decides of the benchmarks, as plain data: part -> benchmark -> facts.
 
-    `published` has all benchmarks of the paper, the other parts those of `names`.
+    `published` has all benchmarks of the paper, `spelling` all there are, the others those of
+    `names`.
     """
     chosen = [benchmark for name, benchmark in BENCHMARKS.items() if name in names]
     return {
@@ -261,6 +267,7 @@ def parts(names: Collection[str]) -> dict[str, Any]:
         "tasks": {one.name: one.tasks for one in chosen},
         "scoring": {one.name: _plain(one.scoring) for one in chosen},
         "published": {one.name: one.published for one in BENCHMARKS.values() if one.published},
+        "spelling": {one.name: one.spelling for one in BENCHMARKS.values()},
     }
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from heima.config import Params
 from reports.tables.ablation import ablation_block
+from reports.tables.appendix import latex
 from reports.tables.benchmarks import benchmarks_block
+from reports.tables.compact import compact_files
 from reports.tables.interpreters import interpreters_block
 from reports.tables.latency import latency_block
 from reports.tables.model import Block, Entry, Label, Panel, Table, TableError
@@ -21,45 +23,43 @@ from reports.tables.published import (
     published_benchmarks,
     published_interpreters,
 )
-from reports.tables.reading import (
-    read_latency,
-    read_published,
-    read_reconstructed,
-    read_samples,
-    read_scores,
-    read_similarities,
-)
-from reports.tables.writing import comma_separated, latex, markdown
+from reports.tables.reported import comparisons, counts, reported_table
+from reports.tables.results import Results, read
+from reports.tables.series import SERIES, nothing, series_blocks
+from reports.tables.writing import comma_separated, markdown
 
 __all__ = [
     "Block",
     "Entry",
     "Label",
     "Panel",
+    "Results",
     "Table",
     "TableError",
     "build",
     "comma_separated",
+    "compact_files",
+    "comparisons",
+    "counts",
     "latex",
     "markdown",
+    "of_results",
+    "read",
 ]
+
+NAMES = ("benchmarks", "ablation", "interpreters", "latency", *SERIES, "reported")
+"""The tables, in their order."""
 
 
 def build(root: Path, params: Params) -> dict[str, Table]:
-    """The tables benchmarks, ablation, interpreters and latency from the result files below `root`.
+    """The tables from the result files below `root`, by name. Raises `TableError` (`read`)."""
+    return of_results(read(root, params))
 
-    Raises `TableError` naming every file or cell that is missing, left over or inconsistent.
-    """
-    problems: list[str] = []
-    scores = read_scores(root, params, problems)
-    similarities = read_similarities(root, params, problems)
-    reconstructed = read_reconstructed(root, params, problems)
-    samples = read_samples(root, params, problems)
-    latency = read_latency(root, params, problems)
-    published = read_published(root, params, problems)
-    if problems:
-        raise TableError(problems)
-    tables: tuple[Table, ...] = (
+
+def of_results(results: Results) -> dict[str, Table]:
+    """The tables (`NAMES`) of results that were read."""
+    params, scores, published = results.params, results.scores, results.published
+    made: tuple[Table, ...] = (
         Table(
             "benchmarks",
             (
@@ -74,7 +74,7 @@ def build(root: Path, params: Params) -> dict[str, Table]:
             "ablation",
             (
                 *(
-                    ablation_block(params, protocol, scores, samples)
+                    ablation_block(params, protocol, scores, results.samples)
                     for protocol in params.protocols
                 ),
                 *published_ablation(published["benchmarks"]),
@@ -84,11 +84,20 @@ def build(root: Path, params: Params) -> dict[str, Table]:
             "interpreters",
             (
                 interpreters_block(
-                    root, params, similarities, reconstructed, published["interpreters"]
+                    results.root,
+                    params,
+                    results.similarities,
+                    results.reconstructed,
+                    published["interpreters"],
                 ),
                 *published_interpreters(params, published["interpreters"]),
             ),
         ),
+        Table("latency", (latency_block(params, results.latency, results.latency_provenance),)),
+        *(
+            Table(name, series_blocks(params, name, scores, published[name]) or nothing(name))
+            for name in SERIES
+        ),
+        reported_table(results, comparisons(results)),
     )
-    tables += (Table("latency", (latency_block(params, *latency),)),)
-    return {table.name: table for table in tables}
+    return {table.name: table for table in made}

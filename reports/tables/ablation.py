@@ -12,8 +12,11 @@ from heima.results.cells import Cell
 from heima.results.scores import ACCURACY, MEAN
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
-from reports.tables.panels import by_training_seed, score_panel
+from reports.tables.numbers import probability
+from reports.tables.panels import ACCURACIES, DECODED, by_training_seed, score_panel
 from reports.tables.reading import REFERENCE, Samples, Scores, ablated
+
+MINUS_REFERENCE = f"Mean score minus {REFERENCE} (points, each question counts once)"
 
 
 def ablation_block(
@@ -23,7 +26,7 @@ def ablation_block(
     others = tuple(variant for variant in variants if variant != REFERENCE)
     training = {}
     for variant in variants:
-        chain = _lineage(params, params.variants[variant].model)
+        chain = lineage(params, params.variants[variant].model)
         # The text-CoT model is where distillation starts: no checkpoint, no update.
         for column, text in (
             ("checkpoints", " + ".join(name for name, _ in chain) or "none"),
@@ -31,7 +34,7 @@ def ablation_block(
             ("learning rates", ", ".join(f"{c.learning_rate:g}" for _, c in chain) or "none"),
         ):
             training[variant, column] = Label(text, "params.yaml")
-    paired = {variant: _paired(params, protocol, samples, variant) for variant in others}
+    paired = {variant: paired_scores(params, protocol, samples, variant) for variant in others}
     columns = (*params.benchmarks, MEAN)
     return Block(
         origin=f"{params.profile} profile, protocol {protocol}",
@@ -45,9 +48,9 @@ def ablation_block(
                 dict.fromkeys(("checkpoints", "updates", "learning rates"), 0),
                 training,
             ),
-            score_panel("Accuracy (%)", ACCURACY, protocol, params, variants, scores),
+            score_panel(ACCURACIES, ACCURACY, protocol, params, variants, scores),
             Panel(
-                f"Mean score minus {REFERENCE} (points, each question counts once)",
+                MINUS_REFERENCE,
                 "variant",
                 others,
                 dict.fromkeys(columns, 1),
@@ -66,14 +69,12 @@ def ablation_block(
                 dict.fromkeys(columns, 0),
                 {(v, column): _verdict(paired[v][column]) for v in others for column in columns},
             ),
-            score_panel(
-                "Decoded tokens per answer", "decoded_tokens", protocol, params, variants, scores
-            ),
+            score_panel(DECODED, "decoded_tokens", protocol, params, variants, scores),
         ),
     )
 
 
-def _lineage(params: Params, model: str) -> list[tuple[str, Checkpoint]]:
+def lineage(params: Params, model: str) -> list[tuple[str, Checkpoint]]:
     """The checkpoints that lead from the text-CoT model to `model`, first trained first."""
     chain: list[tuple[str, Checkpoint]] = []
     while model in params.checkpoints:
@@ -110,11 +111,11 @@ def _verdict(difference: Entry) -> Label:
         return Label("one seed: no verdict", difference.source)
     if not statistics.agreed(cell) or cell.p >= _LEVEL:
         return Label("undecided", difference.source)
-    p = "p < .001" if cell.p < 0.001 else f"p {cell.p:.3f}"
-    return Label(f"{'higher' if cell.value > 0 else 'lower'} ({p})", difference.source)
+    direction = "higher" if cell.value > 0 else "lower"
+    return Label(f"{direction} (p {probability(cell.p)})", difference.source)
 
 
-def _paired(
+def paired_scores(
     params: Params,
     protocol: ProtocolName,
     samples: Mapping[str, Samples],

@@ -12,7 +12,7 @@ from heima.config import Params, ProtocolName
 from heima.results.scores import ACCURACY, CHANCE, MEAN, score_group, seed_metric
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
-from reports.tables.panels import by_training_seed, score_panel
+from reports.tables.panels import ACCURACIES, DECODED, by_training_seed, score_panel
 from reports.tables.published import PAPERS, PUBLISHED_NAMES
 from reports.tables.reading import Scores
 
@@ -21,7 +21,7 @@ def benchmarks_block(
     params: Params, protocol: ProtocolName, scores: Scores, published: Sequence[Mapping[str, str]]
 ) -> Block:
     variants = tuple(params.variants)
-    accuracy = score_panel("Accuracy (%)", ACCURACY, protocol, params, variants, scores)
+    accuracy = score_panel(ACCURACIES, ACCURACY, protocol, params, variants, scores)
     first, source = scores[variants[0]]
     guesses = {
         benchmark: first[score_group(protocol, benchmark)][CHANCE]
@@ -78,9 +78,7 @@ def benchmarks_block(
                 {row: accuracy.entries[row, MEAN] for row in variants},
             ),
             *_by_seed(params, protocol, variants, scores),
-            score_panel(
-                "Decoded tokens per answer", "decoded_tokens", protocol, params, variants, scores
-            ),
+            score_panel(DECODED, "decoded_tokens", protocol, params, variants, scores),
             split,
             failed,
         ),

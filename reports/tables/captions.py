@@ -155,6 +155,44 @@ def latency(params: Params, provenance: Mapping[str, Any]) -> str:
     )
 
 
+SERIES = {
+    "tokens_per_stage": "Thinking tokens a section",
+    "retention_ratio": "Share of a section's tokens that are retained as thinking tokens",
+}
+"""The titles of the tables of a series."""
+
+
+def series(params: Params, protocol: ProtocolName, rows: Mapping[str, str]) -> str:
+    variants = ", ".join(f"{row}: {variant}" for row, variant in rows.items())
+    return (
+        f"Accuracy in percent and decoded tokens per answer ({_RULES[protocol]}; judged by "
+        f"{judge_name(params.judge)}) of {variants}; {_decoding(params, protocol)}; "
+        f"{_spread(params)}; questions on one image resampled together. {_DECODED}."
+    )
+
+
+def reported(params: Params, *, comparable: bool) -> str:
+    """The caption of the table that lays the paper's cells beside ours."""
+    if not comparable:
+        return (
+            f"Each value of the paper beside the one of the profile {params.profile}, whose "
+            "models, data and benchmarks are its own: the two are not comparable, no difference is "
+            "computed and nothing is concluded."
+        )
+    return (
+        "Each value of the paper beside ours under the protocol vlmevalkit, and ours minus the "
+        "paper's; intervals are ours alone, since the paper published none. Verdicts by "
+        "docs/verdicts.md: reproduced where the difference lies inside the bounds (two one-sided "
+        "tests), higher or lower where it is not 0, each after Holm over all cells that can be "
+        "tested; else undecided. A trained model of one training seed has no verdict."
+    )
+
+
+PUBLISHED_SERIES = (
+    "Accuracy in percent. Other models, data, prompts and judges than ours. No intervals, n or "
+    "tokens were published."
+)
+NOTHING_PUBLISHED = "The paper published nothing about this family."
 PUBLISHED_BENCHMARKS = (
     "Other models, data, prompts and judges than ours; its generated tokens leave out "
     "parts of the released format that ours count. No intervals or n were published."

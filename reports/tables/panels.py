@@ -9,6 +9,11 @@ from heima.results.scores import MEAN, score_group
 from reports.tables.model import Entry, Label, Panel
 from reports.tables.reading import Scores
 
+ACCURACIES = "Accuracy (%)"
+DECODED = "Decoded tokens per answer"
+PUBLISHED_TOKENS = "Generated tokens, as the paper counts them"
+"""Titles by which other forms of a table find a panel."""
+
 
 def score_panel(
     title: str,

@@ -11,6 +11,7 @@ from heima.config.benchmarks import BENCHMARKS
 from heima.results.scores import MEAN
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
+from reports.tables.panels import ACCURACIES, PUBLISHED_TOKENS
 
 PAPERS = ("paper", "paper-llava-next")
 """The profiles whose models, data and rules are the paper's, so that values may be compared."""
@@ -53,8 +54,8 @@ def _published_panels(
     found = {(row["model"], row["benchmark"]): row for row in rows}
     panels = []
     for title, column, digits in (
-        ("Accuracy (%)", "accuracy", 1),
-        ("Generated tokens, as the paper counts them", "generated_tokens", 1),
+        (ACCURACIES, "accuracy", 1),
+        (PUBLISHED_TOKENS, "generated_tokens", 1),
     ):
         entries: dict[tuple[str, str], Entry | Label] = {}
         for variant in variants:
@@ -75,6 +76,10 @@ def _published_panels(
     return tuple(panels)
 
 
+EACH, SHARED = "An interpreter for each section", "One shared interpreter"
+"""Titles of the paper's interpreters."""
+
+
 def published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) -> tuple[Block, ...]:
     """None for a family of which no reconstruction was published."""
     if not rows:
@@ -82,7 +87,7 @@ def published_interpreters(params: Params, rows: Sequence[Mapping[str, str]]) ->
     source = "reports/published/interpreters.csv"
     metrics = tuple(dict.fromkeys(row["metric"] for row in rows))
     panels = []
-    for count, title in (("3", "An interpreter for each section"), ("1", "One shared interpreter")):
+    for count, title in (("3", EACH), ("1", SHARED)):
         entries: dict[tuple[str, str], Entry | Label] = {
             (row["stage"], row["metric"]): Entry(float(row["value"]), source)
             for row in rows

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX and CSV."""
+"""Tables as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 import itertools
 
-from reports.tables.model import Block, Entry, Label, Panel, Table
+from reports.tables.model import Entry, Label, Panel, Table
+from reports.tables.numbers import interval, spread
 
 
 def markdown(table: Table) -> str:
@@ -40,119 +41,7 @@ def _markdown_panel(panel: Panel) -> str:
 def _plain(entry: Entry | Label, digits: int) -> str:
     if isinstance(entry, Label):
         return entry.text
-    value = _fixed(entry.value, digits)
-    if entry.sd is not None:
-        value += f" ± {_fixed(entry.sd, digits)}"
-    if entry.low is None or entry.high is None:
-        return value
-    return f"{value} [{_fixed(entry.low, digits)}, {_fixed(entry.high, digits)}]"
-
-
-def _fixed(value: float, digits: int) -> str:
-    """A decimal number; what rounds to nothing has no sign."""
-    text = f"{value:.{digits}f}"
-    return text.lstrip("-") if float(text) == 0 else text
-
-
-_PAGE = 540
-_CAPTION_CHARACTERS, _CAPTION_LINE, _PANEL, _ROW = 75, 12, 28, 16
-"""Heights in points of what stands on a page of `article`: enough to share panels out."""
-
-
-def latex(table: Table) -> str:
-    r"""The table as LaTeX that needs only booktabs: a `table` for each page of a block.
-
-    Numbers stand above their interval. `\input` it in any document.
-    """
-    parts = [f"% {table.name}: written by stages/tables.py; needs \\usepackage{{booktabs}}"]
-    for block in table.blocks:
-        for number, (text, panels) in enumerate(_pages(block)):
-            parts.append(
-                "\\begin{table}[p]\n\\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}\n"
-                + ("" if number == 0 else "\\addtocounter{table}{-1}")
-                + f"\\caption{{{_escape(text)}}}\\par\\medskip\n"
-                + "\n\\par\\medskip\n".join(map(_latex_panel, panels))
-                + "\n\\end{table}"
-            )
-    return "\n".join(parts) + "\n"
-
-
-def _pages(block: Block) -> list[tuple[str, list[Panel]]]:
-    """The captions and panels of each page, as many as fit; the first has the whole caption."""
-    pages: list[tuple[str, list[Panel]]] = []
-    left = 0
-    for panel in block.panels:
-        height = _PANEL + _ROW * len(panel.rows)
-        if not pages or left < height:
-            text = f"{block.title}, continued." if pages else f"{block.title}. {block.caption}"
-            pages.append((text, []))
-            left = _PAGE - _CAPTION_LINE * (2 + len(text) // _CAPTION_CHARACTERS)
-        pages[-1][1].append(panel)
-        left -= height
-    return pages
-
-
-def _latex_panel(panel: Panel) -> str:
-    import pandas as pd
-
-    frame = pd.DataFrame(
-        [
-            # Styler escapes texts, not the texts within objects.
-            [e.text if isinstance(e := panel.entries[row, c], Label) else e for c in panel.digits]
-            for row in panel.rows
-        ],
-        index=pd.Index(panel.rows),
-        columns=pd.Index(tuple(panel.digits)),
-        dtype=object,
-    )
-    style = frame.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
-    for column, digits in panel.digits.items():
-        # Escaping comes first and leaves numbers alone, so the formatter may write LaTeX.
-        style = style.format(
-            lambda entry, digits=digits: _latex_entry(entry, digits),
-            subset=[column],
-            escape="latex",
-        )
-    tabular = style.to_latex(hrules=True, column_format="l" + "r" * len(panel.digits))
-    # In a narrow column a wide grid stands out on both sides alike.
-    return (
-        f"\\textbf{{{_escape(panel.title)}}}\\par\\smallskip\n"
-        f"\\makebox[\\linewidth][c]{{%\n{tabular.strip()}}}"
-    )
-
-
-def _latex_entry(entry: Entry | str, digits: int) -> str:
-    if isinstance(entry, str):
-        return entry
-    # A hyphen becomes a minus sign.
-    value, *bounds = (
-        _fixed(number, digits).replace("-", "$-$")
-        for number in (entry.value, entry.low, entry.high)
-        if number is not None
-    )
-    if entry.sd is not None:
-        value += f"{{\\tiny $\\pm${_fixed(entry.sd, digits)}}}"
-    if not bounds:
-        return value
-    interval = f"{{\\tiny [{bounds[0]}, {bounds[1]}]}}"
-    strut = "\\rule{0pt}{7pt}"
-    return f"\\begin{{tabular}}[t]{{@{{}}r@{{}}}}{strut}{value}\\\\[-3pt]{interval}\\end{{tabular}}"
-
-
-_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
-
-
-def _escape(text: str) -> str:
-    """Escape text outside the cells; pandas escapes those and the labels."""
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    return " ".join(filter(None, (spread(entry, digits), interval(entry, digits))))
 
 
 _NUMBERS = ("value", "low", "high", "n", "n_failed", "sd", "t_low", "t_high")

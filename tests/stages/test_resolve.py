@@ -141,6 +141,8 @@ CHANGES = {
     "an error's": ("heima/training/loop.py", "the loss is not finite", "a loss is odd", set()),
     "a docstring's": ("heima/cot/parsing.py", '"""Sections', '"""All sections', set()),
     "a licence's": ("heima/data/licences.py", "terms restrict", "terms limit", set()),
+    "a claim": ("reports/claims/registry.py", None, "X = 1", {"tables"}),
+    "a rule of verdicts": ("heima/results/verdicts.py", "LEVEL = 0.05", "LEVEL = 0.1", {"tables"}),
     "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", {"tables"}),
     # what only says, checks, plans or fetches
     "a fact of a benchmark": ("heima/config/benchmarks.py", '"MMStar"', '"MM-Star"', set()),
@@ -242,6 +244,10 @@ FACT_CHANGES = {
     "its judge, for plans": ({"judged": ("lmms",), "judge_tokens": 100}, set()),
     "its task": ({"task": "mmstar_cn"}, {"predict", "score", "latency"}),
     "its chance level": ({"scoring": {"option_count": 5}}, {"score"}),
+    "its title": (
+        {"dataset": {"title": "MM-Star"}},
+        {"prepare", "predict", "score", "latency", "tables"},
+    ),
     "its strata": ({"scoring": {"stratum": None}}, {"score"}),
     "its unit": ({"dataset": {"rotation": 10}}, {"prepare", "predict", "score", "latency"}),
     "its split": ({"dataset": {"split": "test"}}, {"prepare", "predict", "score", "latency"}),

@@ -1,0 +1,356 @@
+"""The compact forms of the tables: what an author puts into a paper.
+
+One row a model, one number a cell, what it costs in parentheses, the best in bold; no intervals, no
+n (the appendix form has them). Each is a float in two forms: `NAME.tex`, a `table*` for the width
+of a page, and `NAME-column.tex`, a `table` for one column of two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from heima.config import Params
+from heima.results.measures import judge_name
+from heima.results.scores import CHANCE, MEAN
+from reports.tables.ablation import MINUS_REFERENCE
+from reports.tables.layout import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    TABCOLSEP,
+    TEXT_WIDTH,
+    Line,
+    Typeset,
+    escape,
+    grids,
+    plain,
+)
+from reports.tables.model import Block, Entry, Label, Panel, Table
+from reports.tables.names import heading, variant
+from reports.tables.numbers import fixed
+from reports.tables.panels import ACCURACIES, DECODED, PUBLISHED_TOKENS
+from reports.tables.published import EACH, SHARED
+
+
+@dataclass(frozen=True)
+class Form:
+    """A float, the points that it may take, and those on either side of its columns.
+
+    `wide`: what it may take on a wider page; the document chooses by the width of its text.
+    """
+
+    environment: str
+    width: float
+    tabcolsep: float
+    wide: float | None = None
+
+
+FORMS = {
+    "": Form("table*", TEXT_WIDTH, TABCOLSEP, PAGE_WIDTH),
+    "-column": Form("table", COLUMN_WIDTH, 2.0),
+}
+"""By what the name of a form's file ends in."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A cell: its text, what stands behind it, and a number that ranks it among those of its
+    column; None: it has none."""
+
+    text: str
+    rank: float | None = None
+    behind: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are compared with each other, under a title if there are several groups."""
+
+    rows: Mapping[str, Sequence[Value]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Compact:
+    """A table for a paper. `caption` has at most 50 words."""
+
+    name: str
+    caption: str
+    corner: str
+    columns: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+
+def compact_files(tables: Mapping[str, Table], params: Params) -> dict[str, str]:
+    """File name -> LaTeX, of every compact table in each form."""
+    return {
+        f"{one.name}{ending}.tex": _float(one, form)
+        for table in tables.values()
+        for one in _of(table, params)
+        for ending, form in FORMS.items()
+    }
+
+
+def _float(one: Compact, form: Form) -> str:
+    lines: list[Line] = []
+    for place, group in enumerate(one.groups):
+        if group.title:
+            lines.append(Line(group.title, (), rule_before=place > 0, heading=True))
+        best = _best(group)
+        for row, values in group.rows.items():
+            cells = [
+                _typeset(value, bold=value.rank is not None and value.rank == top)
+                for value, top in zip(values, best, strict=True)
+            ]
+            lines.append(Line(row, cells, rule_before=row == CHANCE))
+    body = _below(grids(one.corner, one.columns, lines, form.width, form.tabcolsep))
+    if form.wide is not None:
+        wide = _below(grids(one.corner, one.columns, lines, form.wide, form.tabcolsep))
+        if wide != body:
+            body = f"\\ifdim\\textwidth<{form.wide:g}pt\n{body}\n\\else\n{wide}\n\\fi"
+    label = f"tab:heima-{one.name}".replace("_", "-")
+    return (
+        f"% {one.name}: written by stages/tables.py; needs \\usepackage{{booktabs}}\n"
+        f"\\begin{{{form.environment}}}[tb]\n"
+        f"\\centering\\scriptsize\\setlength{{\\tabcolsep}}{{{form.tabcolsep:g}pt}}\n"
+        f"\\caption{{{escape(one.caption)}}}\\label{{{label}}}\\par\\medskip\n"
+        f"{body}\n\\end{{{form.environment}}}\n"
+    )
+
+
+def _below(texts: Sequence[str]) -> str:
+    return "\n\\par\\smallskip\n".join(texts)
+
+
+def _typeset(value: Value, *, bold: bool) -> Typeset:
+    cell = plain(value.text, bold=bold)
+    behind = plain(value.behind)
+    return Typeset(cell.latex + behind.latex, cell.width + behind.width)
+
+
+def _best(group: Group) -> list[float | None]:
+    """For each column its best rank, which several cells may have; None where one is alone."""
+    columns = zip(*group.rows.values(), strict=True)
+    ranks = [[value.rank for value in column if value.rank is not None] for column in columns]
+    return [max(column) if len(column) > 1 else None for column in ranks]
+
+
+def _of(table: Table, params: Params) -> Iterator[Compact]:
+    if table.name == "interpreters":
+        yield from _interpreters(table, params)
+    elif table.name == "latency":
+        yield _latency(table.blocks[0], params)
+    elif table.name == "reported":
+        yield from _reported(table.blocks[0], params)
+    else:
+        for block in table.blocks:
+            if block.panels:
+                yield _scores(table.name, block, params)
+
+
+def _panel(block: Block, title: str) -> Panel | None:
+    return next((panel for panel in block.panels if panel.title == title), None)
+
+
+def _is_published(block: Block) -> bool:
+    return block.origin.startswith("paper (")
+
+
+_KINDS = {
+    "benchmarks": "Benchmarks",
+    "ablation": "Ablation",
+    "tokens_per_stage": "Thinking tokens a section",
+    "retention_ratio": "Share of tokens retained as thinking tokens",
+}
+
+
+def _seeds(params: Params) -> str:
+    return f"means over {len(params.seeds)} training seeds" if len(params.seeds) > 1 else "one seed"
+
+
+def _scores(name: str, block: Block, params: Params) -> Compact:
+    """Accuracy, with tokens in parentheses where they are known; the ablation's difference."""
+    accuracy = _panel(block, ACCURACIES)
+    if accuracy is None:
+        raise ValueError(f"the block {block.title!r} has no panel {ACCURACIES!r}")
+    tokens = _panel(block, DECODED) or _panel(block, PUBLISHED_TOKENS)
+    gaps = _panel(block, MINUS_REFERENCE)
+    rows: dict[str, list[Value]] = {}
+    for row in accuracy.rows:
+        rows[variant(row)] = [
+            _score(accuracy, tokens, row, column, ranked=row != CHANCE)
+            for column in accuracy.digits
+        ]
+        if gaps is not None:
+            gap = gaps.entries.get((row, MEAN))
+            shown = f"{gap.value:+.1f}" if isinstance(gap, Entry) else "–"
+            rows[variant(row)].append(Value(shown.replace("-", "−")))
+    columns = tuple(heading(column) for column in accuracy.digits)
+    if gaps is not None:
+        columns += ("vs. Heima",)
+    cell = "Accuracy in percent" + (" (tokens an answer)" if tokens else "")
+    gap_words = " Last: paired difference to Heima, each question once." if gaps else ""
+    if _is_published(block):
+        words = f"{_KINDS[name]} as the paper reports them ({params.published_family}). {cell}."
+        ending = "-published"
+    else:
+        protocol = block.origin.rpartition(" ")[2]
+        words = (
+            f"{_KINDS[name]}, {params.profile} profile, protocol {protocol}. {cell}; "
+            f"{_seeds(params)}, judge {judge_name(params.judge)}.{gap_words}"
+        )
+        ending = f"-{protocol}"
+    return Compact(
+        f"{name}{ending}",
+        f"{words} Best in bold.",
+        accuracy.corner.replace("variant", "model"),
+        columns,
+        (Group(rows),),
+    )
+
+
+def _score(accuracy: Panel, tokens: Panel | None, row: str, column: str, *, ranked: bool) -> Value:
+    entry = accuracy.entries[row, column]
+    if isinstance(entry, Label):
+        return Value(entry.text)
+    text = fixed(entry.value, 1)
+    count = tokens.entries.get((row, column)) if tokens else None
+    behind = f" ({count.value:.0f})" if isinstance(count, Entry) else ""
+    # Equal as shown is equal: what follows the decimal ranks nothing.
+    return Value(text, float(text) if ranked else None, behind)
+
+
+_PUBLISHED_INTERPRETERS = {EACH: "one each", SHARED: "one for all"}
+
+
+def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
+    """Rows: the states given, for each section; and the paper's, for each section."""
+    ours, *theirs = table.blocks
+    groups = []
+    columns: tuple[str, ...] = ()
+    for section in params.sections:
+        given = _panel(ours, f"{section}: state given")
+        gains = _panel(ours, f"{section}: own minus control")
+        if given is None or gains is None:
+            raise ValueError(f"the interpreters' table has no panels of the {section}")
+        shown = [one for one in given.digits if one not in ("empty of n", "nll_per_token")]
+        columns = (*(heading(one) for one in shown), "NLL gain")
+        rows: dict[str, Sequence[Value]] = {}
+        for row in params.reconstruct.controls:
+            values = [_number(given.entries[row, c], given.digits[c], rank=1) for c in shown]
+            gain = gains.entries.get((row, "nll_gain"))
+            rows[row] = [*values, Value("–") if gain is None else _number(gain, 2, rank=0)]
+        groups.append(Group(rows, section))
+    yield Compact(
+        "interpreters",
+        f"Sections rebuilt from their own thinking state and from controls, {params.profile} "
+        f"profile, {_seeds(params)}. Text metrics in percent; NLL gain: nats a text that the own "
+        "state saves against the control. Best of a section in bold.",
+        "state",
+        columns,
+        tuple(groups),
+    )
+    for block in theirs:
+        titles = [_PUBLISHED_INTERPRETERS[panel.title] for panel in block.panels]
+        yield Compact(
+            "interpreters-published",
+            f"Reconstructions as the paper reports them ({params.published_family}), in percent, "
+            "by an interpreter for each section and by one for all. Best of a section in bold.",
+            "section",
+            tuple(heading(column) for column in block.panels[0].digits),
+            tuple(
+                Group(
+                    {
+                        title: [
+                            _number(panel.entries[section, column], 1, rank=1)
+                            for column in panel.digits
+                        ]
+                        for title, panel in zip(titles, block.panels, strict=True)
+                    },
+                    section,
+                )
+                for section in params.sections
+            ),
+        )
+
+
+def _number(entry: Entry | Label, digits: int, *, rank: int) -> Value:
+    """A value that ranks by its size (1), by its smallness (-1), or not at all (0)."""
+    if isinstance(entry, Label):
+        return Value("–")
+    text = fixed(entry.value, digits)
+    return Value(text.replace("-", "−"), rank * float(text) if rank else None)
+
+
+def _latency(block: Block, params: Params) -> Compact:
+    sizes = [
+        match.group(1)
+        for panel in block.panels
+        if (match := re.fullmatch(r"Batch (\d+): latency", panel.title))
+    ]
+    speedups = next((p for p in block.panels if p.title.startswith("End-to-end time of")), None)
+    rows: dict[str, list[Value]] = {}
+    for size in sizes:
+        panel = _panel(block, f"Batch {size}: latency")
+        for case in panel.rows if panel else ():
+            time = panel.entries[case, "e2e_ms"] if panel else None
+            if not isinstance(time, Entry):
+                raise ValueError(f"latency of {case} at batch {size} is no number")
+            text = fixed(time.value, 1)
+            gain = speedups.entries.get((case, f"batch {size}")) if speedups else None
+            behind = f" ({gain.value:.1f}×)" if isinstance(gain, Entry) else ""
+            rows.setdefault(variant(case), []).append(Value(text, -float(text), behind))
+    base = speedups.title.removeprefix("End-to-end time of ").partition(" ")[0] if speedups else ""
+    gains = f" (speed-up over {variant(base)})" if base else ""
+    return Compact(
+        "latency",
+        f"Milliseconds of a batch end to end{gains}, {params.profile} profile, medians on "
+        f"{heading(params.latency.benchmark)}, models of the first training seed. Shortest in "
+        "bold.",
+        "model",
+        tuple(f"batch {size}" for size in sizes),
+        (Group(rows),),
+    )
+
+
+def _reported(block: Block, params: Params) -> Iterator[Compact]:
+    """Of the accuracies: the paper's beside ours, and the verdicts where there are some."""
+    if not block.panels:
+        return
+    panel = block.panels[0]
+    models: dict[str, dict[str, str]] = {}
+    for row in panel.rows:
+        model, _, benchmark = row.rpartition(", ")
+        models.setdefault(model, {})[benchmark] = row
+    columns = tuple(next(iter(models.values())))
+    comparable = "p" in panel.digits
+    groups = []
+    for model, cells in models.items():
+        rows: dict[str, list[Value]] = {"paper": [], "ours": []}
+        if comparable:
+            rows |= {"difference": [], "verdict": []}
+        for benchmark in columns:
+            row = cells[benchmark]
+            rows["paper"].append(_number(panel.entries[row, "reported"], 1, rank=0))
+            rows["ours"].append(_number(panel.entries[row, "ours"], 1, rank=0))
+            if comparable:
+                gap = panel.entries[row, "ours minus reported"]
+                verdict = panel.entries[row, "verdict"]
+                rows["difference"].append(_number(gap, 1, rank=0))
+                text = verdict.text if isinstance(verdict, Label) else ""
+                rows["verdict"].append(Value(text.partition(":")[0]))
+        groups.append(Group(rows, variant(model)))
+    end = (
+        "Verdicts by equivalence bounds, after Holm."
+        if comparable
+        else "The two are not comparable: no difference is computed."
+    )
+    yield Compact(
+        "reported",
+        f"Accuracy in percent as the paper reports it ({params.published_family}) and in the "
+        f"{params.profile} profile, protocol vlmevalkit. {end}",
+        "model",
+        columns,
+        tuple(groups),
+    )

@@ -1,0 +1,78 @@
+"""All that the tables and the claims read, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heima.config import Params
+from heima.results.cells import Cell
+from reports.tables.model import TableError
+from reports.tables.published import PAPERS
+from reports.tables.reading import (
+    Samples,
+    Scores,
+    read_latency,
+    read_published,
+    read_reconstructed,
+    read_samples,
+    read_scores,
+    read_similarities,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Results:
+    """The result files of a reproduction, complete and consistent, and the paper's values."""
+
+    root: Path
+    params: Params
+    scores: Scores
+    similarities: Scores
+    reconstructed: Mapping[str, pd.DataFrame]
+    samples: Mapping[str, Samples]
+    latency: Mapping[str, Mapping[str, Cell]]
+    latency_provenance: Mapping[str, Any]
+    published: Mapping[str, list[dict[str, str]]]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether models, data and rules are the paper's."""
+        return self.params.profile in PAPERS
+
+    @property
+    def scale(self) -> str:
+        """What these results are of: `paper`, or `toy` for models that are trained from scratch."""
+        return "paper" if self.comparable else "toy"
+
+
+def read(root: Path, params: Params) -> Results:
+    """Read the result files below `root` that the parameters name, and no other.
+
+    Raises `TableError` naming every file or cell that is missing, left over or inconsistent.
+    """
+    problems: list[str] = []
+    scores = read_scores(root, params, problems)
+    similarities = read_similarities(root, params, problems)
+    reconstructed = read_reconstructed(root, params, problems)
+    samples = read_samples(root, params, problems)
+    latency, provenance = read_latency(root, params, problems)
+    published = read_published(root, params, problems)
+    if problems:
+        raise TableError(problems)
+    return Results(
+        root,
+        params,
+        scores,
+        similarities,
+        reconstructed,
+        samples,
+        latency,
+        provenance,
+        published,
+    )

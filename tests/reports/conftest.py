@@ -1,0 +1,76 @@
+"""One fabricated reproduction of each kind, for all tests of what reads them."""
+
+from __future__ import annotations
+
+import pytest
+
+from heima import config
+from reports import tables
+from tests import fabricated
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """A toy reproduction."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    fabricated.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def params(root):
+    return config.load(root / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def results(root, params):
+    return tables.read(root, params)
+
+
+@pytest.fixture(scope="session")
+def built(results):
+    return tables.of_results(results)
+
+
+@pytest.fixture(scope="session")
+def paper_text() -> str:
+    """The paper's profile with three training seeds, thinking tokens, and fewer resamples."""
+    text = (fabricated.ROOT / "profiles" / "paper.yaml").read_text(encoding="utf-8")
+    chain = "  # The ablations of the number"
+    row = "epochs: 1, batch_size: 48, learning_rate: 1.0e-4, warmup_steps: 1, weight_decay: 0.01"
+    more = "".join(
+        f"  {name}-{ending}: {{data: {data}, init: {init}, thinking: {{{thinking}}}, {row}, "
+        "max_grad_norm: 1.0}\n"
+        for ending, thinking in (("4", "tokens: 4"), ("adaptive", "ratio: 0.3"))
+        for name, data, init in (
+            ("p1", "p1", "text-cot"),
+            ("p2", "p2", f"p1-{ending}"),
+            ("p3", "p3", f"p2-{ending}"),
+            ("recover", "p3", f"p3-{ending}"),
+        )
+    )
+    for old, new in (
+        ("seeds: [42]   #", "seeds: [42, 43, 44]   #"),
+        ("draws: 10000", "draws: 500"),
+        (chain, more + chain),
+        (
+            "  answer-only: {model: answer-only}\n",
+            "  answer-only: {model: answer-only}\n  heima-4: {model: recover-4}\n"
+            "  heima-adaptive: {model: recover-adaptive}\n",
+        ),
+    ):
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    return text
+
+
+@pytest.fixture(scope="session")
+def paper_results(tmp_path_factory, paper_text):
+    """Results of the paper's profile, whose values may be compared with the paper's."""
+    folder = tmp_path_factory.mktemp("paper")
+    return tables.read(folder, fabricated.write(folder, params_text=paper_text))
+
+
+@pytest.fixture(scope="session")
+def paper_built(paper_results):
+    return tables.of_results(paper_results)
