@@ -28,6 +28,8 @@ install: $(INSTALLED) ## Create .venv and install everything that is pinned
 repro: install ## Run the pipeline to the tables (what is cached is not run again)
 	python -m stages.repro --may-fail track # a fault of MLflow takes nothing from the results
 	@python -m stages.tables --show benchmarks
+	@echo
+	@python -m stages.page --show
 
 check: install ## Are these results the recorded ones? (AGAINST=HEAD)
 	@python -m stages.check --against $(AGAINST)
