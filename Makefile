@@ -29,6 +29,8 @@ repro: install ## Run the pipeline to the tables (what is cached is not run agai
 	python -m stages.repro --may-fail track # a fault of MLflow takes nothing from the results
 	@python -m stages.tables --show benchmarks
 	@python -m stages.tables --verdicts
+	@echo
+	@python -m stages.page --show
 
 check: install ## Are these results the recorded ones? (AGAINST=HEAD)
 	@python -m stages.check --against $(AGAINST)

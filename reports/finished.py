@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from dvc.utils.flatten import flatten
 
-NO_RESULTS = ("resolve", "tables", "track")
+NO_RESULTS = ("resolve", "tables", "figures", "page", "track")
 """Stages that compute nothing new; the tables are artifacts of the parent."""
 
 SEEDED = ("distill", "states", "interpret", "reconstruct")

@@ -167,6 +167,14 @@ class Latency(Model):
         return self
 
 
+class Page(Model):
+    """What the page of results holds: `samples` questions of each benchmark at most, and as many
+    held-out turns. The page has to be sent and opened, so its size is limited (`reports.page`).
+    """
+
+    samples: Annotated[int, Field(ge=1, le=1000)] = 20
+
+
 class EmbeddedRules(Model):
     """A judge without a language model, for the toy world; named in every result."""
 

@@ -32,6 +32,7 @@ from heima.config.evaluation import (
     EmbeddedRules,
     Latency,
     OpenAIJudge,
+    Page,
     Predict,
     Protocol,
     Reconstruct,
@@ -85,6 +86,7 @@ class Params(Model):
     judge: Annotated[EmbeddedRules | OpenAIJudge, Field(discriminator="backend")]
     variants: dict[Name, Variant] = Field(min_length=1)
     latency: Latency
+    page: Page = Page()
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Params:

@@ -68,6 +68,8 @@ class Estimate(Parts):
             *(self._score(name) for name in params.variants),
             self._latency(),
             Stage("tables"),
+            Stage("figures"),
+            Stage("page"),
             Stage("track"),
         ]
 

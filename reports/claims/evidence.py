@@ -12,7 +12,7 @@ from heima.results import verdicts
 from heima.results.cells import Cell
 from heima.results.measures import NLL_GAIN, difference
 from heima.results.scores import ACCURACY, CHANCE, MEAN, score_group
-from reports.tables.ablation import MINUS_REFERENCE
+from reports.tables.ablation import DIFFERENCES
 from reports.tables.model import Entry, Table
 from reports.tables.reading import LATENCY, REFERENCE, VERSUS, latency_group
 from reports.tables.results import Results
@@ -43,7 +43,7 @@ class Evidence:
             if not block.origin.endswith(f"protocol {protocol}"):
                 continue
             for panel in block.panels:
-                if panel.title == MINUS_REFERENCE:
+                if panel.title == DIFFERENCES:
                     entry = panel.entries.get((variant, benchmark))
                     return _negated(entry) if isinstance(entry, Entry) else None
         return None

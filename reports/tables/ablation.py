@@ -16,7 +16,9 @@ from reports.tables.numbers import probability
 from reports.tables.panels import ACCURACIES, DECODED, by_training_seed, score_panel
 from reports.tables.reading import REFERENCE, Samples, Scores, ablated
 
-MINUS_REFERENCE = f"Mean score minus {REFERENCE} (points, each question counts once)"
+DIFFERENCES = f"Mean score minus {REFERENCE} (points, each question counts once)"
+VERDICTS = f"Do the training seeds agree on a difference to {REFERENCE}?"
+"""Titles by which figures and the page find these panels."""
 
 
 def ablation_block(
@@ -50,7 +52,7 @@ def ablation_block(
             ),
             score_panel(ACCURACIES, ACCURACY, protocol, params, variants, scores),
             Panel(
-                MINUS_REFERENCE,
+                DIFFERENCES,
                 "variant",
                 others,
                 dict.fromkeys(columns, 1),
@@ -63,11 +65,11 @@ def ablation_block(
                 {v: paired[v][MEAN] for v in others},
             ),
             Panel(
-                f"Do the training seeds agree on a difference to {REFERENCE}?",
+                VERDICTS,
                 "variant",
                 others,
                 dict.fromkeys(columns, 0),
-                {(v, column): _verdict(paired[v][column]) for v in others for column in columns},
+                {(v, column): verdict(paired[v][column]) for v in others for column in columns},
             ),
             score_panel(DECODED, "decoded_tokens", protocol, params, variants, scores),
         ),
@@ -102,7 +104,7 @@ def _updates(chain: Sequence[Checkpoint]) -> str:
 _LEVEL = 0.05
 
 
-def _verdict(difference: Entry) -> Label:
+def verdict(difference: Entry) -> Label:
     """Whether a difference is a conclusion, in words; of one training seed there is none."""
     if difference.low is None or difference.high is None:
         raise ValueError(f"a difference needs its interval, got {difference}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from heima.config import Params
 from heima.results.measures import judge_name
 from heima.results.scores import CHANCE, MEAN
-from reports.tables.ablation import MINUS_REFERENCE
+from reports.tables.ablation import DIFFERENCES
 from reports.tables.layout import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
@@ -175,7 +175,7 @@ def _scores(name: str, block: Block, params: Params) -> Compact:
     if accuracy is None:
         raise ValueError(f"the block {block.title!r} has no panel {ACCURACIES!r}")
     tokens = _panel(block, DECODED) or _panel(block, PUBLISHED_TOKENS)
-    gaps = _panel(block, MINUS_REFERENCE)
+    gaps = _panel(block, DIFFERENCES)
     rows: dict[str, list[Value]] = {}
     for row in accuracy.rows:
         rows[variant(row)] = [

@@ -190,7 +190,7 @@ def test_a_verdict_needs_every_training_seed():
     def verdict(low: float, high: float, **seeds: float) -> str:
         values = {int(name[1:]): value for name, value in seeds.items()}
         mean = sum(values.values()) / len(values)
-        return ablation._verdict(tables.Entry(mean, "f", low, high, seeds=values)).text
+        return ablation.verdict(tables.Entry(mean, "f", low, high, seeds=values)).text
 
     assert verdict(1, 5, s1=2.0) == "one seed: no verdict"
     assert verdict(1, 5, s1=2.0, s2=3.0, s3=4.0) == "higher (p .035)"

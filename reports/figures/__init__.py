@@ -1,0 +1,99 @@
+"""Figures of a reproduction, as SVG and PDF: a figure is one function and one entry of `FIGURES`.
+
+A figure is drawn from the result files that the parameters name (`Inputs`), and from no other. The
+same files give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reports.figures import style
+from reports.figures.inputs import FigureError, Inputs
+from reports.figures.interpreters import own_against_controls, state_geometry
+from reports.figures.latency import latency_by_phase
+from reports.figures.scores import accuracy_by_tokens, answer_lengths, paired_differences
+from reports.figures.training import loss_by_phase
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURES", "Drawing", "FigureError", "Inputs", "write"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure: what draws it, and what its reader is told.
+
+    `table` names the table that has its numbers, if one does.
+    """
+
+    draw: Callable[[Inputs], Figure]
+    title: str
+    caption: str
+    table: str | None = None
+
+
+FIGURES = {
+    "accuracy-by-tokens": Drawing(
+        accuracy_by_tokens,
+        "Accuracy against decoded tokens",
+        "Each variant's mean over the benchmarks; bars are 95 % intervals over training seeds and "
+        "questions. Up and to the left is better; points of one place stand side by side. The "
+        "dotted line is what guessing scores.",
+        "benchmarks",
+    ),
+    "paired-differences": Drawing(
+        paired_differences,
+        "Each variant minus heima, on the same questions",
+        "Points; dots are means, bars 95 % intervals over training seeds and questions, rings the "
+        "single training seeds. Only what all seeds agree on counts as a conclusion.",
+        "ablation",
+    ),
+    "own-against-controls": Drawing(
+        own_against_controls,
+        "What the interpreters read from the own state, against each control",
+        "Own minus control: likelihood of the section's text above, the judge's grade below. Dots "
+        "are means, bars 95 % intervals, rings the single training seeds. At the line the state "
+        "tells nothing that the control does not.",
+        "interpreters",
+    ),
+    "loss-by-phase": Drawing(
+        loss_by_phase,
+        "Training loss by phase",
+        "Each chain of checkpoints from text-cot on, a dashed line where a phase ends, its updates "
+        "in the legend; then the interpreters. A line a training seed; a point is the mean of "
+        "neighbouring updates.",
+    ),
+    "latency-by-phase": Drawing(
+        latency_by_phase,
+        "Where the time of an answer goes",
+        "Medians of each phase, stacked; the mark is the median end to end with its 95 % interval. "
+        "A measurement of the machine that the table of latency names.",
+        "latency",
+    ),
+    "answer-lengths": Drawing(
+        answer_lengths,
+        "Lengths of the answers",
+        "Decoded tokens of every answer, tags, thinking tokens and end of turn included: quartiles "
+        "and median in the box, lines to the shortest and the longest.",
+        "benchmarks",
+    ),
+    "state-geometry": Drawing(
+        state_geometry,
+        "Where the thinking states lie",
+        "Held-out states of the first training seed in the plane of most variance (below it the "
+        "shares of both axes), coloured by kind of question; at the right, the share of the "
+        "variance that the first dimensions hold, a line a training seed.",
+    ),
+}
+
+
+def write(inputs: Inputs, folder: Path) -> None:
+    """Every figure as SVG and PDF below `folder`."""
+    with style.applied():
+        for name, drawing in FIGURES.items():
+            style.write(drawing.draw(inputs), folder, name)

@@ -1,0 +1,204 @@
+"""The tables as the page shows them: texts to read, and of each cell what it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heima.config import Params
+from heima.results.files import read_json
+from reports.tables.model import Block, Entry, Label, Panel, Table
+
+Place = tuple[str, str, str, str, str]
+"""Table, origin of the block, title of the panel, row, column."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell as it is read: its name in the page, its number, and what stands beside that."""
+
+    id: str
+    text: str
+    beside: str
+    numeric: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    title: str
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Shown | None, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A block of a table."""
+
+    id: str
+    title: str
+    caption: str
+    grids: tuple[Grid, ...]
+
+
+@dataclass
+class Cells:
+    """All tables of the page.
+
+    `ids` finds a cell's name by its place. `details` has, by that name, what a reader sees who asks
+    where a number comes from; `sources` the files that they name.
+    """
+
+    tables: dict[str, list[Group]] = field(default_factory=dict)
+    entries: dict[Place, Entry | Label] = field(default_factory=dict)
+    ids: dict[Place, str] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+
+def cells_of(root: Path, params: Params, tables: Mapping[str, Table]) -> Cells:
+    """The cells of `tables`, with the code and the command behind each file that they name."""
+    found = Cells()
+    numbers: dict[str, int] = {}
+    for table in tables.values():
+        found.tables[table.name] = [
+            _group(found, numbers, params, table, place, block)
+            for place, block in enumerate(table.blocks)
+        ]
+    found.sources = [_source(root, name) for name in numbers]
+    return found
+
+
+def _group(
+    found: Cells, numbers: dict[str, int], params: Params, table: Table, place: int, block: Block
+) -> Group:
+    name = f"{table.name}-{place}"
+    grids = []
+    for number, panel in enumerate(block.panels):
+        rows: list[tuple[str, tuple[Shown | None, ...]]] = []
+        for row in panel.rows:
+            line: list[Shown | None] = []
+            for column in panel.digits:
+                # A row without training seeds has none of their columns.
+                if (entry := panel.entries.get((row, column))) is None:
+                    line.append(None)
+                    continue
+                own = f"{name}-{number}-{len(rows)}-{len(line)}"
+                at = (table.name, block.origin, panel.title, row, column)
+                found.entries[at], found.ids[at] = entry, own
+                source = numbers.setdefault(entry.source, len(numbers))
+                found.details[own] = _detail(entry, source) | _samples(
+                    params, block, panel, row, column, entry.source
+                )
+                line.append(_shown(own, entry, panel.digits[column]))
+            rows.append((row, tuple(line)))
+        grids.append(Grid(panel.title, panel.corner, tuple(panel.digits), tuple(rows)))
+    return Group(name, block.title, block.caption, tuple(grids))
+
+
+def number(value: float, digits: int) -> str:
+    """A decimal number; what rounds to nothing has no sign."""
+    return f"{value:z.{digits}f}"
+
+
+def _shown(own: str, entry: Entry | Label, digits: int) -> Shown:
+    if isinstance(entry, Label):
+        return Shown(own, entry.text, "", numeric=False)
+    parts = [] if entry.sd is None else [f"± {number(entry.sd, digits)}"]
+    if entry.low is not None and entry.high is not None:
+        parts.append(f"[{number(entry.low, digits)}, {number(entry.high, digits)}]")
+    return Shown(own, number(entry.value, digits), " ".join(parts), numeric=True)
+
+
+def _detail(entry: Entry | Label, source: int) -> dict[str, Any]:
+    if isinstance(entry, Label):
+        return {"s": source}
+    known = {
+        "v": entry.value,
+        "low": entry.low,
+        "high": entry.high,
+        "n": entry.n,
+        "failed": entry.n_failed,
+        "sd": entry.sd,
+        "t": entry.t_interval and [_short(bound) for bound in entry.t_interval],
+        "seeds": {str(seed): _short(value) for seed, value in entry.seeds.items()} or None,
+    }
+    short = {k: _short(v) if isinstance(v, float) else v for k, v in known.items() if v is not None}
+    return {"s": source, **short}
+
+
+def _short(value: float) -> float:
+    """Six digits: the tables' CSV files have all of them.
+
+    >>> _short(47.93611111111111)
+    47.9361
+    """
+    return float(f"{value:.6g}")
+
+
+def _samples(
+    params: Params, block: Block, panel: Panel, row: str, column: str, source: str
+) -> dict[str, str]:
+    """Where in the page the samples behind a cell are, if they are its own."""
+    stages = stages_of(source)
+    items = [stage.partition("@")[2] for stage in stages]
+    protocol = next((p for p in params.protocols if block.origin.endswith(f"protocol {p}")), None)
+    if protocol and items and stages[0].startswith("score@"):
+        chosen = {"protocol": protocol, "a": items[0]}
+        if column in params.benchmarks:
+            chosen["benchmark"] = column
+        if len(items) > 1:
+            chosen["b"] = items[1]
+        return {"at": "questions?" + "&".join(f"{key}={one}" for key, one in chosen.items())}
+    if items and stages[0].startswith("similarity@"):
+        control = next((c for c in params.reconstruct.controls if c in (row, column)), "own")
+        return {"at": f"turns?reconstruction={items[0]}&control={control}"}
+    return {}
+
+
+_STAGES = (
+    (r"metrics/(score|similarity)/([\w.-]+)\.json", r"\1@\2"),
+    (r"scores/similarity/([\w.-]+)\.parquet", r"similarity@\1"),
+    (r"scores/([\w.-]+)\.jsonl", r"score@\1"),
+    (r"metrics/latency\.json", "latency"),
+)
+
+
+def stages_of(source: str) -> list[str]:
+    """The stages that make the files of a source.
+
+    >>> stages_of("scores/answer-only.jsonl - scores/heima.jsonl")
+    ['score@answer-only', 'score@heima']
+    >>> stages_of("reports/published/benchmarks.csv")
+    []
+    """
+    found = []
+    for file in source.split(" - "):
+        for pattern, stage in _STAGES:
+            if match := re.fullmatch(pattern, file):
+                found.append(match.expand(stage))
+    return found
+
+
+def _source(root: Path, name: str) -> dict[str, Any]:
+    """A source's file names, the fingerprints of the code that made them, and what remakes them."""
+    stages = stages_of(name)
+    if stages:
+        command = f"dvc repro {' '.join(stages)} tables page"
+    elif name.startswith("reports/published/"):
+        command = f"git checkout -- {name}"
+    else:
+        command = "dvc repro tables page"
+    return {"file": name, "code": _codes(root, stages), "command": command}
+
+
+def _codes(root: Path, stages: Iterable[str]) -> list[str]:
+    codes = []
+    for stage in stages:
+        kind, _, item = stage.partition("@")
+        path = root / "metrics" / kind / f"{item}.json" if item else root / f"metrics/{kind}.json"
+        codes.append(str(read_json(path)["provenance"]["code"]))
+    return list(dict.fromkeys(codes))

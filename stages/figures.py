@@ -1,0 +1,34 @@
+"""Draw the figures of the reproduction: `python -m stages.figures`
+
+Reads  metrics/score, metrics/similarity, metrics/latency.json, scores/, models/**/loss.jsonl,
+       interpreters/**/loss.jsonl, states/*/heldout.safetensors and data/rewritten: what params.yaml
+       names, no other file
+Writes reports/<profile>/figures/<name>.{svg,pdf}, for each name of reports.figures.FIGURES
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import reports
+from heima import config
+from heima.results.files import atomic
+from stages import arguments
+
+
+def main() -> None:
+    from reports import figures
+    from reports.tables import TableError
+
+    params = config.load_resolved()
+    try:
+        with atomic(reports.folder(params.profile) / "figures") as temporary:
+            temporary.mkdir()
+            figures.write(figures.Inputs(Path("."), params), temporary)
+    except (TableError, figures.FigureError) as error:
+        raise SystemExit(f"no figure was written:\n{error}") from error
+
+
+if __name__ == "__main__":
+    arguments.read(__doc__)
+    main()
