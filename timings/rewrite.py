@@ -6,12 +6,12 @@ in questions, Unicode, missing images) and times `python -m stages.rewrite` on t
 its own, imports and checksum included, against
 
 - the baseline, the official arrangement's way (docs/recipe.md, section 1), in plain Python: read
-all
-  records, make a sample of each turn whose image's file exists, write them as one indented JSON
+  all records, make a sample of each turn whose image's file exists, write them as one indented JSON
   list; read that, look for the sections with a regular expression, replace them by `str.replace`,
-  write a list for each of the three phases; read and write each list for filter A, again for
-  filter B, and once more to shuffle and split it. Expressions are compiled once and every list is
-  read once a step, in its favour; as for ours, files are written to the page cache.
+  write a list for each of the three phases; read and write each list for filter A, again for filter
+  B (which divides answers as Llama 3 does, and merges nothing), and once more to shuffle and split
+  it. Expressions are compiled once and every list is read once a step, in its favour; as for ours,
+  files are written to the page cache.
 
 Both sides only ask whether an image exists. What verifying it costs is measured on its own, on
 photograph-like JPEGs of 640 x 480 pixels.
@@ -52,12 +52,14 @@ import numpy as np
 import psutil
 import yaml
 from PIL import Image
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from heima import config
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, SECTIONS, tagged, thinking_token
-from heima.data.arrangements import PHASES
 from heima.data.images import ImageZip
+from heima.data.official import PHASES, RULE
 from heima.data.turns import load_turns
 
 ROOT = Path(__file__).parents[1]
@@ -141,7 +143,7 @@ def _answer(draw: random.Random, sentences: Sequence[tuple[str, int]]) -> str:
     sections = {name: _text(draw, sentences, words) for name, words in lengths.items()}
     if draw.random() < 0.0002:
         sections["reasoning"] += " " + sections[draw.choice(("summary", "caption"))]
-    answer = render(sections, "text-cot")
+    answer = str(render(sections, "text-cot"))
     # The recipe's filter B drops 15.6 % of the turns that filter A leaves.
     if draw.random() < 0.156:
         odd = draw.choice(
@@ -162,10 +164,17 @@ def _answer(draw: random.Random, sentences: Sequence[tuple[str, int]]) -> str:
 
 # The baseline
 
-_SEARCH = {
-    section: re.compile(rf"<{section.upper()}>(.*?)</{section.upper()}>", re.DOTALL)
-    for section in SECTIONS
-}
+_SEARCH = re.compile(
+    rf"<({'|'.join(section.upper() for section in SECTIONS)})>(.*?)</\1>", re.DOTALL
+)
+_PIECES = Split(
+    Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "isolated",
+)
+"""How Llama 3 divides a text before it merges."""
 _TOKENS = {section: thinking_token(section) for section in COMPRESSIBLE}
 _COMPRESSED = {phase: list(_TOKENS.values())[: n + 1] for n, phase in enumerate(PHASES)}
 
@@ -180,7 +189,7 @@ def official_arrangement(source: Path, folder: Path) -> None:
             for turn in range(0, len(messages), 2):
                 if os.path.exists(image):
                     sample = {
-                        "id": f"{record['id']}-{turn // 2 + 1}",
+                        "id": f"{record['id']}-{turn + 1}",
                         "image": record["image"],
                         "index": index,
                         "conversations": messages[turn : turn + 2],
@@ -192,32 +201,26 @@ def official_arrangement(source: Path, folder: Path) -> None:
     phases: dict[str, list[dict[str, Any]]] = {phase: [] for phase in PHASES}
     for sample in _read(folder / "flat.json"):
         human, gpt = sample["conversations"]
-        answer = gpt["value"]
-        found = {
-            section: match
-            for section in COMPRESSIBLE
-            if (match := _SEARCH[section].search(answer)) is not None
-        }
-        if len(found) < len(COMPRESSIBLE):
+        answer = original = gpt["value"]
+        found = {name.lower(): text.strip() for name, text in _SEARCH.findall(answer)}
+        if not found.keys() >= set(COMPRESSIBLE):
             continue
-        question = human["value"].replace("<image>", "").strip()
+        question = human["value"]
         parts = ["<image>", question] if sample["index"] % 2 == 0 else [question, "<image>"]
         for (section, token), phase in zip(_TOKENS.items(), PHASES, strict=True):
-            answer = answer.replace(found[section].group(1).strip(), token)
+            answer = answer.replace(found[section], token)
             messages = [
                 {"from": "human", "value": "\n".join(parts)},
                 {"from": "gpt", "value": answer},
             ]
-            phases[phase].append({**sample, "conversations": messages})
+            phases[phase].append({**sample, "conversations": messages, "original": original})
     for phase in PHASES:
         _write(folder / f"{phase}.json", phases.pop(phase))
 
     for keeps in (_filter_a, _filter_b):
         for phase in PHASES:
             path = folder / f"{phase}.json"
-            _write(
-                path, [one for one in _read(path) if keeps(one["conversations"][1]["value"], phase)]
-            )
+            _write(path, [one for one in _read(path) if keeps(one, phase)])
 
     lists = {phase: _read(folder / f"{phase}.json") for phase in PHASES}
     common = set.intersection(*({one["id"] for one in each} for each in lists.values()))
@@ -229,16 +232,30 @@ def official_arrangement(source: Path, folder: Path) -> None:
         _write(folder / f"{phase}-heldout.json", kept[cut:])
 
 
-def _filter_a(answer: str, phase: str) -> bool:
+def _filter_a(sample: dict[str, Any], phase: str) -> bool:
+    answer = sample["conversations"][1]["value"]
     return all(answer.count(token) == 1 for token in _COMPRESSED[phase])
 
 
-def _filter_b(answer: str, phase: str) -> bool:
-    found = [match for one in SECTIONS if (match := _SEARCH[one].search(answer)) is not None]
-    return len(found) == len(SECTIONS) and answer.strip() == "\n\n".join(
-        f"<{section.upper()}> {one.group(1).strip()} </{section.upper()}>"
-        for section, one in zip(SECTIONS, found, strict=True)
-    )
+def _filter_b(sample: dict[str, Any], phase: str) -> bool:
+    pieces = [piece for piece, _ in _PIECES.pre_tokenize_str(sample["original"])]
+    return all(_has_tags(pieces, section.upper()) for section in COMPRESSIBLE)
+
+
+def _has_tags(pieces: Sequence[str], tag: str) -> bool:
+    """Whether a section's tags stand among the pieces of an answer (docs/recipe.md, section 1)."""
+    opened = False
+    for before, piece, behind in zip(pieces, pieces[1:], [*pieces[2:], ""], strict=False):
+        if opened and piece == tag and before.endswith("</"):
+            touched = before[:-2]
+            if (not touched.strip() or RULE.closes(touched)) and re.fullmatch(
+                r">\n\n(\r[\r\n]*)?", behind
+            ):
+                return True
+        if not opened and before == f"<{tag}" and piece.startswith(">"):
+            touched = piece[1:]
+            opened = not touched or (touched[0] != "\n" and RULE.opens(touched))
+    return False
 
 
 def _write(path: Path, samples: list[dict[str, Any]]) -> None:
@@ -261,7 +278,7 @@ def texts_of_baseline(folder: Path) -> Texts:
         (one["id"], phase): (
             one["image"],
             one["conversations"][0]["value"],
-            one["conversations"][1]["value"].strip(),
+            one["conversations"][1]["value"],
         )
         for phase in PHASES
         for split in ("train", "heldout")
@@ -275,7 +292,7 @@ def texts_of_ours(folder: Path) -> Texts:
         for turn in load_turns(folder / f"{split}.parquet"):
             parts = ["<image>", turn.question] if turn.image_first else [turn.question, "<image>"]
             for phase in PHASES:
-                answer = render(turn.sections, phase)
+                answer = str(turn.written(phase))
                 texts[turn.id, phase] = (turn.image, "\n".join(parts), answer)
     return texts
 

@@ -113,6 +113,8 @@ class Rewrite(Model):
     `compat: official` keeps the turns that the official arrangement keeps, `corrected` those whose
     sections can be told apart by position (see `heima.data.arrangements`). `verify_images` says how
     far an image is looked at: decoded as a whole, its header, or only whether the zip has it.
+    `llama_tokenizer`: Llama 3's `tokenizer.json`, or its folder, by which the official filter B
+    judges tags that touch a letter or a sign; none: by a rule (see `heima.data.official`).
     """
 
     compat: Literal["corrected", "official"]
@@ -121,6 +123,7 @@ class Rewrite(Model):
     image_place: Literal["alternate", "first"]
     spacing: Literal["canonical", "any"]
     verify_images: Literal["decode", "header", "exists"]
+    llama_tokenizer: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _official_choices(self) -> Rewrite:

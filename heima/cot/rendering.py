@@ -15,7 +15,10 @@ from heima.cot.sections import (
     COMPRESSIBLE,
     SECTIONS,
     SEPARATOR,
+    Marked,
     ThinkingTokens,
+    joined,
+    meant,
     numbered,
     tagged,
 )
@@ -37,11 +40,12 @@ _ONE_TOKEN = numbered(1)
 
 def render(
     sections: Mapping[str, str], rendering: str, thinking: ThinkingTokens = _ONE_TOKEN
-) -> str:
+) -> Marked:
     """The assistant's text in one rendering: the only place where a phase's format is decided.
 
     Parameters: `sections` maps all of `SECTIONS` to text; `rendering` is a key of `RENDERINGS`;
     `thinking` tokens of a section stand side by side, without a blank that would be a token more.
+    Only these are marked: a name of one in a section's text is text.
     Raises `KeyError` for an unknown rendering or an absent section.
     """
     forms = RENDERINGS[rendering]
@@ -50,9 +54,35 @@ def render(
         if forms[section] == "text":
             blocks.append(tagged(section, sections[section]))
         elif forms[section] == "token":
-            blocks.append(tagged(section, "".join(thinking[section])))
+            blocks.append(tagged(section, meant("".join(thinking[section]))))
     blocks.append(tagged("conclusion", sections["conclusion"]))
-    return SEPARATOR.join(blocks)
+    return joined(blocks, SEPARATOR)
+
+
+def replaced(
+    answer: str,
+    sections: Mapping[str, str],
+    rendering: str,
+    thinking: ThinkingTokens = _ONE_TOKEN,
+) -> Marked:
+    """An answer as it stands, with the texts of sections replaced wherever they occur.
+
+    So the official arrangement makes its phases (docs/recipe.md, section 1), one section after the
+    other; what it keeps has each of them once. Raises `KeyError` as `render` does, and `ValueError`
+    for a rendering that leaves sections out.
+    """
+    forms = RENDERINGS[rendering]
+    if "omit" in forms.values():
+        raise ValueError(f"{rendering} leaves sections out, which replacing does not")
+    text = Marked([answer])
+    for section in COMPRESSIBLE:
+        if forms[section] == "token":
+            token = meant("".join(thinking[section]))
+            text = joined(
+                joined(part.split(sections[section]), token) if place % 2 == 0 else meant(part)
+                for place, part in enumerate(text.parts)
+            )
+    return text
 
 
 def is_constant(rendering: str) -> bool:

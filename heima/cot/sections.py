@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 SECTIONS = ("summary", "caption", "reasoning", "conclusion")
 COMPRESSIBLE = SECTIONS[:3]
@@ -68,11 +69,57 @@ def repeated(counts: Mapping[str, int]) -> ThinkingTokens:
     return {section: (thinking_token(section),) * count for section, count in counts.items()}
 
 
-def tagged(section: str, body: str) -> str:
+class Marked(str):
+    """A text that knows which of its parts are thinking tokens.
+
+    `parts` are all of it in order: at even places text, at odd ones thinking tokens. What merely
+    reads like a thinking token is text. Whatever a method of `str` makes of it is text alone.
+    """
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, parts: Sequence[str]) -> Marked:
+        made = super().__new__(cls, "".join(parts))
+        made.parts = tuple(parts)
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[str, ...]]:  # type: ignore[override]
+        return (self.parts,)
+
+
+def parts_of(text: str) -> tuple[str, ...]:
+    """The parts of a text as in `Marked`: any other text has no thinking token.
+
+    >>> parts_of("see <THINKING_OF_CAPTION>"), parts_of(meant("see <THINKING_OF_CAPTION>"))
+    (('see <THINKING_OF_CAPTION>',), ('see ', '<THINKING_OF_CAPTION>', ''))
+    """
+    return text.parts if isinstance(text, Marked) else (text,)
+
+
+def meant(text: str) -> Marked:
+    """A text of our own, in which every name of a thinking token is one."""
+    return Marked(_THINKING_TOKEN.split(text))
+
+
+def joined(texts: Iterable[str], separator: str = "") -> Marked:
+    """The texts one after the other, and the separator between them, all with their marks."""
+    parts = [""]
+    for place, text in enumerate(texts):
+        for one in (separator, text) if place else (text,):
+            first, *others = parts_of(one)
+            parts[-1] += first
+            parts += others
+    return Marked(parts)
+
+
+_THINKING_TOKEN = re.compile(f"({'|'.join(THINKING_TOKENS)})")
+
+
+def tagged(section: str, body: str) -> Marked:
     """A section as it stands in an answer.
 
     >>> tagged("caption", "a red square")
     '<CAPTION> a red square </CAPTION>'
     """
-    tag = section.upper()
-    return f"<{tag}> {body} </{tag}>"
+    opening, closing = TAGS[section]
+    return joined([f"{opening} ", body, f" {closing}"])

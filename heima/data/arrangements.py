@@ -8,15 +8,9 @@ arrangement:
   exactly one of each, in order and with nothing else around them; one that holds a thinking token
   already; and, with `spacing: canonical`, one that is spaced otherwise than `rendering.render`
   does.
-- `official` takes the text between the first pair of each tag and replaces it by `str.replace` in
-  the whole answer, one section after the other. It drops an answer without a summary, caption or
-  reasoning; by filter A, one where a thinking token does not occur exactly once in the text of each
-  phase (with N tokens a section: N times, which drops the same answers); by filter B, one whose
-  texts are not in canonical spacing. There is one set of turns for all phases: those that pass the
-  filters in each.
-
-An answer that both keep they render alike: where replacing by string alters something else, filter
-A or B drops the turn.
+- `official` keeps what the official script keeps, and keeps its text: `heima.data.official` has its
+  sections, its filters A and B, and its phases. There is one set of turns for all phases: those
+  that pass filter A in each.
 """
 
 from __future__ import annotations
@@ -25,8 +19,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from heima.cot import parsing
-from heima.cot.rendering import render
-from heima.cot.sections import COMPRESSIBLE, SECTIONS, THINKING_TOKENS, thinking_token
+from heima.cot.sections import COMPRESSIBLE, THINKING_TOKENS, thinking_token
+from heima.data import official
+from heima.data.official import PHASES, RULE, TOKENS, Merges, by_string
 from heima.data.records import Drop
 
 ARRANGEMENTS = ("corrected", "official")
@@ -36,12 +31,12 @@ FILTERS = {
 }
 """The reasons by which an arrangement drops what the recipe calls filters A and B."""
 
-PHASES = ("p1", "p2", "p3")
+OFFICIAL_TURNS = 215_095
+"""Turns of LLaVA-CoT-100k that the official script keeps, as it says itself."""
 
 _BEGINNING = 16
 """Characters of a text that are looked for elsewhere before the whole of it is."""
 
-_TOKENS = {section: thinking_token(section) for section in COMPRESSIBLE}
 _THINKING = thinking_token("").removesuffix(">")
 """What every thinking token begins with."""
 
@@ -56,8 +51,14 @@ class Fault(NamedTuple):
 # From a record to pairs of messages
 
 
-def pair(record: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[Drop]]:
-    """(turn id, question, answer) of each human message that a gpt message follows."""
+def pair(
+    record: Mapping[str, Any], *, compat: str = "corrected"
+) -> tuple[list[tuple[str, str, str]], list[Drop]]:
+    """(turn id, question, answer) of each human message that a gpt message follows.
+
+    A record's turns are numbered through; with `compat: official` by the place of the human
+    message, so that the second is 3.
+    """
     pairs: list[tuple[str, str, str]] = []
     unpaired: list[Drop] = []
     messages = record["conversations"]
@@ -65,7 +66,8 @@ def pair(record: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[Dr
     while position < len(messages):
         following = messages[position + 1]["from"] if position + 1 < len(messages) else "nothing"
         if messages[position]["from"] == "human" and following == "gpt":
-            identity = f"{record['id']}-{len(pairs) + 1}"
+            number = position if compat == "official" else len(pairs)
+            identity = f"{record['id']}-{number + 1}"
             pairs.append((identity, messages[position]["value"], messages[position + 1]["value"]))
             position += 2
         else:
@@ -95,11 +97,13 @@ class Arranged(NamedTuple):
 
     `altered` says for each of `PHASES` whether `str.replace` changes more of the answer than the
     sections that it is for; it is False where an answer's sections cannot be told by position.
+    `by_rule`: without Llama 3's tokenizer, whether a rule stood in for its merges in filter B.
     """
 
     corrected: Outcome
     official: Outcome
     altered: tuple[bool, ...] = (False,) * len(PHASES)
+    by_rule: bool = False
 
 
 _ODD_SPACING = Outcome(
@@ -107,30 +111,38 @@ _ODD_SPACING = Outcome(
 )
 
 
-def arrange(question: str, answer: str, *, spacing: str) -> Arranged:
-    """What each arrangement makes of a turn; `spacing` is what `corrected` asks for."""
-    if not question:
-        empty = Outcome(None, Fault("empty_question", "the human message is empty"))
-        return Arranged(empty, empty)
+def arrange(question: str, answer: str, *, spacing: str, merges: Merges = RULE) -> Arranged:
+    """What each arrangement makes of a turn.
+
+    `spacing` is what `corrected` asks for, `merges` decide in filter B of `official`.
+    """
+    spans: Mapping[str, parsing.Span] | None = None
     try:
-        spans = parsing.spans(answer)
+        found = parsing.spans(answer)
     except parsing.ParseError as error:
-        return Arranged(Outcome(None, Fault(error.reason, str(error))), official(answer))
-    sections = {section: answer[start:end] for section, (start, end) in spans.items()}
-    corrected = canonical = Outcome(sections, None)
-    if not parsing.is_canonical(answer, spans):
-        canonical = _ODD_SPACING
-        corrected = corrected if spacing == "any" else canonical
-    token = _thinking_token_in(question) or _thinking_token_in(answer)
-    if token:
-        corrected = Outcome(None, Fault("thinking_token_in_text", f"{token} occurs in the text"))
-    if _occurs_elsewhere(answer, spans):
+        corrected = Outcome(None, Fault(error.reason, str(error)))
+        canonical, sections = False, {}
+    else:
+        spans = found
+        sections = {section: answer[start:end] for section, (start, end) in found.items()}
+        canonical = parsing.is_canonical(answer, found)
+        corrected = Outcome(sections, None) if canonical or spacing == "any" else _ODD_SPACING
+        token = _thinking_token_in(question) or _thinking_token_in(answer)
+        if token:
+            fault = Fault("thinking_token_in_text", f"{token} occurs in the text")
+            corrected = Outcome(None, fault)
+    if not question:
+        corrected = Outcome(None, Fault("empty_question", "the human message is empty"))
+    twice = spans is not None and _occurs_elsewhere(answer, spans)
+    if canonical and answer.startswith("<") and not twice and _THINKING not in answer:
+        # Both replace alike, and the tags stand as filter B wants them.
+        return Arranged(corrected, Outcome(sections, None))
+    altered = Arranged._field_defaults["altered"]
+    if twice and spans is not None:
         texts = zip(by_string(answer, sections), by_position(answer, spans), strict=True)
-        return Arranged(corrected, official(answer), tuple(one != other for one, other in texts))
-    if _THINKING in answer:
-        return Arranged(corrected, official(answer))
-    # Both replace alike, so that filter A has nothing to drop, and spacing is all that counts.
-    return Arranged(corrected, canonical)
+        altered = tuple(one != other for one, other in texts)
+    kept, merged = officially(answer, merges)
+    return Arranged(corrected, kept, altered, merged and merges is RULE)
 
 
 def _thinking_token_in(text: str) -> str | None:
@@ -142,7 +154,7 @@ def _thinking_token_in(text: str) -> str | None:
 def _occurs_elsewhere(answer: str, spans: Mapping[str, parsing.Span]) -> bool:
     """Whether `str.replace`, section after section, finds a text elsewhere than in its place."""
     grown = 0
-    for section, token in _TOKENS.items():
+    for section, token in TOKENS.items():
         start, end = spans[section][0] + grown, spans[section][1] + grown
         # Where its beginning does not occur, the whole does not; a short one is found faster.
         beginning = answer[start : min(start + _BEGINNING, end)]
@@ -158,52 +170,33 @@ def _occurs_elsewhere(answer: str, spans: Mapping[str, parsing.Span]) -> bool:
     return False
 
 
-def official(answer: str) -> Outcome:
-    """What the official arrangement makes of an answer."""
-    sections = _first_of_each(answer)
+def officially(answer: str, merges: Merges = RULE) -> tuple[Outcome, bool]:
+    """What the official arrangement makes of an answer, and whether merges were asked.
+
+    An answer without a conclusion has an empty one.
+    """
+    sections = official.sections_of(answer)
     for section in COMPRESSIBLE:
         if section not in sections:
-            return Outcome(None, Fault(f"missing_{section}", f"no {section} in the answer"))
+            return Outcome(None, Fault(f"missing_{section}", f"no {section} in the answer")), False
+        if not sections[section]:
+            # It would be found, and replaced, between any two characters.
+            detail = f"the {section} is empty, and occurs everywhere"
+            return Outcome(None, Fault("thinking_token_count", detail)), False
     texts = dict(zip(PHASES, by_string(answer, sections), strict=True))
-    for count, (phase, text) in enumerate(texts.items(), 1):
-        for section in COMPRESSIBLE[:count]:
-            found = text.count(_TOKENS[section])
-            if found != 1:
-                detail = f"{_TOKENS[section]} occurs {found} times in {phase}"
-                return Outcome(None, Fault("thinking_token_count", detail))
-    for phase, text in texts.items():
-        # Tags in a text that is replaced are gone, so that each phase is looked at anew.
-        shown = _first_of_each(text)
-        if len(shown) < len(SECTIONS) or text.strip() != render(shown, "text-cot"):
-            return Outcome(None, Fault("odd_spacing", f"{phase} is not in canonical spacing"))
-    return Outcome({**sections, "conclusion": shown["conclusion"]}, None)
-
-
-def _first_of_each(answer: str) -> dict[str, str]:
-    """The text between the first pair of each section's tags, where there is a pair."""
-    sections = {}
-    for section in SECTIONS:
-        _, opening, rest = answer.partition(f"<{section.upper()}>")
-        text, closing, _ = rest.partition(f"</{section.upper()}>")
-        if opening and closing:
-            sections[section] = text.strip()
-    return sections
-
-
-def by_string(answer: str, sections: Mapping[str, str]) -> list[str]:
-    """The answer in each of `PHASES`: a section's text replaced wherever it occurs."""
-    texts = []
-    for section, token in _TOKENS.items():
-        answer = answer.replace(sections[section], token)
-        texts.append(answer)
-    return texts
+    if fault := official.token_fault(texts):
+        return Outcome(None, Fault("thinking_token_count", fault)), False
+    fault, merged = official.tags(answer, merges)
+    if fault:
+        return Outcome(None, Fault("odd_spacing", fault)), merged
+    return Outcome({"conclusion": "", **sections}, None), merged
 
 
 def by_position(answer: str, spans: Mapping[str, parsing.Span]) -> list[str]:
     """The answer in each of `PHASES`: a section's text replaced where it stands."""
     texts = []
     grown = 0
-    for section, token in _TOKENS.items():
+    for section, token in TOKENS.items():
         start, end = spans[section]
         answer = answer[: start + grown] + token + answer[end + grown :]
         grown += len(token) - (end - start)

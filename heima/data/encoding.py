@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 
 from heima.config import given
-from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, ThinkingTokens, numbered, repeated
 from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.tokens import IGNORED, Encoded, Vocabulary
@@ -55,7 +54,7 @@ def encode_turns(
             (
                 turn.question,
                 "first" if turn.image_first else "last",
-                render(turn.sections, rendering, same or _adaptive(turn, thinking, vocabulary)),
+                turn.written(rendering, same or _adaptive(turn, thinking, vocabulary)),
             )
             for turn in turns
         ]

@@ -27,8 +27,9 @@ import pyarrow as pa
 
 from heima.config import Rewrite
 from heima.cot.sections import SECTIONS
-from heima.data.arrangements import ARRANGEMENTS, FILTERS, PHASES, Fault, arrange, pair
+from heima.data.arrangements import ARRANGEMENTS, FILTERS, Fault, arrange, pair
 from heima.data.images import ImageFault, ImageZip
+from heima.data.official import PHASES, RULE, Merges, TokenizerMerges
 from heima.data.records import Drop, parse_records
 from heima.data.turns import SCHEMA, TurnFile
 from heima.results.files import write_jsonl
@@ -75,6 +76,7 @@ class _TurnOutcome(NamedTuple):
     corrected: str | None
     official: str | None
     altered: tuple[bool, ...]
+    by_rule: bool
 
 
 class _Block(NamedTuple):
@@ -88,6 +90,7 @@ class _Reader:
     def __init__(self, source: Path, params: Rewrite) -> None:
         self._records = source / RECORDS
         self._params = params
+        self._merges = merges_of(params)
         # Whether a name exists is asked by the main process, which has read the zip's directory.
         self._images = None if params.verify_images == "exists" else ImageZip(source / IMAGES)
 
@@ -103,20 +106,25 @@ class _Reader:
                 items.append(record)
                 continue
             image = record["image"]
-            pairs, unpaired = pair(record)
+            pairs, unpaired = pair(record, compat=self._params.compat)
             items += unpaired
             if pairs:
                 names[image] = None
             alternate = index % 2 == 0
             image_first = alternate or self._params.image_place == "first"
+            word_for_word = self._params.compat == "official"
             for identity, question, answer in pairs:
-                # LLaVA marks the image's place in the question; here `image_first` decides it.
-                question = question.replace("<image>", "").strip()
-                arranged = arrange(question, answer, spacing=self._params.spacing)
+                question = without_marker(question)
+                if not word_for_word:
+                    question = question.strip()
+                arranged = arrange(
+                    question.strip(), answer, spacing=self._params.spacing, merges=self._merges
+                )
                 sections, fault = getattr(arranged, self._params.compat)
                 if sections:
                     texts = [sections[section] for section in SECTIONS]
-                    rows.append((identity, image, question, *texts, image_first))
+                    kept = answer if word_for_word else None
+                    rows.append((identity, image, question, *texts, image_first, kept))
                 corrected, official = (
                     outcome.fault.reason if outcome.fault else None
                     for outcome in (arranged.corrected, arranged.official)
@@ -124,7 +132,9 @@ class _Reader:
                 moved = image_first != alternate
                 items.append(
                     _TurnOutcome(
-                        identity, image, moved, fault, corrected, official, arranged.altered
+                        *(identity, image, moved, fault, corrected, official),
+                        arranged.altered,
+                        arranged.by_rule,
                     )
                 )
         columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
@@ -134,6 +144,27 @@ class _Reader:
             image_faults(self._images, names, self._params.verify_images) if self._images else {}
         )
         return _Block(items, faults)
+
+
+def without_marker(question: str) -> str:
+    """A question without LLaVA's marks of the image's place, at either end: `image_first` decides
+    it here. Within a question `<image>` is text.
+
+    >>> without_marker("What is it?\\n<image>"), without_marker("What does <image> mean?")
+    ('What is it?', 'What does <image> mean?')
+    """
+    while question.lstrip().startswith("<image>"):
+        question = question.lstrip().removeprefix("<image>").lstrip()
+    while question.rstrip().endswith("<image>"):
+        question = question.rstrip().removesuffix("<image>").rstrip()
+    return question
+
+
+def merges_of(params: Rewrite) -> Merges:
+    """What decides in the official filter B. Raises `ValueError` for no tokenizer of Llama 3."""
+    if params.llama_tokenizer is None:
+        return RULE
+    return TokenizerMerges(params.llama_tokenizer)
 
 
 def image_faults(
@@ -238,6 +269,9 @@ class _Tallies:
         self._images = images
         self._params = params
         self._seen: set[str] = set()
+        # The number that a turn gets when its id has been there.
+        self._again: Counter[str] = Counter()
+        self._by_rule = 0
         self._moved = 0
         self._altered = np.zeros(len(PHASES), int)
         self._only: dict[str, Counter[str]] = {name: Counter() for name in ARRANGEMENTS}
@@ -245,6 +279,8 @@ class _Tallies:
         self.dropped: Counter[str] = Counter()
         self.spooled: list[bool] = []
         """For each turn in the blocks' files: whether it is kept."""
+        self.renamed: dict[int, str] = {}
+        """The place of a turn in the blocks' files -> its id, where an earlier one has its own."""
 
     def drops(self, blocks: Iterable[_Block]) -> Iterator[Drop]:
         """Count what is in the blocks, and yield what is left out, in the file's order."""
@@ -265,18 +301,25 @@ class _Tallies:
 
     def _count(self, turn: _TurnOutcome, image_fault: Fault | None) -> Fault | None:
         """Count a turn under both arrangements; return why it is not written."""
-        fault = image_fault
-        if turn.id in self._seen:
-            fault = Fault("repeated_id", "an earlier record has the same id")
-        self._seen.add(turn.id)
+        fault, identity = image_fault, turn.id
         reasons = {name: fault.reason if fault else getattr(turn, name) for name in ARRANGEMENTS}
+        if turn.id in self._seen:
+            # The official script keeps turns of one id; here each has its own.
+            repeated = Fault("repeated_id", "an earlier record has the same id")
+            reasons["corrected"] = repeated.reason
+            if self._params.compat == "corrected":
+                fault = repeated
+            while identity in self._seen:
+                self._again[turn.id] += 1
+                identity = f"{turn.id}#{self._again[turn.id] + 1}"
+        self._seen.add(identity)
         # Millions of equal names would be as many strings otherwise.
         image = sys.intern(turn.image)
         for name, reason in reasons.items():
             if reason:
                 self.of[name].dropped[reason] += 1
             else:
-                self.of[name].ids.append(turn.id)
+                self.of[name].ids.append(identity)
                 self.of[name].images.append(image)
         corrected, official = reasons["corrected"], reasons["official"]
         if official and not corrected:
@@ -286,7 +329,10 @@ class _Tallies:
         if not fault:
             self._moved += turn.image_moved
             self._altered += turn.altered
+            self._by_rule += turn.by_rule
         if turn.fault is None:
+            if identity != turn.id:
+                self.renamed[len(self.spooled)] = identity
             self.spooled.append(fault is None)
         return fault or turn.fault
 
@@ -298,7 +344,10 @@ class _Tallies:
         return {
             "arrangements": {
                 "corrected": corrected.report(split, self._params.heldout, seed),
-                "official": official.report("turn", self._params.heldout, seed),
+                "official": {
+                    **official.report("turn", self._params.heldout, seed),
+                    "filter_b_by_rule": self._by_rule,
+                },
             },
             "differences": {
                 "kept_by_both": len(corrected.ids) - sum(self._only["corrected"].values()),
@@ -333,6 +382,7 @@ def rewrite(
 
     Raises:
         ValueError: where a side of the split would be empty; `dropped.jsonl` is written even then.
+            Or where `rewrite.llama_tokenizer` names none of Llama 3.
         FileNotFoundError: without one of the source's files.
     """
     if workers is None:
@@ -354,7 +404,7 @@ def rewrite(
         )
     side = np.full(len(tallies.spooled), "dropped")
     side[tallies.spooled] = np.where(held, "heldout", "train")
-    _sort(places, side, folder)
+    _sort(places, side, tallies.renamed, folder)
     spool.rmdir()
     images = {
         name: len({image for image, out in zip(kept.images, held, strict=True) if out == is_out})
@@ -369,18 +419,25 @@ def rewrite(
     }
 
 
-def _sort(places: Iterable[_Place], side: np.ndarray, folder: Path) -> None:
+def _sort(
+    places: Iterable[_Place], side: np.ndarray, renamed: Mapping[int, str], folder: Path
+) -> None:
     """Put the turns of the blocks' files where they belong; the blocks' files are removed."""
     start = 0
     with (
         TurnFile(folder / "train.parquet") as train,
         TurnFile(folder / "heldout.parquet") as heldout,
     ):
-        for place in places:
-            with pa.ipc.open_file(place.spool) as file:
+        for piece in places:
+            with pa.ipc.open_file(piece.spool) as file:
                 table = file.read_all()
             here = side[start : start + len(table)]
+            if again := renamed.keys() & range(start, start + len(table)):
+                ids = table["id"].to_pylist()
+                for place in again:
+                    ids[place - start] = renamed[place]
+                table = table.set_column(0, SCHEMA.field("id"), pa.array(ids, pa.string()))
             start += len(table)
             for name, target in (("train", train), ("heldout", heldout)):
                 target.write(table.filter(pa.array(here == name)))
-            place.spool.unlink()
+            piece.spool.unlink()

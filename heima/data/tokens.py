@@ -4,6 +4,9 @@ The tokenizer's own chat template writes the text around a turn. A thinking toke
 `<THINKING_OF_SUMMARY>`, or `<THINKING_OF_SUMMARY_1>`, in rendered text, as in the paper, and stands
 on a reserved id of the vocabulary (docs/recipe.md, section 2), so that neither the vocabulary nor
 the embeddings change.
+
+A text is text: what reads like a special token, in a question or in an answer, never becomes one.
+Only those are real that the template writes, and the thinking tokens of a `Marked` text.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
+
+from heima.cot.sections import meant, parts_of
+from heima.data.special_tokens import Parts, SpecialTokens
 
 IGNORED = -100
 """The label of a position that the loss leaves out."""
@@ -72,18 +78,22 @@ class Vocabulary:
                 )
             self.thinking_ids[name] = known[token]
         self._names = {token: name for name, token in self.reserved.items()}
+        self._thinking = {id_: name for name, id_ in self.thinking_ids.items()}
         self._any_name = _any_of(self.reserved)
         self._any_reserved = _any_of(self._names)
-        self._proved: set[ImagePlace] = set()
+        self._special = SpecialTokens(tokenizer)
+        # Before and behind the user's text, in what the template writes.
+        self._frames: dict[ImagePlace, tuple[str, str]] = {}
 
     def prompt(self, question: str, image: ImagePlace) -> str:
         """The chat text up to where the assistant's answer begins."""
         user, header = self._chats([question], [image])[0]
-        return user + header
+        return "".join(user) + header
 
     def prompt_ids(self, question: str, image: ImagePlace, prefix: str = "") -> list[int]:
         """Token ids of the chat text, and of a beginning of the answer that is not decoded.
 
+        The `prefix` is the method's own text: every thinking token that it names is one.
         The tokens are those that `encode` trains on: no token reaches over the edge between them.
         """
         return self.prompts_ids([question], image, prefix)[0]
@@ -93,7 +103,7 @@ class Vocabulary:
     ) -> list[list[int]]:
         """`prompt_ids` of each question, several times faster than one by one."""
         chats = self._chats(questions, [image] * len(questions))
-        beginning = self._ids([self._to_reserved(prefix)])[0]
+        beginning = self._ids([self._text(meant(prefix))])[0]
         return [
             user + header + beginning
             for user, header in zip(
@@ -126,7 +136,7 @@ class Vocabulary:
         for user, header, body in zip(
             self._ids([user for user, _ in chats]),
             self._ids([header for _, header in chats]),
-            self._ids([self._to_reserved(answer) for _, _, answer in turns]),
+            self._ids([self._text(answer) for _, _, answer in turns]),
             strict=True,
         ):
             answer = [*header, *body, self.tokenizer.eos_token_id]
@@ -138,17 +148,21 @@ class Vocabulary:
 
     def _chats(
         self, questions: Sequence[str], images: Sequence[ImagePlace]
-    ) -> list[tuple[str, str]]:
+    ) -> list[tuple[str | Parts, str]]:
         """For each question the user's turn, and the header that opens the assistant's.
 
         Raises `ValueError` where the template loses or alters a question.
         """
         if not questions:
             return []
-        texts = [self._to_reserved(question) for question in questions]
-        for place in sorted(set(images) - self._proved):
-            self._proved.add(place)
-            self._chats([_PROBE], [place])
+        for place in sorted(set(images) - self._frames.keys()):
+            # First, for the probe asks for it.
+            self._frames[place] = ("", "")
+            user, _ = self._chats([_PROBE], [place])[0]
+            before, _, behind = "".join(user).partition(_PROBE)
+            self._frames[place] = (before, behind)
+        asked = [self._text(question) for question in questions]
+        texts = ["".join(one) for one in asked]
         conversations = [
             [{"role": "user", "content": _content(text, image)}]
             for text, image in zip(texts, images, strict=True)
@@ -162,15 +176,16 @@ class Vocabulary:
             )
             for generation in (False, True)
         )
-        chats = []
-        for text, user, whole in zip(texts, users, wholes, strict=True):
+        chats: list[tuple[str | Parts, str]] = []
+        for one, text, place, user, whole in zip(asked, texts, images, users, wholes, strict=True):
             # A template may trim a text.
-            if text.strip() not in user or not whole.startswith(user):
+            framed = user if isinstance(one, str) else _framed(one, user, *self._frames[place])
+            if text.strip() not in user or not whole.startswith(user) or framed is None:
                 raise ValueError(
                     f"the chat template does not write the user's text as it is: {text!r} became "
                     f"{whole!r}"
                 )
-            chats.append((user, whole.removeprefix(user)))
+            chats.append((framed, whole.removeprefix(user)))
         return chats
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -181,27 +196,68 @@ class Vocabulary:
         ids = list(ids)
         if self.tokenizer.eos_token_id in ids:
             ids = ids[: ids.index(self.tokenizer.eos_token_id)]
-        text = self.tokenizer.decode(
-            [token for token in ids if token != self.tokenizer.pad_token_id],
-            skip_special_tokens=False,
-        )
+        ids = [token for token in ids if token != self.tokenizer.pad_token_id]
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        shown = [token for token in ids if token in self._thinking]
+        if len(self._any_reserved.findall(text)) > len(shown):
+            # Some of them are text: what lies between thinking tokens is decoded alone.
+            return self._decode_apart(ids).strip()
         return self._any_reserved.sub(lambda found: self._names[found.group()], text).strip()
+
+    def _decode_apart(self, ids: Sequence[int]) -> str:
+        pieces, start = [], 0
+        for end, token in enumerate([*ids, None]):
+            if token is None or token in self._thinking:
+                pieces.append(self.tokenizer.decode(ids[start:end], skip_special_tokens=False))
+                pieces.append("" if token is None else self._thinking[token])
+                start = end + 1
+        return "".join(pieces)
 
     def length(self, text: str) -> int:
         """The tokens of a text, without any that a chat puts around it."""
-        return len(self._ids([text])[0])
+        return len(self._ids([self._text(text)])[0])
+
+    def _text(self, text: str) -> str | Parts:
+        """A text with its thinking tokens as those that they stand on; its parts, where special
+        tokens in some of them are meant and in others are not."""
+        parts = tuple(
+            self._to_reserved(part) if place % 2 else part
+            for place, part in enumerate(parts_of(text))
+        )
+        return parts if any(map(self._special.named_in, parts[::2])) else "".join(parts)
 
     def _to_reserved(self, text: str) -> str:
         return self._any_name.sub(lambda found: self.reserved[found.group()], text)
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str | Parts]) -> list[list[int]]:
         """Token ids of each text; equal texts, such as a chat's headers, are tokenised once."""
-        distinct = list(dict.fromkeys(texts))
-        if not distinct:
-            return []
-        found = self.tokenizer(distinct, add_special_tokens=False)["input_ids"]
-        ids = dict(zip(distinct, found, strict=True))
+        distinct = dict.fromkeys(texts)
+        plain = [text for text in distinct if isinstance(text, str)]
+        ids: dict[str | Parts, list[int]] = {
+            text: self._special.ids(text) for text in distinct if not isinstance(text, str)
+        }
+        if plain:
+            found = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
+            ids.update(zip(plain, found, strict=True))
         return [ids[text] for text in texts]
+
+
+def _framed(text: Parts, user: str, before: str, behind: str) -> Parts | None:
+    """The parts of a user's turn, the template's around the text's; None where they are not there.
+
+    The template may have trimmed the text.
+    """
+    inner = user.removeprefix(before).removesuffix(behind)
+    whole = "".join(text)
+    if before + inner + behind != user or inner.strip() != whole.strip():
+        return None
+    parts = list(text)
+    # White space is in no token, so that what is trimmed is of the first and of the last part.
+    if not inner[:1].isspace():
+        parts[0] = parts[0].lstrip()
+    if not inner[-1:].isspace():
+        parts[-1] = parts[-1].rstrip()
+    return "", before, *parts, behind, ""
 
 
 def _content(text: str, image: ImagePlace) -> str | list[dict[str, str]]:

@@ -9,12 +9,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heima.cot.sections import SECTIONS
+from heima.cot.rendering import RENDERINGS, render, replaced
+from heima.cot.sections import SECTIONS, Marked, ThinkingTokens, numbered
 
-COLUMNS = ["id", "image", "question", *SECTIONS, "image_first"]
+COLUMNS = ["id", "image", "question", *SECTIONS, "image_first", "answer"]
 SCHEMA = pa.schema(
     [(name, pa.bool_() if name == "image_first" else pa.string()) for name in COLUMNS]
 )
+
+_ONE_TOKEN = numbered(1)
 
 _ROWS = 8192
 """Turns of a row group: some 20 MB of text."""
@@ -25,7 +28,8 @@ class Turn:
     """One question about one image with its staged answer.
 
     `image` is the path inside the source's zip; `image_first` says on which side of the question
-    the image stands.
+    the image stands. `answer` is the record's own where phases keep it word for word, and replace
+    texts in it; None: they are rendered from the sections.
     """
 
     id: str
@@ -36,6 +40,13 @@ class Turn:
     reasoning: str
     conclusion: str
     image_first: bool
+    answer: str | None = None
+
+    def written(self, rendering: str, thinking: ThinkingTokens = _ONE_TOKEN) -> Marked:
+        """The assistant's text in one of `rendering.RENDERINGS`."""
+        if self.answer is None or "omit" in RENDERINGS[rendering].values():
+            return render(self.sections, rendering, thinking)
+        return replaced(self.answer, self.sections, rendering, thinking)
 
     @property
     def kind(self) -> str:

@@ -19,13 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from heima.config import Decoding, Hardware, InterpreterInput
-from heima.cot.sections import thinking_token
 from heima.data.encoding import pad, pad_text
 from heima.data.tokens import Encoded, ImagePlace, Vocabulary
 from heima.data.turns import Turn
 from heima.families.registry import pretrained
 from heima.interpreting.states import SectionStates
-from heima.interpreting.wordings import PLAIN_WORDING, VARIED, Wordings
+from heima.interpreting.wordings import PLAIN_WORDING, VARIED, Wordings, asking
 from heima.training.loop import AnswerLoss
 from heima.vlm.sampling import sampling
 
@@ -67,10 +66,8 @@ def encode_readings(
     read = states.by_turn()
     chats: list[tuple[str, ImagePlace, str]] = []
     for turn, template, seen in zip(turns, drawn, read, strict=True):
-        place = ""
-        if source == "own":
-            place = f"of the hidden state {thinking_token(section) * len(seen)} "
-        prompt = templates[template].format(question=turn.question, section=section, source=place)
+        told = len(seen) if source == "own" else 0
+        prompt = asking(templates[template], turn.question, section, told)
         chats.append((prompt, "none", turn.sections[section]))
     return [
         Reading(encoded, seen)

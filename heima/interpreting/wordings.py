@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
-from heima.cot.sections import tagged
+from heima.cot.sections import Marked, joined, meant, tagged, thinking_token
 
 Wordings = Literal["plain", "varied"]
 
@@ -26,6 +27,27 @@ VARIED = (
     "Someone answered this: {question}\nTell me the {section} {source}.",
     "{question}\nPlease decode the {section} {source}.",
 )
+
+
+def asking(wording: str, question: str, section: str, states: int) -> Marked:
+    """What an interpreter is asked in a wording, with a thinking token for each of so many states.
+
+    Without any the prompt names no source. What the question says of thinking tokens is text.
+
+    >>> asking("{question} A {section} {source}?", "Why <THINKING_OF_CAPTION>?", "caption", 1).parts
+    ('Why <THINKING_OF_CAPTION>? A caption of the hidden state ', '<THINKING_OF_CAPTION>', ' ?')
+    """
+    source = meant(f"of the hidden state {thinking_token(section) * states} " if states else "")
+    values = {"question": question, "section": section, "source": source}
+
+    def texts() -> Iterator[str]:
+        for text, field, _, _ in string.Formatter().parse(wording):
+            yield text
+            if field is not None:
+                yield values[field]
+
+    return joined(texts())
+
 
 # The sentence that opens an answer in the paper's data, with its tags; our own wordings again.
 _ANSWERS = (

@@ -26,7 +26,7 @@ from heima.data.turns import Turn
 from heima.families.family import Body
 from heima.families.registry import FAMILIES
 from heima.interpreting.interpreter import Reading, ReadingCollator, StateReader
-from heima.interpreting.wordings import PLAIN_WORDING
+from heima.interpreting.wordings import PLAIN_WORDING, asking
 from heima.toy.models import build_llm, warm_up_vision
 from heima.toy.optim import MuonWithAdamW
 from heima.toy.source import source_scenes
@@ -280,9 +280,8 @@ def _told(
     for index, turn in enumerate(turns):
         for section in COMPRESSIBLE:
             told, alone = rng.random() < TOLD, rng.random() < ALONE
-            source = f"of the hidden state {thinking_token(section)} " if told else ""
             question = "" if told and alone else turn.question
-            prompt = PLAIN_WORDING.format(question=question, section=section, source=source)
+            prompt = asking(PLAIN_WORDING, question, section, int(told))
             chats.append((prompt, "none", turn.sections[section]))
             given.append(states[section][index : index + 1])
     return [

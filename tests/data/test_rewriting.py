@@ -21,8 +21,8 @@ from heima import config
 from heima.cot import parsing
 from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, SECTIONS, TAGS, thinking_token
-from heima.data import arrangements, rewriting
-from heima.data.turns import load_turns
+from heima.data import arrangements, official, rewriting
+from heima.data.turns import Turn, load_turns
 from timings import rewrite as baseline
 
 ANSWER = render(
@@ -155,6 +155,11 @@ def test_bad_input_is_dropped_with_its_reason_and_loses_nothing_else(
     tmp_path, images, line, drops, settings
 ):
     turns, found, _ = rewritten(tmp_path, images, line, record("good"), **settings)
+    if settings is OFFICIAL:
+        # It numbers turns by the human message, and asks nothing of a question.
+        drops = [(where.replace("r-2", "r-3"), reason) for where, reason in drops]
+        if drops == [("r-1", "empty_question")]:
+            drops = []
     assert found == drops
     assert "good-1" in turns
 
@@ -169,12 +174,21 @@ def test_bad_input_is_dropped_with_its_reason_and_loses_nothing_else(
         ("<THINKING_OF_CAPTION>?", ANSWER, "thinking_token_in_text", None),
         ("Q", ANSWER.replace("B", "<THINKING_OF_CAPTION>"), "thinking_token_in_text",
          "thinking_token_count"),
-        ("Q", ANSWER.replace("<CONCLUSION> B </CONCLUSION>", ""), "missing_conclusion",
-         "odd_spacing"),
+        ("Q", ANSWER.replace("<CONCLUSION> B </CONCLUSION>", ""), "missing_conclusion", None),
         ("Q", ANSWER.replace("s 1", "of <CONCLUSION> 1"), "repeated_conclusion", None),
-        ("Q", ANSWER.replace("c 2", "of <CONCLUSION> 1"), "repeated_conclusion", "odd_spacing"),
+        ("Q", ANSWER.replace("c 2", "of <CONCLUSION> 1"), "repeated_conclusion", None),
+        # A blank before a tag is one token with its `<`, a letter is not.
         ("Q", "Well: " + ANSWER, "text_outside_sections", "odd_spacing"),
+        ("Q", "Well" + ANSWER, "text_outside_sections", None),
         ("Which of <SUMMARY> s 1 </SUMMARY>?", ANSWER, None, None),
+        ("", ANSWER, "empty_question", None),
+        # Of two summaries the last is replaced, the first stays.
+        ("Q", "<SUMMARY> s 0 </SUMMARY>\n\n" + ANSWER, "repeated_summary", None),
+        ("Q", ANSWER.replace("s 1", ""), "empty_summary", "thinking_token_count"),
+        ("Q", ANSWER.replace(" s 1 ", "\ts 1\n"), "odd_spacing", None),
+        ("Q", ANSWER.replace(" s 1", "\ns 1"), "odd_spacing", "odd_spacing"),
+        ("Q", ANSWER.replace("</CAPTION>\n\n", "</CAPTION>\n\n\n"), "odd_spacing", "odd_spacing"),
+        ("Q", ANSWER.replace("</CAPTION>\n\n", "</CAPTION> "), "odd_spacing", "odd_spacing"),
     ],
 )  # fmt: skip
 def test_both_arrangements_are_counted_whichever_is_written(
@@ -207,6 +221,17 @@ def test_a_repeated_id_keeps_the_first_turn_only(tmp_path, images):
     assert [turn.question for turn in turns.values()] == ["Q1"] and drops == [
         ("r-1", "repeated_id")
     ]
+
+
+def test_the_official_arrangement_keeps_turns_of_one_id_apart(tmp_path, images):
+    lines = [record("r", "set/a.png", f"Q{n}", ANSWER) for n in range(3)]
+    lines.insert(1, record("r-1#2", "set/a.png", "Q", ANSWER, "Q", ANSWER))
+    turns, drops, counts = rewritten(tmp_path, images, *lines, **OFFICIAL)
+    assert {name: turn.question for name, turn in turns.items()} == {
+        **{"r-1": "Q0", "r-1#2": "Q1", "r-1#3": "Q2"},
+        **{"r-1#2-1": "Q", "r-1#2-3": "Q"},
+    }
+    assert not drops and counts["differences"]["kept_by_official_only"] == {"repeated_id": 2}
 
 
 def test_odd_spacing_is_kept_when_allowed(tmp_path, images):
@@ -346,8 +371,8 @@ def test_replacing_by_position_alters_nothing_outside_of_a_section(answer):
 @settings(max_examples=300, deadline=None)
 @given(plain, answers())
 def test_the_shortcut_arranges_as_the_official_arrangement_in_full(question, answer):
-    arranged = arrangements.arrange(question.strip() or "?", answer, spacing="canonical")
-    full = arrangements.official(answer)
+    arranged = arrangements.arrange(question.strip(), answer, spacing="canonical")
+    full, _ = arrangements.officially(answer)
     assert arranged.official.sections == full.sections
     assert (arranged.official.fault and arranged.official.fault.reason) == (
         full.fault and full.fault.reason
@@ -356,6 +381,24 @@ def test_the_shortcut_arranges_as_the_official_arrangement_in_full(question, ans
         assert arranged.corrected.sections == arranged.official.sections and not any(
             arranged.altered
         )
+
+
+@settings(max_examples=300, deadline=None)
+@given(answers())
+def test_phases_of_what_is_kept_word_for_word(answer):
+    """Replacing with the marks of thinking tokens is `str.replace`, and has one of each."""
+    kept, _ = arrangements.officially(answer)
+    if kept.sections is None:
+        return
+    turn = Turn("r-1", "a.png", "Q", **kept.sections, image_first=True, answer=answer)
+    assert turn.written("text-cot") == answer
+    for count, (phase, text) in enumerate(
+        zip(arrangements.PHASES, official.by_string(answer, kept.sections), strict=True), 1
+    ):
+        written = turn.written(phase)
+        assert written == text
+        tokens = [thinking_token(section) for section in COMPRESSIBLE[:count]]
+        assert sorted(written.parts[1::2]) == sorted(tokens)
 
 
 @settings(max_examples=25, deadline=None)
@@ -379,7 +422,7 @@ def test_the_official_arrangement_keeps_what_its_naive_reference_keeps(images, r
         )
     # Every turn is kept or dropped, once.
     every = [
-        f"{line['id']}-{n + 1}" for line in lines for n in range(len(line["conversations"]) // 2)
+        f"{line['id']}-{n + 1}" for line in lines for n in range(0, len(line["conversations"]), 2)
     ]
     assert sorted([*turns, *(where for where, _ in drops)]) == sorted(every)
     for arrangement in counts["arrangements"].values():

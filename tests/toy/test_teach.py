@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from heima.cot.sections import COMPRESSIBLE, thinking_token
+from heima.cot.sections import COMPRESSIBLE
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.families.registry import FAMILIES
-from heima.interpreting.wordings import PLAIN_WORDING
+from heima.interpreting.wordings import PLAIN_WORDING, asking
 from heima.toy import teach
 from heima.toy.twins import TWINS
 from heima.vlm import models
@@ -63,17 +63,16 @@ def test_what_the_llm_is_told(toy_turns, toy_vocabulary):
         for number, section in enumerate(COMPRESSIBLE):
             reading = next(readings)
             assert reading.states.item() == index + 1000 * number
-            place = f"of the hidden state {thinking_token(section)} "
             allowed = {
                 name: toy_vocabulary.encode(
-                    PLAIN_WORDING.format(question=question, section=section, source=source),
+                    asking(PLAIN_WORDING, question, section, states),
                     "none",
                     turn.sections[section],
                 )
-                for name, question, source in (
-                    ("question", turn.question, ""),
-                    ("state", "", place),
-                    ("both", turn.question, place),
+                for name, question, states in (
+                    ("question", turn.question, 0),
+                    ("state", "", 1),
+                    ("both", turn.question, 1),
                 )
             }
             (form,) = (name for name, one in allowed.items() if one == reading.encoded)
