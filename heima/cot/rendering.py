@@ -15,12 +15,12 @@ from heima.cot.sections import (
     COMPRESSIBLE,
     SECTIONS,
     SEPARATOR,
+    TAGS,
     Marked,
     ThinkingTokens,
     joined,
     meant,
     numbered,
-    tagged,
 )
 
 Form = Literal["text", "token", "omit"]
@@ -49,14 +49,20 @@ def render(
     Raises `KeyError` for an unknown rendering or an absent section.
     """
     forms = RENDERINGS[rendering]
-    blocks = []
-    for section in COMPRESSIBLE:
-        if forms[section] == "text":
-            blocks.append(tagged(section, sections[section]))
-        elif forms[section] == "token":
-            blocks.append(tagged(section, meant("".join(thinking[section]))))
-    blocks.append(tagged("conclusion", sections["conclusion"]))
-    return joined(blocks, SEPARATOR)
+    parts = [""]
+    for section in SECTIONS:
+        form = forms.get(section, "text")
+        if form == "omit":
+            continue
+        opening, closing = TAGS[section]
+        parts[-1] += f"{SEPARATOR if parts[0] else ''}{opening} "
+        if form == "text":
+            parts[-1] += sections[section]
+        else:
+            for token in thinking[section]:
+                parts += [token, ""]
+        parts[-1] += f" {closing}"
+    return Marked(parts)
 
 
 def replaced(

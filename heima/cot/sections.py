@@ -115,11 +115,11 @@ def joined(texts: Iterable[str], separator: str = "") -> Marked:
 _THINKING_TOKEN = re.compile(f"({'|'.join(THINKING_TOKENS)})")
 
 
-def tagged(section: str, body: str) -> Marked:
+def tagged(section: str, body: str) -> str:
     """A section as it stands in an answer.
 
     >>> tagged("caption", "a red square")
     '<CAPTION> a red square </CAPTION>'
     """
     opening, closing = TAGS[section]
-    return joined([f"{opening} ", body, f" {closing}"])
+    return f"{opening} {body} {closing}"

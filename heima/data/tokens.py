@@ -220,10 +220,11 @@ class Vocabulary:
     def _text(self, text: str) -> str | Parts:
         """A text with its thinking tokens as those that they stand on; its parts, where special
         tokens in some of them are meant and in others are not."""
-        parts = tuple(
-            self._to_reserved(part) if place % 2 else part
-            for place, part in enumerate(parts_of(text))
-        )
+        parts = parts_of(text)
+        if len(parts) > 1:
+            parts = tuple(
+                self._to_reserved(part) if place % 2 else part for place, part in enumerate(parts)
+            )
         return parts if any(map(self._special.named_in, parts[::2])) else "".join(parts)
 
     def _to_reserved(self, text: str) -> str:
