@@ -31,7 +31,7 @@ def main(seed: int) -> None:
     thinking = params.thinking(checkpoint)
     model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
-    images = ImageZip(places.locate("data/source") / "images.zip")
+    images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
     collate = models.collator(processor, images, params)
     size = params.states.batch_size
     found = {}
