@@ -7,40 +7,25 @@ columns.
 
 from __future__ import annotations
 
-import io
 import math
-import struct
 import tempfile
-import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageFile
 
 from eval.benchmark_data import BenchmarkDataError
 from eval.vlmevalkit.cases import RowError, split_options
 from heima.config.benchmarks import BENCHMARKS, Dataset
+from heima.data.pictures import PIL_FAULTS, decode, worded
 
 Row = Mapping[str, Any]
 Fault = tuple[int, str]
 """A row's place in its split (lmms-eval's doc_id), and what is wrong with it: "kind: detail"."""
 
 MISSING_IMAGE = "missing image"
-PIL_FAULTS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow's decoders raise on damaged files."""
 
 
 def check(benchmark: str, rows: Iterable[Row]) -> list[Fault]:
@@ -149,15 +134,10 @@ def _image_faults(value: Any) -> list[str]:
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not content:
         return [MISSING_IMAGE]
-    # lmms-eval, where it is imported, lets Pillow fill up what is missing of an image.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        # What Pillow can read with a warning, it reads for the tasks too.
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
-            image.load()
+        decode(content, "faithful")
     except PIL_FAULTS as error:
-        # Pillow names the buffer that it was given by its address.
-        return [f"broken image: {str(error).partition(' <_io')[0][:120]}"]
+        return [f"broken image: {worded(error)[:120]}"]
     return []
 
 

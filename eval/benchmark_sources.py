@@ -54,7 +54,7 @@ def provide(params: Params, target: Path) -> None:
     """
     found, complaints = {}, []
     for name, source in expected(GivenSource, params.source, "source").benchmarks.items():
-        benchmarks = _benchmarks_of(params, name)
+        benchmarks = params.readers(name)
         if not benchmarks:
             raise BenchmarkDataError(
                 f"source.benchmarks.{name} is read by no protocol: name it in "
@@ -107,15 +107,6 @@ def report(title: str, faults: list[Fault]) -> str:
             *(f"  row {place}: {reason}" for place, reason in sorted(faults)),
         ]
     )
-
-
-def _benchmarks_of(params: Params, name: str) -> list[str]:
-    """The benchmarks whose tasks read this data under some protocol."""
-    return [
-        benchmark
-        for benchmark in BENCHMARKS
-        if any(params.data_name(protocol, benchmark) == name for protocol in params.protocols)
-    ]
 
 
 def _given(name: str, folder: Path) -> Path:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset
-from datasets import Image as ImageFeature
 from lmms_eval.api.instance import GenerationResult, Instance
-from PIL import Image, ImageFile
+from PIL import Image
 
-from eval.benchmark_check import PIL_FAULTS
+from eval.benchmark_rows import Rows
 from eval.chat_models import ChatModel, result_of
 from heima import config
+from heima.data.pictures import PIL_FAULTS, worded
 from heima.vlm.generation import Prompt, generate
 from heima.vlm.models import load_vlm, vocabulary
 
@@ -58,7 +57,11 @@ class Heima(ChatModel):
             self._model,
             self._processor,
             vocabulary(self._processor.tokenizer, self._params),
-            prompts_of([(one.args[4], one) for one in requests], self.task_dict),
+            prompts_of(
+                [(one.args[4], one) for one in requests],
+                self.task_dict,
+                decoding=self._params.image_decoding,
+            ),
             decoding=self._decoding,
             seed=self._seed,
             prefix=self._prefix,
@@ -70,61 +73,52 @@ class Heima(ChatModel):
 
 
 def prompts_of(
-    requests: Sequence[tuple[str, Instance]], datasets: Mapping[str, Mapping[str, Dataset]]
+    requests: Sequence[tuple[str, Instance]],
+    datasets: Mapping[str, Mapping[str, Dataset]],
+    *,
+    decoding: config.ImageDecoding = "faithful",
 ) -> list[Prompt]:
     """What lmms-eval's requests ask, in their order; `datasets` is task -> split -> rows.
 
-    Each request stands behind the name that errors call its benchmark. Every image is decoded once,
-    for its key and to know that it is whole, and again for its batch: the images of six real
-    benchmarks do not fit into memory.
+    Each request stands behind the name that errors call its benchmark. Images are decoded as those
+    of training are (`heima.data.pictures`), each once for its key and to know that it is whole, and
+    again for its batch: the images of six real benchmarks do not fit into memory.
 
     Raises `ValueError` naming every sample that is not one whole image and one text.
     """
-    # Once: a data set copies its features for everybody who asks.
-    pictures = {
-        (task, split): [
-            column for column, kind in rows.features.items() if isinstance(kind, ImageFeature)
-        ]
+    read = {
+        (task, split): Rows(rows, decoding)
         for task, splits in datasets.items()
         for split, rows in splits.items()
     }
     prompts, faults = [], []
     for name, request in requests:
         *_, task, split = request.args
+        rows = read[task, split]
         try:
-            question, image = _content(request, datasets, pictures[task, split])
+            question, image = _content(request, rows, complete=True)
         # A ValueError, as Pillow's own, is also what `_content` raises of other samples.
         except PIL_FAULTS as error:
-            # Pillow puts the address of the stream into its message.
-            reason = re.sub(r"<_io\.\w+ object at \w+>", "its bytes", str(error))
+            reason = worded(error)
             faults.append(f"  {name}, sample {request.doc_id}: {type(error).__name__}: {reason}")
             continue
         content = hashlib.sha256(image.tobytes())
         content.update(f"{image.mode}{image.size}".encode())
-        prompts.append(Prompt(question, content.hexdigest(), _loader(request, datasets)))
+        prompts.append(Prompt(question, content.hexdigest(), _loader(request, rows)))
     if faults:
         raise ValueError("\n".join([f"{len(faults)} samples cannot be asked:", *faults]))
     return prompts
 
 
-def _loader(
-    request: Instance, datasets: Mapping[str, Mapping[str, Dataset]]
-) -> Callable[[], Image.Image]:
-    return lambda: _content(request, datasets)[1]
+def _loader(request: Instance, rows: Rows) -> Callable[[], Image.Image]:
+    return lambda: _content(request, rows)[1]
 
 
-def _content(
-    request: Instance,
-    datasets: Mapping[str, Mapping[str, Dataset]],
-    needed: Sequence[str] = (),
-) -> tuple[str, Image.Image]:
-    """The question and the image of a request, whose row must have something in `needed`."""
-    _, doc_to_messages, _, doc_id, task, split = request.args
-    dataset = datasets[task][split]
-    # lmms-eval lets Pillow fill up what is missing of an image, as soon as it is imported.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    row = dataset[doc_id]
-    for column in needed:
+def _content(request: Instance, rows: Rows, *, complete: bool = False) -> tuple[str, Image.Image]:
+    """The question and the image of a request; `complete`: its row must have all its images."""
+    _, doc_to_messages, _, doc_id, _, _ = request.args
+    row = rows[doc_id]
+    for column in rows.pictures if complete else ():
         if row[column] is None:
             raise ValueError(f"its {column} is empty")
     messages = doc_to_messages(row)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 
 from eval import lmms_start, tasks
 from eval.benchmark_data import edition
+from eval.benchmark_rows import Rows
 from eval.latency_cells import cells
 from eval.timing import (
     Case,
@@ -112,15 +112,15 @@ def load_questions(params: Params, count: int) -> list[Question]:
     questions = []
     with tempfile.TemporaryDirectory() as cache:
         task = tasks.load(params, asked.protocol, asked.benchmark, Path(cache))
-        for number, doc in enumerate(islice(task.eval_docs, count)):
-            parts = [part for message in task.doc_to_messages(doc) for part in message["content"]]
+        rows = Rows(task.eval_docs, params.image_decoding)
+        for number in range(min(count, len(rows))):
+            messages = task.doc_to_messages(rows[number])
+            parts = [part for message in messages for part in message["content"]]
             if [part["type"] for part in parts] != ["image", "text"]:
                 raise ValueError(
                     f"{task.config.task}, sample {number}: expected an image and a text, got "
                     f"{[part['type'] for part in parts]}"
                 )
-            image = parts[0]["url"]
             # Reading the file is no part of preprocessing.
-            image.load()
-            questions.append(Question(parts[1]["text"], image))
+            questions.append(Question(parts[1]["text"], parts[0]["url"]))
     return questions

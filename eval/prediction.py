@@ -140,6 +140,7 @@ def _plans(
                 for benchmark, request in those
             ],
             datasets,
+            decoding=params.image_decoding,
         )
     )
     words = vocabulary(load_processor(models, params).tokenizer, params)

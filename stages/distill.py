@@ -42,7 +42,7 @@ def main(name: str, seed: int) -> None:
     vocabulary = models.vocabulary(processor.tokenizer, params)
 
     # Data
-    images = ImageZip(places.locate("data/source") / "images.zip")
+    images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
     collate = models.collator(processor, images, params)
     samples, heldout = (
         encode_turns(

@@ -24,7 +24,7 @@ def main() -> None:
 
     read_image = None
     if params.similarity.judge_image:
-        images = ImageZip(places.locate("data/source") / "images.zip")
+        images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
         read_image = images.read_file
     names = [f"{name}/{seed}" for name in params.reconstructions for seed in params.seeds]
     rows = {name: read_jsonl(f"reconstructions/{name}.jsonl") for name in names}

@@ -9,12 +9,12 @@ arrangement would have kept and where the two differ, and one example of each re
 
 from __future__ import annotations
 
-import itertools
 import sys
 
 from heima import config
-from heima.cot.rendering import RENDERINGS, render
+from heima.cot.rendering import RENDERINGS
 from heima.data import places
+from heima.data.arrangements import OFFICIAL_TURNS
 from heima.data.rewriting import rewrite
 from heima.data.turns import first_turn
 from heima.results.files import atomic, read_jsonl, write_json
@@ -28,21 +28,33 @@ def main() -> None:
     with atomic("data/rewritten") as folder:
         folder.mkdir()
         try:
-            counts = rewrite(source, folder, params.rewrite, seed=params.seed)
+            counts = rewrite(
+                source, folder, params.rewrite, seed=params.seed, decoding=params.image_decoding
+            )
         except ValueError as error:
-            drops = itertools.islice(read_jsonl(folder / "dropped.jsonl"), 20)
+            drops: list[dict[str, str]] = []
+            if (folder / "dropped.jsonl").exists():
+                drops = read_jsonl(folder / "dropped.jsonl")[:20]
             shown = "".join(
                 f"\n  {one['where']}: {one['reason']}: {one['detail']}" for one in drops
             )
             sys.exit(f"error: {error}{shown}")
-        example = first_turn(folder / "train.parquet").sections
+        example = first_turn(folder / "train.parquet")
     print(f"{counts['turns']}, dropped {counts['dropped'] or 'nothing'}")
+    kept = counts["arrangements"]["official"]["kept"]
+    official = params.rewrite.compat == "official" and params.source.kind != "toy"
+    if official and kept != OFFICIAL_TURNS:
+        print(
+            f"warning: rewrite.compat = official keeps {kept} turns, where the official script "
+            f"keeps {OFFICIAL_TURNS} of LLaVA-CoT-100k",
+            file=sys.stderr,
+        )
     write_json(
         "metrics/rewrite.json",
         {
             **counts,
             "provenance": provenance("rewrite", params, source=places.revision(source)),
-            "examples": {name: render(example, name) for name in RENDERINGS},
+            "examples": {name: example.written(name) for name in RENDERINGS},
         },
     )
 

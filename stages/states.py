@@ -36,7 +36,7 @@ SPLITS = ("train", "heldout")
 def main(seed: int) -> None:
     params = config.load_resolved()
     launch.on_all_devices(params, "stages.states", str(seed))
-    images = ImageZip(places.locate("data/source") / "images.zip")
+    images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
     turns = {split: load_turns(f"data/rewritten/{split}.parquet") for split in SPLITS}
     # Neighbouring turns share their image, and a batch encodes it once.
     batches = {

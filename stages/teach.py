@@ -37,7 +37,7 @@ def train_toy(name: str, params: config.Params) -> None:
     train, heldout = (
         load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")
     )
-    images = ImageZip(places.locate("data/source") / "images.zip")
+    images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
     started = time.monotonic()
     if name == "interpreter":
         vlm, processor = models.load_vlm(models.ROOT, "text-cot", params)

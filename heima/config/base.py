@@ -31,6 +31,7 @@ BenchmarkName = Annotated[str, AfterValidator(known)]
 ProtocolName = Literal["lmms", "vlmevalkit"]
 Family = Annotated[str, AfterValidator(families.known)]
 Tiles = Literal["padded", "real"]
+ImageDecoding = Literal["faithful", "convert-rgb"]
 
 PRETRAINED = ("text-cot", "base", "interpreter")
 """The models that `teach` provides; checkpoints are adapters on `text-cot`."""

@@ -15,6 +15,7 @@ from heima.config.base import (
     PRETRAINED,
     BenchmarkName,
     Family,
+    ImageDecoding,
     Model,
     Name,
     ProtocolName,
@@ -60,6 +61,8 @@ class Params(Model):
 
     `seed` is that of the data, of the models that `teach` makes (one each) and of resampling.
     `seeds` are the training seeds: each checkpoint and interpreter is trained once with each.
+    `image_decoding` is that of training and of benchmarks: as a viewer shows images, or by Pillow's
+    `convert("RGB")` alone (see `heima.data.pictures`).
     """
 
     profile: Name
@@ -68,6 +71,7 @@ class Params(Model):
     seeds: tuple[Seed, ...] = Field(min_length=1)
     precision: Literal["fp32", "bf16"]
     source: Annotated[ToySource | FolderSource | HubSource, Field(discriminator="kind")]
+    image_decoding: ImageDecoding = "faithful"
     rewrite: Rewrite
     teach: Teach
     hardware: Hardware = Hardware()
@@ -306,6 +310,14 @@ class Params(Model):
             or any(self.data_name(protocol, benchmark) in given for protocol in self.protocols)
         }
 
+    def readers(self, name: str) -> list[str]:
+        """The benchmarks that read the data of a name under some protocol."""
+        return [
+            benchmark
+            for benchmark in BENCHMARKS
+            if any(self.data_name(protocol, benchmark) == name for protocol in self.protocols)
+        ]
+
     def decoding(self, protocol: ProtocolName) -> Decoding:
         """How answers are decoded under a protocol."""
         rules = self.protocols[protocol]
@@ -341,6 +353,10 @@ class Params(Model):
                     "data": {one: self.data_name(name, one) for one in self.benchmarks},
                 }
                 for name in self.protocols
+            },
+            "data": {
+                name: self.readers(name)
+                for name in ([] if self.source.kind == "toy" else self.source.benchmarks)
             },
             "sections": list(self.sections),
             "family": {"published": self.published_family},

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import posixpath
+import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, ImageFile
+from PIL import Image
 
-# PIL raises SyntaxError for a broken PNG chunk, OSError for a truncated or unknown file.
-_IMAGE_FAULTS = (
-    OSError,
-    SyntaxError,
-    EOFError,
-    Image.DecompressionBombError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+from heima.config import ImageDecoding
+from heima.data.pictures import PIL_FAULTS, ZIP_FAULTS, Picture, decode, worded
+
+MOST_BYTES = 2**28
+"""A file of more is no image of a data set; it would be read into memory as a whole."""
 
 
 class ImageZip:
-    """Images read straight from the zip they ship in.
+    """Images read straight from the zip they ship in, decoded as `decoding` says.
+
+    Where all files of the zip lie in one folder, or in one inside the other, names may leave them
+    out.
 
     Raises `FileNotFoundError` naming the zip when it is absent, `ValueError` when it is no zip.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, decoding: ImageDecoding = "faithful") -> None:
         self.path = Path(path)
+        self._decoding: ImageDecoding = decoding
         try:
             self._zip = zipfile.ZipFile(self.path)
         except FileNotFoundError as error:
@@ -40,14 +39,25 @@ class ImageZip:
             ) from error
         except zipfile.BadZipFile as error:
             raise ValueError(f"{self.path} is not a zip file: {error}") from error
-        self._names = set(self._zip.namelist())
+        self._members = {one.filename: one for one in self._zip.infolist() if not one.is_dir()}
+        self._folders = _leading_folders(list(self._members))
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "decoding": self._decoding}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        ImageZip.__init__(self, state["path"])
+        ImageZip.__init__(self, state["path"], state["decoding"])
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, name: str) -> bool:
+        return self._member(name) is not None
+
+    def names(self) -> list[str]:
+        """The files of the zip, in its order."""
+        return list(self._members)
 
     def fingerprint(self) -> str:
         """A short SHA-256 of the names, sizes and checksums (CRC-32) of all files in the zip."""
@@ -58,54 +68,89 @@ class ImageZip:
 
     def read(self, name: str) -> Image.Image:
         """The decoded RGB image. Raises `ImageFault` with a countable reason."""
-        return self._decode(name, reduced=False)
+        return self._decode(name).image
 
     def read_file(self, name: str) -> bytes:
         """The image's file as it ships. Raises `ImageFault` with a countable reason."""
-        self._find(name)
+        member = self._find(name)
         try:
-            return self._zip.read(name)
-        except _IMAGE_FAULTS as error:
-            raise ImageFault("broken_image", f"{name!r} cannot be read: {error}") from error
+            return self._zip.read(member)
+        except ZIP_FAULTS as error:
+            raise ImageFault("broken_image", f"{name!r} cannot be read: {worded(error)}") from error
 
-    def verify(self, name: str, by: Literal["decode", "header", "exists"]) -> None:
+    def verify(self, name: str, by: Literal["decode", "header", "exists"]) -> tuple[str, ...]:
         """Raise `ImageFault` with a countable reason where an image cannot be used.
 
         `exists` asks whether the zip has the name, `header` whether Pillow knows what the file
-        begins with; `decode` reads all of it: whatever passes, `read` can read.
+        begins with; `decode` reads all of it: whatever passes, `read` can read. Returns the
+        conversions of `pictures` that it needs, which are known from its pixels alone.
         """
         if by == "decode":
-            self._decode(name, reduced=True)
-            return
-        self._find(name)
+            return self._decode(name, reduced=True).conversions
+        member = self._find(name)
         if by == "header":
             try:
-                with self._zip.open(name) as file, Image.open(file):
+                with (
+                    warnings.catch_warnings(action="ignore"),
+                    self._zip.open(member) as file,
+                    Image.open(file),
+                ):
                     pass
-            except _IMAGE_FAULTS as error:
-                raise ImageFault("broken_image", f"{name!r} has no header: {error}") from error
+            except (*PIL_FAULTS, *ZIP_FAULTS) as error:
+                raise ImageFault(
+                    "broken_image", f"{name!r} has no header: {worded(error)}"
+                ) from error
+        return ()
 
-    def _find(self, name: str) -> None:
+    def _member(self, name: str) -> zipfile.ZipInfo | None:
+        return next(
+            (
+                self._members[folder + name]
+                for folder in self._folders
+                if folder + name in self._members
+            ),
+            None,
+        )
+
+    def _find(self, name: str) -> zipfile.ZipInfo:
         if self._process != os.getpid():
             # A forked process has its parent's open file, and with it the place where it reads.
-            ImageZip.__init__(self, self.path)
+            ImageZip.__init__(self, self.path, self._decoding)
         if posixpath.isabs(name) or ".." in name.replace("\\", "/").split("/"):
             raise ImageFault("unsafe_image_path", f"{name!r} leaves the zip")
-        if name not in self._names:
+        member = self._member(name)
+        if member is None:
             raise ImageFault("missing_image", f"{name!r} is not in {self.path.name}")
+        if member.file_size > MOST_BYTES:
+            raise ImageFault(
+                "huge_image", f"{name!r} has {member.file_size} bytes, more than {MOST_BYTES}"
+            )
+        return member
 
-    def _decode(self, name: str, *, reduced: bool) -> Image.Image:
+    def _decode(self, name: str, *, reduced: bool = False) -> Picture:
         data = self.read_file(name)
-        # lmms-eval switches on, for the whole process, that what is cut off is filled with grey.
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                if reduced:
-                    # A JPEG's bits are all read, but its pixels computed at an eighth of the size.
-                    image.draft("RGB", (1, 1))
-                return image.convert("RGB")
-        except _IMAGE_FAULTS as error:
-            raise ImageFault("broken_image", f"{name!r} cannot be decoded: {error}") from error
+            return decode(data, self._decoding, reduced=reduced)
+        except PIL_FAULTS as error:
+            raise ImageFault(
+                "broken_image", f"{name!r} cannot be decoded: {worded(error)}"
+            ) from error
+
+
+def _leading_folders(names: list[str]) -> list[str]:
+    """Nothing, and each folder that all files lie in, from the outermost on: `a/`, then `a/b/`.
+
+    What macOS adds to a zip does not count.
+    """
+    folders = [name.split("/")[:-1] for name in names if not name.startswith("__MACOSX/")]
+    # Whatever is common to the first and the last in order is common to all.
+    first, last = (min(folders), max(folders)) if folders else ([], [])
+    found = [""]
+    for one, other in zip(first, last, strict=False):
+        if one != other:
+            break
+        found.append(f"{found[-1]}{one}/")
+    return found
 
 
 class ImageFault(ValueError):

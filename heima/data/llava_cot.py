@@ -12,7 +12,6 @@ import fcntl
 import functools
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from heima.config import HubSource
 from heima.data import hub
 from heima.data.hub import HubError, RemoteFile, Repository
+from heima.data.images import ImageZip
 from heima.data.records import Drop, read_records
 from heima.results.files import read_json, sha256, write_json
 
@@ -254,9 +254,8 @@ def inspect(folder: Path) -> dict[str, Any]:
             f"and its images, as {IMAGES}, there{join if parts else ''}"
         )
     try:
-        with zipfile.ZipFile(folder / IMAGES) as archive:
-            members = {one.filename for one in archive.infolist() if not one.is_dir()}
-    except zipfile.BadZipFile as error:
+        archive = ImageZip(folder / IMAGES)
+    except ValueError as error:
         raise SourceError(
             f"{folder / IMAGES} is not a whole zip ({error}): if it was joined from parts, the "
             "last may be missing, or they may be out of order"
@@ -268,7 +267,7 @@ def inspect(folder: Path) -> dict[str, Any]:
             unreadable += 1
         else:
             named.add(record["image"])
-    missing = sorted(named - members)
+    missing = sorted(name for name in named if name not in archive)
     if missing:
         print(
             f"{len(missing)} of {len(named)} images are not in {folder / IMAGES}: "
@@ -278,10 +277,10 @@ def inspect(folder: Path) -> dict[str, Any]:
         raise SourceError(
             f"{folder / IMAGES} holds none of the {len(named)} images that {RECORDS} names, for "
             f"example {(missing or ['no image'])[0]!r}; it holds "
-            f"{sorted(members)[:_SHOWN]} and others: is it the zip of this data set?"
+            f"{sorted(archive.names())[:_SHOWN]} and others: is it the zip of this data set?"
         )
     return {
         RECORDS: {"sha256": sha256(folder / RECORDS), "records": records, "unreadable": unreadable},
-        IMAGES: {"bytes": (folder / IMAGES).stat().st_size, "members": len(members)},
+        IMAGES: {"bytes": (folder / IMAGES).stat().st_size, "members": len(archive)},
         "images": {"named": len(named), "missing": len(missing)},
     }

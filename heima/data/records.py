@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ def parse_records(
     """Yield (index, record) for each line, counted from `first`, or (index, Drop) for a bad one."""
     for index, line in enumerate(lines, first):
         where = f"line {index + 1}"
+        if not index:
+            line = line.removeprefix(codecs.BOM_UTF8)
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:

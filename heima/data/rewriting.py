@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from heima.config import Rewrite
+from heima.config import ImageDecoding, Rewrite
 from heima.cot.sections import SECTIONS
 from heima.data.arrangements import ARRANGEMENTS, FILTERS, Fault, arrange, pair
 from heima.data.images import ImageFault, ImageZip
@@ -65,6 +65,13 @@ def _places(path: Path, folder: Path, size: int) -> Iterator[_Place]:
             line += block.count(b"\n")
 
 
+class Looked(NamedTuple):
+    """What was found in images, by name: why some cannot be used, how others are converted."""
+
+    faults: dict[str, Fault]
+    conversions: dict[str, tuple[str, ...]]
+
+
 class _TurnOutcome(NamedTuple):
     """What became of a turn: the fault that drops it, or None where the block's file holds it; and
     the reason why either arrangement drops it."""
@@ -81,18 +88,20 @@ class _TurnOutcome(NamedTuple):
 
 class _Block(NamedTuple):
     items: list[_TurnOutcome | Drop]
-    image_faults: dict[str, Fault]
+    images: Looked
 
 
 class _Reader:
     """Reads a piece of the records, writes its turns, and tells what became of each."""
 
-    def __init__(self, source: Path, params: Rewrite) -> None:
+    def __init__(self, source: Path, params: Rewrite, decoding: ImageDecoding) -> None:
         self._records = source / RECORDS
         self._params = params
         self._merges = merges_of(params)
         # Whether a name exists is asked by the main process, which has read the zip's directory.
-        self._images = None if params.verify_images == "exists" else ImageZip(source / IMAGES)
+        self._images = (
+            None if params.verify_images == "exists" else ImageZip(source / IMAGES, decoding)
+        )
 
     def __call__(self, place: _Place) -> _Block:
         with self._records.open("rb") as file:
@@ -140,10 +149,10 @@ class _Reader:
         columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
         with pa.ipc.new_file(place.spool, SCHEMA) as file:
             file.write(pa.record_batch(columns, SCHEMA))
-        faults = (
-            image_faults(self._images, names, self._params.verify_images) if self._images else {}
-        )
-        return _Block(items, faults)
+        images = Looked({}, {})
+        if self._images:
+            images = look(self._images, names, self._params.verify_images)
+        return _Block(items, images)
 
 
 def without_marker(question: str) -> str:
@@ -167,26 +176,27 @@ def merges_of(params: Rewrite) -> Merges:
     return TokenizerMerges(params.llama_tokenizer)
 
 
-def image_faults(
+def look(
     images: ImageZip, names: Iterable[str], by: Literal["decode", "header", "exists"]
-) -> dict[str, Fault]:
-    """What is wrong with those of the images that cannot be used."""
-    faults = {}
+) -> Looked:
+    """What is wrong with those of the images that cannot be used, and what is done to others."""
+    looked = Looked({}, {})
     for name in names:
         try:
-            images.verify(name, by)
+            if conversions := images.verify(name, by):
+                looked.conversions[name] = conversions
         except ImageFault as fault:
-            faults[name] = Fault(fault.reason, str(fault))
-    return faults
+            looked.faults[name] = Fault(fault.reason, str(fault))
+    return looked
 
 
 _reader: _Reader | None = None
 """The reader of a process of the pool."""
 
 
-def _start(source: Path, params: Rewrite) -> None:
+def _start(source: Path, params: Rewrite, decoding: ImageDecoding) -> None:
     global _reader
-    _reader = _Reader(source, params)
+    _reader = _Reader(source, params, decoding)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -203,15 +213,16 @@ def _read(place: _Place) -> _Block:
 
 
 def _blocks(
-    source: Path, places: Sequence[_Place], params: Rewrite, workers: int
+    source: Path, places: Sequence[_Place], params: Rewrite, decoding: ImageDecoding, workers: int
 ) -> Iterator[_Block]:
     """What became of the pieces of the records, in the file's order."""
     workers = min(workers, len(places))
+    how = (source, params, decoding)
     if workers > 1:
-        with ProcessPoolExecutor(workers, initializer=_start, initargs=(source, params)) as pool:
+        with ProcessPoolExecutor(workers, initializer=_start, initargs=how) as pool:
             yield from pool.map(_read, places)
     else:
-        yield from map(_Reader(source, params), places)
+        yield from map(_Reader(*how), places)
 
 
 # The whole
@@ -277,6 +288,7 @@ class _Tallies:
         self._only: dict[str, Counter[str]] = {name: Counter() for name in ARRANGEMENTS}
         self.of = {name: _Tally(FILTERS[name]) for name in ARRANGEMENTS}
         self.dropped: Counter[str] = Counter()
+        self.conversions: dict[str, tuple[str, ...]] = {}
         self.spooled: list[bool] = []
         """For each turn in the blocks' files: whether it is kept."""
         self.renamed: dict[int, str] = {}
@@ -285,10 +297,11 @@ class _Tallies:
     def drops(self, blocks: Iterable[_Block]) -> Iterator[Drop]:
         """Count what is in the blocks, and yield what is left out, in the file's order."""
         for block in blocks:
-            faults = block.image_faults
+            faults = block.images.faults
+            self.conversions.update(block.images.conversions)
             if self._params.verify_images == "exists":
                 names = {item.image for item in block.items if isinstance(item, _TurnOutcome)}
-                faults = image_faults(self._images, names, "exists")
+                faults = look(self._images, names, "exists").faults
             for item in block.items:
                 if isinstance(item, _TurnOutcome):
                     fault = self._count(item, faults.get(item.image))
@@ -365,6 +378,7 @@ def rewrite(
     params: Rewrite,
     *,
     seed: int,
+    decoding: ImageDecoding = "faithful",
     workers: int | None = None,
     block: int = _BLOCK,
 ) -> dict[str, Any]:
@@ -373,6 +387,7 @@ def rewrite(
     Args:
         source: holds `train.jsonl` and `images.zip`.
         seed: of the split.
+        decoding: of images, whose conversions are counted where they are verified by decoding.
         workers: processes that read; by default one for each processor, up to four.
         block: bytes of records that a process reads at once.
 
@@ -387,11 +402,12 @@ def rewrite(
     """
     if workers is None:
         workers = min(_WORKERS, len(os.sched_getaffinity(0)))
+    merges_of(params)
     tallies = _Tallies(ImageZip(source / IMAGES), params)
     spool = folder / "spool"
     spool.mkdir()
     places = list(_places(source / RECORDS, spool, block))
-    blocks = _blocks(source, places, params, workers)
+    blocks = _blocks(source, places, params, decoding, workers)
     write_jsonl(folder / "dropped.jsonl", (drop._asdict() for drop in tallies.drops(blocks)))
     kept = tallies.of[params.compat]
     held = kept.heldout(params.split, params.heldout, seed)
@@ -411,9 +427,17 @@ def rewrite(
         for name, is_out in (("train", False), ("heldout", True))
     }
     dropped = dict(sorted(tallies.dropped.items()))
+    converted = Counter(
+        conversion for name in set(kept.images) for conversion in tallies.conversions.get(name, ())
+    )
     return {
         "turns": {"train": n_train, "heldout": n_held, "dropped": sum(dropped.values())},
-        "images": images,
+        "images": {
+            **images,
+            "converted": (
+                dict(sorted(converted.items())) if params.verify_images == "decode" else None
+            ),
+        },
         "dropped": dropped,
         **tallies.report(seed),
     }

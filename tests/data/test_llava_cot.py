@@ -342,10 +342,17 @@ def test_a_folder_is_described(tmp_path, capsys):
 
 def test_a_zip_of_other_images_is_refused(tmp_path):
     write_source(tmp_path / "s", ["a/1.png"])
-    write_source(tmp_path / "other", ["train/a/1.png"])
+    write_source(tmp_path / "other", ["train/b/1.png"])
     shutil.copy(tmp_path / "other" / "images.zip", tmp_path / "s")
-    with pytest.raises(SourceError, match=r"none of the 1 images.*'a/1\.png'.*'train/a/1\.png'"):
+    with pytest.raises(SourceError, match=r"none of the 1 images.*'a/1\.png'.*'train/b/1\.png'"):
         inspect(tmp_path / "s")
+
+
+def test_a_zip_may_have_a_folder_around_its_images(tmp_path):
+    write_source(tmp_path / "s", ["a/1.png", "b/1.png"])
+    write_source(tmp_path / "other", ["image_files/a/1.png", "image_files/b/1.png"])
+    shutil.copy(tmp_path / "other" / "images.zip", tmp_path / "s")
+    assert inspect(tmp_path / "s")["images"] == {"named": 2, "missing": 0}
 
 
 def test_parts_in_a_given_folder_are_for_its_owner_to_join(tmp_path, files):

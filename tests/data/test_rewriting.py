@@ -6,13 +6,17 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,6 +27,7 @@ from heima.cot.rendering import render
 from heima.cot.sections import COMPRESSIBLE, SECTIONS, TAGS, thinking_token
 from heima.data import arrangements, official, rewriting
 from heima.data.turns import Turn, load_turns
+from tests.conftest import ROOT
 from timings import rewrite as baseline
 
 ANSWER = render(
@@ -247,6 +252,77 @@ def test_images_are_verified_as_far_as_is_asked(tmp_path, images, verify):
     _, drops, _ = rewritten(tmp_path, images, *lines, verify_images=verify)
     not_known = [("text-1", "broken_image")] if verify == "header" else []
     assert drops == [*not_known, ("none-1", "missing_image")]
+
+
+@pytest.mark.parametrize("verify", ["decode", "header", "exists"])
+def test_conversions_of_the_kept_images_are_counted(tmp_path, images, verify):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = Image.fromarray(np.arange(0, 64000, 1000, np.uint16).reshape(8, 8))
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for name, picture, options in (
+            ("set/grey.png", grey, {}),
+            ("set/clear.png", Image.new("LA", (8, 8)), {}),
+            ("set/turned.png", Image.new("RGB", (8, 4)), {"exif": exif}),
+            ("set/dropped.png", grey, {}),
+            ("spare/0.png", Image.new("RGB", (8, 8)), {}),
+            ("spare/1.png", Image.new("RGBA", (8, 8), "red"), {}),
+        ):
+            file = io.BytesIO()
+            picture.save(file, "PNG", **options)
+            archive.writestr(name, file.getvalue())
+    lines = [record(name, f"set/{name}.png") for name in ("grey", "clear", "turned", "turned-2")]
+    lines[-1]["image"] = "set/turned.png"
+    lines.append(record("dropped", "set/dropped.png", "Q", "B"))
+    _, _, counts = rewritten(tmp_path, folder / "images.zip", *lines, verify_images=verify)
+    expected = {"grey_of_16_bits": 1, "transparent": 1, "turned_by_exif": 1}
+    assert counts["images"]["converted"] == (expected if verify == "decode" else None)
+
+
+def test_a_byte_order_mark_loses_no_record(tmp_path, images):
+    line = b"\xef\xbb\xbf" + json.dumps(record("r")).encode()
+    turns, drops, _ = rewritten(tmp_path, images, line, record("s"))
+    assert sorted(turns) == ["r-1", "s-1"] and not drops
+
+
+def test_nothing_depends_on_the_process(tmp_path, images):
+    """All bytes are the same with other hashes, other addresses and in another folder."""
+    lines = [record(f"r{n}", f"set/{name}.png") for n, name in enumerate(
+        ("a", "b", "text", "broken", "damaged", "none", "a"))]  # fmt: skip
+    lines += [record("r0"), record("x", "set/a.png", "Q", "B"), *SPARE]
+    outputs = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        source = folder / "data" / "source"
+        source.mkdir(parents=True)
+        (source / "images.zip").symlink_to(images)
+        (source / "train.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        raw["rewrite"]["heldout"] = 0.5
+        resolved = config.resolved(config.parse(yaml.safe_dump(raw)))
+        (folder / config.RESOLVED).write_text(yaml.safe_dump(resolved), encoding="utf-8")
+        (folder / "fingerprints").mkdir()
+        (folder / "fingerprints" / "rewrite.json").write_text("{}", encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.rewrite"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append(
+            {
+                path.relative_to(folder): path.read_bytes()
+                for part in ("data/rewritten", "metrics")
+                for path in sorted((folder / part).rglob("*"))
+                if path.is_file()
+            }
+        )
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 4
+    assert b"0x" not in outputs[0][Path("data/rewritten/dropped.jsonl")]
 
 
 def test_a_side_without_turns_is_an_error_and_the_drops_are_told(tmp_path, images):

@@ -142,8 +142,18 @@ CHANGES = {
     "a docstring's": ("heima/cot/parsing.py", '"""Sections', '"""All sections', set()),
     "a licence's": ("heima/data/licences.py", "terms restrict", "terms limit", set()),
     "a claim": ("reports/claims/registry.py", None, "X = 1", {"tables"}),
-    "a rule of verdicts": ("heima/results/verdicts.py", "LEVEL = 0.05", "LEVEL = 0.1", {"tables", "figures", "page"}),
-    "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", {"tables", "figures", "page"}),
+    "a rule of verdicts": (
+        "heima/results/verdicts.py",
+        "LEVEL = 0.05",
+        "LEVEL = 0.1",
+        {"tables", "figures", "page"},
+    ),
+    "a caption's": (
+        "reports/tables/captions.py",
+        "in brackets",
+        "in square ones",
+        {"tables", "figures", "page"},
+    ),
     # what only says, checks, plans or fetches
     "a fact of a benchmark": ("heima/config/benchmarks.py", '"MMStar"', '"MM-Star"', set()),
     "a new control's name": ("heima/config/base.py", '"noise"', '"noise", "other"', set()),
