@@ -177,8 +177,10 @@ def under_kills(folder: Path, kills: int, seconds: float, draw: random.Random) -
                     process.wait(timeout=draw.expovariate(1 / mean))
                 process.kill()
             process.wait()
-            _, alive = psutil.wait_procs(clone.processes(), timeout=_DYING)
-            for one in [one for one in alive if one.is_running()]:
+            end = time.monotonic() + _DYING
+            while clone.processes() and time.monotonic() < end:
+                time.sleep(0.1)
+            for one in clone.processes():
                 outcome.faults.append(f"kill {outcome.kills}: {one} is left")
                 one.kill()
             print(f"kill {outcome.kills} of {kills}: {target} after {delay:.1f} s", flush=True)
