@@ -1,12 +1,7 @@
 """One thin script per DVC stage: read params, call `heima` or `eval`, write outputs."""
 
-import atexit
-import gc
-import os
 import sys
 from types import TracebackType
-
-from stages import handover
 
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -17,7 +12,14 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
 
 
+# Before anything that takes time.
 sys.excepthook = _tell
+
+import atexit  # noqa: E402
+import gc  # noqa: E402
+import os  # noqa: E402
+
+from stages import handover  # noqa: E402
 
 # Under `stages.repro` this process only waits for one that has imported everything.
 handover.hand_over()

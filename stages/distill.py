@@ -101,7 +101,7 @@ def _snapshots(name: str, seed: int, params: config.Params) -> snapshots.Resume:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(params.checkpoints[name].init, seed),
     ]
-    used = ("family", "precision", "training", "distill", checkpoint)
+    used = ("family", "precision", "image_decoding", "training", "distill", checkpoint)
     return snapshots.of(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 

@@ -47,9 +47,11 @@ def put_right(root: Path) -> None:
     try:
         SCM(str(root))
     except SCMError:
-        print("no git repository here: DVC works without (core.no_scm in .dvc/config.local)")
-        with Config(str(root / ".dvc"), validate=False).edit("local") as local:
-            local.setdefault("core", {})["no_scm"] = True
+        config = Config(str(root / ".dvc"), validate=False)
+        if not config.get("core", {}).get("no_scm"):
+            print("no git repository here: DVC works without (core.no_scm in .dvc/config.local)")
+            with config.edit("local") as local:
+                local.setdefault("core", {})["no_scm"] = True
     folder = root / SITE_CACHE
     if any(one.exists() and one.stat().st_mode & _PUBLIC for one in (folder, folder.parent)):
         # Others may have written what DVC would unpickle; it is made again.

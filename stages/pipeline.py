@@ -149,7 +149,10 @@ class Pipeline:
         """Whether an output of the stage is gone that `dvc checkout` brings back."""
         with lock_repo(self._repo):
             return any(
-                one.use_cache and one.hash_info and not one.exists
+                one.use_cache
+                and not one.exists
+                and one.hash_info
+                and self._repo.cache.local.exists(one.hash_info.value)
                 for one in self._stages[name].outs
             )
 

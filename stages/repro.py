@@ -437,17 +437,17 @@ def main() -> None:
     jobs = arguments.jobs or len(gpus) or len(os.sched_getaffinity(0))
     pipeline = run = None
     try:
-        if Path("params.yaml").exists():
-            # dvc.yaml reads what to repeat stages over from this list, before any stage runs.
-            runs.write(config.load())
-        if machine.wants_pins():
-            _say_whether_the_bits_are_the_recorded_ones()
-        pipeline = Pipeline(arguments.targets)
-        if unknown := sorted(set(arguments.may_fail) - pipeline.upstream.keys()):
-            parser.error(f"--may-fail: not among the stages to run: {', '.join(unknown)}")
-        progress.LOGS.mkdir(parents=True, exist_ok=True)
-        run = Run(pipeline, Slots(jobs, gpus), gpus_wanted(gpus))
         with leftovers.scratch():
+            if Path("params.yaml").exists():
+                # dvc.yaml reads what to repeat stages over from this list, before any stage runs.
+                runs.write(config.load())
+            if machine.wants_pins():
+                _say_whether_the_bits_are_the_recorded_ones()
+            pipeline = Pipeline(arguments.targets)
+            if unknown := sorted(set(arguments.may_fail) - pipeline.upstream.keys()):
+                parser.error(f"--may-fail: not among the stages to run: {', '.join(unknown)}")
+            progress.LOGS.mkdir(parents=True, exist_ok=True)
+            run = Run(pipeline, Slots(jobs, gpus), gpus_wanted(gpus))
             run.run()
     except DvcException as error:
         sys.exit(f"error: {error}")

@@ -103,7 +103,15 @@ def _kept(seed: int, params: config.Params, images: ImageZip) -> Path:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(name, seed),
     ]
-    used = ("family", "precision", "states", "distill", f"checkpoints.{name}", "training")
+    used = (
+        "family",
+        "precision",
+        "image_decoding",
+        "states",
+        "distill",
+        f"checkpoints.{name}",
+        "training",
+    )
     key = snapshots.key(f"states@{seed}", params, *used, inputs=inputs)
     return kept_batches.ROOT / f"{key}-{images.fingerprint()}-{models.fingerprint()}"
 

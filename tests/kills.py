@@ -51,13 +51,19 @@ class Outcome:
 
 
 class Clone:
-    """A copy of the working tree with small parameters, and its own folder for temporary files."""
+    """A copy of the working tree with small parameters, and its own folder for temporary files.
 
-    def __init__(self, root: Path) -> None:
+    `of` is another one to copy: the working tree may change meanwhile.
+    """
+
+    def __init__(self, root: Path, *, of: Path | None = None) -> None:
         self.root = root / "clone"
         self.scratch = root / "tmp"
         self.scratch.mkdir(parents=True)
-        check_out(self.root)
+        if of is None:
+            check_out(self.root)
+        else:
+            subprocess.run(["git", "clone", "--quiet", str(of), str(self.root)], check=True)
 
     def start(self) -> subprocess.Popen[bytes]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -145,12 +151,11 @@ def stages_under_way(clone: Clone) -> set[str]:
     return found
 
 
-def under_kills(
-    folder: Path, kills: int, seconds: float, draw: random.Random
-) -> tuple[Clone, Outcome]:
+def under_kills(folder: Path, kills: int, seconds: float, draw: random.Random) -> Outcome:
     """A pipeline that is killed so often, and then finished."""
     outcome = Outcome()
-    clone = Clone(folder / "killed-1")
+    first = folder / "undisturbed" / "clone"
+    clone = Clone(folder / "killed-1", of=first)
     mean = max(_SHORTEST, seconds / kills)
     started = 8.0 if kills > 1 else 0.0
     rounds = 1
@@ -172,8 +177,10 @@ def under_kills(
                     process.wait(timeout=draw.expovariate(1 / mean))
                 process.kill()
             process.wait()
-            _, alive = psutil.wait_procs(clone.processes(), timeout=_DYING)
-            for one in [one for one in alive if one.is_running()]:
+            end = time.monotonic() + _DYING
+            while clone.processes() and time.monotonic() < end:
+                time.sleep(0.1)
+            for one in clone.processes():
                 outcome.faults.append(f"kill {outcome.kills}: {one} is left")
                 one.kill()
             print(f"kill {outcome.kills} of {kills}: {target} after {delay:.1f} s", flush=True)
@@ -183,10 +190,10 @@ def under_kills(
             break
         outcome.faults += judged(clone, folder)
         rounds += 1
-        clone = Clone(folder / f"killed-{rounds}")
+        clone = Clone(folder / f"killed-{rounds}", of=first)
     clone.finish()
     outcome.faults += judged(clone, folder)
-    return clone, outcome
+    return outcome
 
 
 def judged(clone: Clone, folder: Path) -> list[str]:
@@ -201,7 +208,7 @@ def main(kills: int, seed: int, folder: Path) -> int:
     undisturbed.finish()
     seconds = time.monotonic() - began
     print(f"undisturbed: {seconds:.0f} s; left: {undisturbed.left() or 'nothing'}", flush=True)
-    _, outcome = under_kills(folder, kills, seconds, random.Random(seed))
+    outcome = under_kills(folder, kills, seconds, random.Random(seed))
     print(f"kills: {outcome.kills} ({dict(outcome.targets)}), seed {seed}")
     print(f"stages under way: {dict(outcome.under_way.most_common())}")
     for fault in outcome.faults:

@@ -291,3 +291,14 @@ def test_scratch_folders_of_killed_runs_are_removed(tmp_path, monkeypatch):
         assert psutil.pid_exists(os.getpid())
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted(kept)
     assert os.environ["TMPDIR"] == str(tmp_path)
+
+
+def test_ctrl_c_is_no_traceback_while_it_still_imports(new):
+    repository = new("repository")
+    process = repository.repro("base")
+    until(lambda: "stages.repro" in " ".join(psutil.Process(process.pid).cmdline()))
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode and "Traceback" not in output
+    assert "`make repro` goes on" in output
