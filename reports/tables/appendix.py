@@ -125,7 +125,11 @@ def _pieces(panel: Panel) -> list[_Piece]:
             is_first = part == 0 and place == 0
             above = f"{title}\\par\\smallskip\n" if is_first else ""
             pieces.append(_Piece(above + text, height + (_TITLE if is_first else 0)))
-    pieces += [_note(sentence) for sentence in sentences]
+    if sentences:
+        note = _note(" ".join(sentences))
+        last = pieces.pop()
+        latex = f"{last.latex}\n\\par\\smallskip\n{note.latex}"
+        pieces.append(_Piece(latex, last.height + note.height))
     return pieces
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from heima import config
 from reports.tables import series
+from tests import fabricated
 
 
 def test_a_point_is_a_variant_with_heima_s_curriculum(params, paper_results):
@@ -38,3 +40,14 @@ def test_ours_stands_beside_it_where_it_was_trained(paper_results, paper_built):
         assert entry.source == source
     assert "4: heima-4" in ours[0].caption
     assert theirs.origin.startswith("paper (")
+
+
+def test_the_toy_s_short_form_has_a_point_of_each():
+    toy = config.load(fabricated.ROOT / "profiles" / "toy-thinking.yaml")
+    assert series.points(toy, "tokens_per_stage") == {"1": "heima", "4": "heima-4"}
+    assert series.points(toy, "retention_ratio") == {"0.3": "heima-share"}
+    updates = {
+        name: sum(one.steps for _, one in series.lineage(toy, toy.variants[name].model))
+        for name in ("heima", "heima-4", "heima-share")
+    }
+    assert len(set(updates.values())) == 1, "they differ in nothing but their thinking"
