@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import shutil
@@ -287,3 +288,27 @@ def test_tables_of_a_family_without_published_values(tmp_path):
         assert "published nothing" in tables.markdown(built[name])
     assert not any("published" in name for name in tables.compact_files(built, params))
     assert faults(compiled(tmp_path, files_of(built, params), ARTICLE)) == []
+
+
+def test_columns_are_shared_out_in_as_few_grids_as_can_be_and_evenly():
+    """Against all ways to cut them."""
+    draw = random.Random(7)
+    for _ in range(200):
+        needs = [draw.uniform(1, 9) for _ in range(draw.randint(1, 8))]
+        room = draw.uniform(max(needs), 25)
+        found = layout._shared_out(needs, room)
+        assert [place for part in found for place in part] == list(range(len(needs)))
+        widths = [sum(needs[place] for place in part) for part in found]
+        assert max(widths) <= room
+        best = None
+        for cuts in itertools.product((False, True), repeat=len(needs) - 1):
+            sums, total = [], 0.0
+            for need, cut in zip(needs, (*cuts, True), strict=True):
+                total += need
+                if cut:
+                    sums.append(total)
+                    total = 0.0
+            if max(sums) <= room:
+                best = min(best or (99, 0.0), (len(sums), max(sums)))
+        assert best is not None
+        assert (len(widths), max(widths)) == pytest.approx(best)
