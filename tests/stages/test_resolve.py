@@ -144,7 +144,7 @@ CHANGES = {
     "a licence's": ("heima/data/licences.py", "terms restrict", "terms limit", set()),
     "a claim": ("reports/claims/registry.py", None, "X = 1", {"tables"}),
     "a rule of verdicts": ("heima/results/verdicts.py", "LEVEL = 0.05", "LEVEL = 0.1", PRINTED),
-    "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", {"tables"}),
+    "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", PRINTED),
     # what only says, checks, plans or fetches
     "a fact of a benchmark": ("heima/config/benchmarks.py", '"MMStar"', '"MM-Star"', set()),
     "a new control's name": ("heima/config/base.py", '"noise"', '"noise", "other"', set()),
@@ -202,6 +202,7 @@ def test_rules_of_the_parameters_are_written_out(params):
     written = config.resolved(params)["derived"]
     named = {"thinking": "models", "prefix": "variants", "decoding": "protocols"}
     named |= {"data_name": "protocols", "sections": "sections", "published_family": "family"}
+    named["readers"] = "data"
     paths = {"trained", "training_seeds", "derived"}  # they follow from names and `seeds`
     rules = {
         name
