@@ -43,7 +43,7 @@ def shown(hours: float | None) -> str:
     return f"{60 * hours:.1f} min" if hours < 1 else f"{hours:.1f} h"
 
 
-def costs(root: Path, names: Iterable[str], planned: Sequence[Mapping[str, Any]]) -> list[Cost]:
+def compared(root: Path, names: Iterable[str], planned: Sequence[Mapping[str, Any]]) -> list[Cost]:
     """A row for each kind of the stages `names`; `planned` are those of `stages.plan --json`."""
     runs: dict[str, int] = {}
     for name in names:

@@ -100,12 +100,11 @@ def check_out(folder: Path) -> Checkout:
     for name in filter(None, names.split("\0")):
         source = ROOT / name
         # A reproduction's own results are not part of the copy.
-        own_result = name == "dvc.lock" or name.startswith(("metrics/", "reports/toy/summary/"))
+        own_result = name == "dvc.lock" or name.startswith(("metrics/", "reports/toy/"))
         if source.is_file() and not own_result:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    shutil.rmtree(folder / "reports" / "toy" / "tables", ignore_errors=True)
     raw = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     (folder / "params.yaml").write_text(
         yaml.safe_dump(smaller(raw), sort_keys=False), encoding="utf-8"
