@@ -313,7 +313,7 @@ def test_costs_stand_beside_the_plan(finished, finished_params):
     assert rows["teach"].recorded == pytest.approx(90 / 3600)
     assert (rows["judge"].judge_calls, rows["judge"].usd) == (1200, 3.5)
     assert rows["judge"].planned is None and rows["resolve"].recorded is None
-    assert rows["all with both times"].planned == 1.0, "sums of what both know"
+    assert (rows["all"].planned, rows["all"].judge_calls, rows["all"].runs) == (1.0, 1200, 4)
 
 
 def test_the_graph_is_that_of_dvc_yaml():
