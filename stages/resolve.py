@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -33,6 +34,10 @@ NAMED_IN_YAML = {
 }
 """What the tasks of a stage name in YAML files, where no import shows it. A rule of scoring is not
 among those of `predict`: it decodes no answer again."""
+
+DRAWS_THE_PIPELINE = ("page",)
+"""Stages that read dvc.yaml, which DVC lets no stage depend on: its stages are in their
+fingerprint."""
 
 DECIDES_NOTHING = {
     "heima.config": "what it makes of the parameters stands in resolved.yaml, which stages read",
@@ -118,6 +123,9 @@ def fingerprint(root: Path, stage: str, graph: grimp.ImportGraph) -> dict[str, s
         for file in sorted((root / package).rglob("*.yaml")):
             if _owner(root, file) in modules:
                 hashes[file.relative_to(root).as_posix()] = sha256(file)
+    if stage in DRAWS_THE_PIPELINE:
+        pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+        hashes["dvc.yaml"] = hashlib.sha256(json.dumps(pipeline).encode()).hexdigest()
     return dict(sorted(hashes.items()))
 
 

@@ -25,7 +25,7 @@ from stages import runs
 
 LATENCY_METRICS = (
     *("preprocess_ms", "vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2e_ms", "e2e_p90_ms"),
-    *("samples_per_s", "decoded_tokens", "gflop_per_sample"),
+    *("decode_ms", "samples_per_s", "decoded_tokens", "gflop_per_sample"),
     *("flop_utilisation", "bandwidth_utilisation"),
 )
 ROOT = Path(__file__).resolve().parents[1]

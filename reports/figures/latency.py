@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reports.figures import style
-from reports.figures.inputs import Inputs
+from reports.figures.inputs import FigureError, Inputs
 from reports.tables.model import Entry
 from reports.tables.reading import LATENCY, latency_group
 
@@ -28,9 +28,8 @@ def latency_by_phase(inputs: Inputs) -> Figure:
             found = cells[latency_group(case, size)]
             begin = 0.0
             for phase in PHASES:
-                # Answers of one token have nothing to decode.
                 if (cell := found.get(f"{phase}_ms")) is None:
-                    continue
+                    raise FigureError(f"{LATENCY} lacks the cell {case}/{phase}_ms")
                 axes.barh(place, cell.value, left=begin, height=0.6, color=colours[phase])
                 begin += cell.value
             whole = Entry.of(found["e2e_ms"], LATENCY)

@@ -26,9 +26,9 @@ from reports import tables
 from reports.figures import FIGURES
 from reports.finished import stage_names
 from reports.page.cells import cells_of
-from reports.page.costs import costs, shown
+from reports.page.costs import compared, shown
 from reports.page.errors import PageError
-from reports.page.findings import findings
+from reports.page.findings import sentences
 from reports.page.pipeline import HEIGHT, WIDTH, picture
 from reports.page.samples import read
 from reports.tables.published import PAPERS
@@ -84,12 +84,12 @@ def render(root: Path, params: Params, *, plan: Mapping[str, Any], commit: str) 
         comparable=params.profile in PAPERS,
         commit=commit,
         seeds=params.seeds,
-        findings=findings(params, cells),
+        findings=sentences(params, cells),
         tables=cells.tables,
         figures=_figures(root, params),
         samples=samples,
         most=params.page.samples,
-        costs=costs(root, names, plan["stages"]),
+        costs=compared(root, names, plan["stages"]),
         shown=shown,
         machine=plan["machine"],
         picture=picture(pipeline, names),

@@ -43,7 +43,7 @@ def shown(hours: float | None) -> str:
     return f"{60 * hours:.1f} min" if hours < 1 else f"{hours:.1f} h"
 
 
-def costs(root: Path, names: Iterable[str], planned: Sequence[Mapping[str, Any]]) -> list[Cost]:
+def compared(root: Path, names: Iterable[str], planned: Sequence[Mapping[str, Any]]) -> list[Cost]:
     """A row for each kind of the stages `names`; `planned` are those of `stages.plan --json`."""
     runs: dict[str, int] = {}
     for name in names:
@@ -73,11 +73,11 @@ def _together(rows: Sequence[Cost]) -> Cost:
     """The sums of what is known; times are those of the stages that have both."""
     both = [one for one in rows if one.planned is not None and one.recorded is not None]
     return Cost(
-        "all with both times",
-        sum(one.runs for one in both),
+        "all",
+        sum(one.runs for one in rows),
         sum(one.planned or 0 for one in both) or None,
         sum(one.recorded or 0 for one in both) or None,
-        "",
+        "those with both times",
         sum(one.usd or 0 for one in rows) or None,
         sum(one.judge_calls or 0 for one in rows) or None,
     )

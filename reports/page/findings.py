@@ -26,21 +26,15 @@ class Part:
 Sentence = tuple[Part, ...]
 
 
-def findings(params: Params, cells: Cells) -> list[Sentence]:
+def sentences(params: Params, cells: Cells) -> list[Sentence]:
     """One sentence each about compressing, its training, the control, the states and the time.
 
     A sentence about variants or cases that the parameters do not name is left out. Raises
     `PageError` where a table lacks a cell that they do.
     """
     told = _Told(params, cells)
-    sentences = (
-        told.compressing(),
-        told.training(),
-        told.control(),
-        told.states(),
-        told.time(),
-    )
-    return [tuple(parts) for parts in sentences if parts]
+    each = (told.compressing(), told.training(), told.control(), told.states(), told.time())
+    return [tuple(parts) for parts in each if parts]
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def read(root: Path, params: Params) -> Samples:
         for protocol in params.protocols:
             data.setdefault(params.data_name(protocol, benchmark), []).append(protocol)
         for name, protocols in data.items():
-            _add_questions(found, params, benchmark, name, protocols, answers)
+            _add_questions(found, root, params, benchmark, name, protocols, answers)
     _add_turns(found, root, params)
     found.left_out += found.images.unreadable
     return found
@@ -115,6 +115,7 @@ class _Answers:
 
 def _add_questions(
     found: Samples,
+    root: Path,
     params: Params,
     benchmark: str,
     name: str,
@@ -128,7 +129,7 @@ def _add_questions(
     }
     total = len(next(iter(texts.values())))
     found.of[name] = total
-    for doc, row in _rows(params, benchmark, name, evenly(total, params.page.samples)):
+    for doc, row in _rows(root, params, benchmark, name, evenly(total, params.page.samples)):
         content = row.pop(BENCHMARKS[benchmark].dataset.image)["bytes"]
         label = image_label(content)
         shown: dict[str, dict[str, Any]] = {}
@@ -170,13 +171,13 @@ def _add_questions(
 
 
 def _rows(
-    params: Params, benchmark: str, name: str, chosen: Sequence[int]
+    root: Path, params: Params, benchmark: str, name: str, chosen: Sequence[int]
 ) -> list[tuple[int, dict[str, Any]]]:
     """Rows of a data set by their place, with the image's file in the image's column."""
     import datasets
 
     datasets.disable_progress_bars()
-    facts, folder = BENCHMARKS[benchmark].dataset, folder_of(params, name)
+    facts, folder = BENCHMARKS[benchmark].dataset, root / folder_of(params, name)
     with tempfile.TemporaryDirectory() as cache:
         data = datasets.load_dataset(
             str(folder.resolve()), facts.configuration, split=facts.split, cache_dir=cache

@@ -25,8 +25,12 @@ from heima.cot.rendering import constant_prefix
 from heima.results import measures
 from heima.results.cells import read_metrics
 from heima.results.files import read_jsonl
+from reports.figures import FIGURES
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ran
+
+REPORTS = ("tables", "figures", "page", "track")
+"""Stages that make reports of results."""
 
 
 def expected_stages(params: config.Params) -> set[str]:
@@ -49,8 +53,7 @@ def expected_stages(params: config.Params) -> set[str]:
         *(f"predict@{name}" for name in params.variants),
         *(f"score@{name}" for name in params.variants),
         "latency",
-        "tables",
-        "track",
+        *REPORTS,
     }
 
 
@@ -71,7 +74,7 @@ def test_a_second_repro_runs_nothing_and_is_quick(reproduction):
 
 
 def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small):
-    for stage in expected_stages(small) - {"resolve", "prepare", "rewrite", "tables", "track"}:
+    for stage in expected_stages(small) - {"resolve", "prepare", "rewrite", *REPORTS}:
         name, _, part = stage.partition("@")
         folder = reproduction.root / "metrics"
         if name == "interpret":
@@ -368,11 +371,28 @@ def test_the_tables_are_labelled(reproduction):
             assert "toy profile" in (tables / f"{name}.{suffix}").read_text(encoding="utf-8")
 
 
+def test_figures_and_the_page_are_there(reproduction, small):
+    folder = reproduction.root / "reports" / "toy"
+    for name in FIGURES:
+        for suffix in ("svg", "pdf"):
+            assert (folder / "figures" / f"{name}.{suffix}").stat().st_size > 0
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert all(f'id="figure-{name}"' in page for name in FIGURES)
+    assert all(f'"{variant}"' in page for variant in small.variants)
+    shown = reproduction.checkout.run(sys.executable, "-m", "stages.page", "--show").stdout
+    assert shown.strip().endswith("reports/toy/index.html")
+
+
 def test_the_lock_and_the_results_name_no_path_of_this_machine(reproduction):
     root = reproduction.root
+<<<<<<< HEAD
     results = [path for path in root.glob("reports/**/*.*") if path.is_file()]
     for path in [root / "dvc.lock", *root.glob("metrics/**/*.json"), *results]:
         assert str(root) not in path.read_text(encoding="utf-8"), path
+=======
+    for path in [root / "dvc.lock", *root.glob("metrics/**/*.json"), *root.glob("reports/**/*.*")]:
+        assert str(root).encode() not in path.read_bytes(), path
+>>>>>>> page
 
 
 def edit(path: Path, text: str) -> None:
@@ -403,7 +423,7 @@ def test_code_re_runs_the_stages_that_import_it(reproduction):
     before = path.read_text(encoding="utf-8")
     edit(path, before + "\nTHE_ANSWER = 42\n")
     try:
-        assert set(reproduction.checkout.repro()) <= {"resolve", "tables", "track"}
+        assert set(reproduction.checkout.repro()) <= {"resolve", *REPORTS}
     finally:
         edit(path, before)
         reproduction.checkout.restore()

@@ -135,16 +135,16 @@ def test_every_stage_of_the_pipeline_has_its_fingerprint():
     assert written == [f"fingerprints/{name}.json" for name in STAGES]
 
 
+TABLES = {"tables", "figures", "page"}
 MODELS = {"teach", "distill", "states", "interpret", "reconstruct"}
-PRINTED = {"tables", "figures", "page"}
 CHANGES = {
     # words
     "an error's": ("heima/training/loop.py", "the loss is not finite", "a loss is odd", set()),
     "a docstring's": ("heima/cot/parsing.py", '"""Sections', '"""All sections', set()),
     "a licence's": ("heima/data/licences.py", "terms restrict", "terms limit", set()),
     "a claim": ("reports/claims/registry.py", None, "X = 1", {"tables"}),
-    "a rule of verdicts": ("heima/results/verdicts.py", "LEVEL = 0.05", "LEVEL = 0.1", PRINTED),
-    "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", PRINTED),
+    "a rule of verdicts": ("heima/results/verdicts.py", "LEVEL = 0.05", "LEVEL = 0.1", TABLES),
+    "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", TABLES),
     # what only says, checks, plans or fetches
     "a fact of a benchmark": ("heima/config/benchmarks.py", '"MMStar"', '"MM-Star"', set()),
     "a new control's name": ("heima/config/base.py", '"noise"', '"noise", "other"', set()),
@@ -162,6 +162,8 @@ CHANGES = {
     "a rule of scoring": ("eval/vlmevalkit/scoring.py", None, "X = 1", {"score"}),
     "a timing": ("eval/timing.py", None, "X = 1", {"latency"}),
     "the judge's client": ("eval/judge/client.py", None, "X = 1", {"judge", "score"}),
+    "a figure": ("reports/figures/scores.py", None, "X = 1", {"figures", "page"}),
+    "the page": ("reports/page/findings.py", None, "X = 1", {"page"}),
     "the mirror": ("reports/mlflow_mirror.py", None, "X = 1", {"track"}),
 }
 """Change -> a module, the words replaced in it (none: a line is added), and what runs again."""
@@ -195,6 +197,23 @@ def test_what_tasks_name_in_yaml_is_in_the_fingerprint_of_scoring(prints):
     assert all("eval/tasks/vlmevalkit.yaml" in prints[name] for name in resolve.NAMED_IN_YAML)
     assert {"eval.vlmevalkit.lmms", "eval.vlmevalkit.scoring"} <= set(prints["score"])
     assert "eval.vlmevalkit.asking" in prints["predict"]
+
+
+def test_the_page_draws_the_pipeline_and_depends_on_it(prints, tmp_path):
+    """DVC lets no stage depend on dvc.yaml itself; its comments do not count."""
+    assert [stage for stage in STAGES if "dvc.yaml" in prints[stage]] == ["page"]
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    graph = grimp.ImportGraph()
+    for package in resolve.PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "stages" / "page.py").touch()
+    graph.add_module("stages.page")
+    found = []
+    for edited in (text, f"# A comment.\n{text}", text.replace("  track:", "  mirror:")):
+        (tmp_path / "dvc.yaml").write_text(edited, encoding="utf-8")
+        found.append(resolve.fingerprint(tmp_path, "page", graph)["dvc.yaml"])
+    assert found[0] == found[1] == prints["page"]["dvc.yaml"] != found[2]
 
 
 def test_rules_of_the_parameters_are_written_out(params):
@@ -240,19 +259,20 @@ def test_a_stage_depends_on_the_parts_of_benchmarks_that_it_reads(prints, params
         assert tracked & known == {f"derived.benchmarks.{part}" for part in read & parts}, stage
 
 
+ASKED = {"predict", "score", "latency"}
 FACT_CHANGES = {
-    "the paper's name of it": ({"published": "MM-Star"}, {"tables"}),
+    "the paper's name of it": ({"published": "MM-Star"}, TABLES),
     "its rows, for plans": ({"rows": 1400}, set()),
     "its judge, for plans": ({"judged": ("lmms",), "judge_tokens": 100}, set()),
-    "its task": ({"task": "mmstar_cn"}, {"predict", "score", "latency"}),
+    "its task": ({"task": "mmstar_cn"}, ASKED),
     "its chance level": ({"scoring": {"option_count": 5}}, {"score"}),
     "its title": (
         {"dataset": {"title": "MM-Star"}},
-        {"prepare", "predict", "score", "latency", "tables"},
+        {"prepare", *ASKED, *TABLES},
     ),
     "its strata": ({"scoring": {"stratum": None}}, {"score"}),
-    "its unit": ({"dataset": {"rotation": 10}}, {"prepare", "predict", "score", "latency"}),
-    "its split": ({"dataset": {"split": "test"}}, {"prepare", "predict", "score", "latency"}),
+    "its unit": ({"dataset": {"rotation": 10}}, {*ASKED, "prepare", "page"}),
+    "its split": ({"dataset": {"split": "test"}}, {*ASKED, "prepare", "page"}),
 }
 """Change of a fact of MMStar -> the new facts, and what runs again at once: nothing that trains."""
 
