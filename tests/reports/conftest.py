@@ -1,13 +1,14 @@
-<<<<<<< HEAD
 """One fabricated reproduction of each kind, for all tests of what reads them."""
 
 from __future__ import annotations
+
+import shutil
 
 import pytest
 
 from heima import config
 from reports import tables
-from tests import fabricated
+from tests import fabricated, fabricated_page
 
 
 @pytest.fixture(scope="session")
@@ -75,17 +76,6 @@ def paper_results(tmp_path_factory, paper_text):
 @pytest.fixture(scope="session")
 def paper_built(paper_results):
     return tables.of_results(paper_results)
-=======
-"""A small finished reproduction for figures and the page, made once."""
-
-from __future__ import annotations
-
-import shutil
-
-import pytest
-
-from heima import config
-from tests import fabricated_page
 
 
 @pytest.fixture(scope="session")
@@ -106,4 +96,3 @@ def damaged(finished, tmp_path):
 @pytest.fixture(scope="session")
 def finished_params(finished):
     return config.load(finished / "params.yaml")
->>>>>>> page
