@@ -182,8 +182,8 @@ def _decode(
         # Weights are loaded where there is something to decode, once.
         decoder = decoder or load()
         with kept[run] as journal:
-            for batch in own:
-                journal.append(batch, decoder(planned, batch))
+            for batch, answers in zip(own, decoder.each(planned, own), strict=True):
+                journal.append(batch, answers)
 
 
 def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Decoder:
@@ -192,7 +192,8 @@ def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Dec
 
         engine: Engine = Vllm(models, name, params)
     else:
-        engine = Transformers(*load_vlm(models, name, params), images)
+        model, processor = load_vlm(models, name, params)
+        engine = Transformers(model, processor, images, workers=params.hardware.workers)
     return Decoder(engine, vocabulary(load_processor(models, params).tokenizer, params))
 
 

@@ -12,15 +12,19 @@ shared out and resumed.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin
 
 from heima.config import Decoding
@@ -135,6 +139,10 @@ class Engine(Protocol):
         seed: int,
     ) -> list[list[int]]: ...
 
+    def ahead(self, batches: Sequence[Sequence[Prompt]]) -> AbstractContextManager[None]:
+        """While it is open, exactly these batches are asked, in order: some may be made ready."""
+        ...
+
 
 class Decoder:
     """Decodes the batches of plans with an engine, and accounts for every token."""
@@ -160,6 +168,13 @@ class Decoder:
             self._generation(len(prompt), row, seconds)
             for prompt, row in zip(ids, rows, strict=True)
         ]
+
+    def each(self, planned: Plan, batches: Sequence[int]) -> Iterator[list[Generation]]:
+        """Answer the prompts of these batches, one after the other."""
+        asked = [[planned.prompts[i] for i in planned.batches[batch]] for batch in batches]
+        with self._engine.ahead(asked):
+            for batch in batches:
+                yield self(planned, batch)
 
     def _generation(self, prompt: int, row: Sequence[int], seconds: float) -> Generation:
         end = next((at for at, token in enumerate(row) if token in self._engine.ends), None)
@@ -200,18 +215,27 @@ def generate(
 class Transformers:
     """Decodes batches through `generate` of transformers.
 
-    `cache` keeps processed images for other models with the same processor.
+    `cache` keeps processed images for other models with the same processor. `workers` processes
+    read and process the images of batches that are announced (`ahead`); 0: this process does, as
+    each is asked. The answers are the same.
 
     Raises `ValueError` for a model of no known family.
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, cache: ImageCache | None = None
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        cache: ImageCache | None = None,
+        *,
+        workers: int = 0,
     ) -> None:
         self._model = model
         self._processor = processor
         self._family = registry.of(model)
         self._cache = cache or ImageCache()
+        self._workers = workers
+        self._read: Iterator[dict[str, Mapping[str, Any]]] | None = None
         ends = model.generation_config.eos_token_id
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
 
@@ -224,9 +248,9 @@ class Transformers:
         decoding: Decoding,
         seed: int,
     ) -> list[list[int]]:
-        first = {prompt.image_key: prompt for prompt in prompts}
         names, rows = distinct([prompt.image_key for prompt in prompts], once=True)
-        images = [self._image(first[name]) for name in names]
+        found = self._images(prompts) if self._read is None else _as_arrays(next(self._read))
+        images = [found[name] for name in names]
         inputs = batches.model_inputs(self._family, ids, images, self._processor, rows)
         torch.manual_seed(seed)
         with self._family.spread(self._model, rows):
@@ -239,11 +263,56 @@ class Transformers:
             )
         return output[:, inputs["input_ids"].shape[1] :].tolist()
 
-    def _image(self, prompt: Prompt) -> Mapping[str, Any]:
-        return self._cache.get(
-            prompt.image_key,
-            lambda: self._family.process(prompt.load_image(), self._processor),
+    @contextlib.contextmanager
+    def ahead(self, batches: Sequence[Sequence[Prompt]]) -> Iterator[None]:
+        if not self._workers:
+            yield
+            return
+        # Tensors go through shared memory, arrays would be copied through a pipe.
+        loader: DataLoader[Any] = DataLoader(
+            batches,  # type: ignore[arg-type]  # a sequence is a map-style data set
+            batch_size=None,
+            collate_fn=lambda prompts: _as_tensors(self._images(prompts)),
+            num_workers=self._workers,
+            multiprocessing_context="fork",
         )
+        self._read = iter(loader)
+        try:
+            yield
+        finally:
+            self._read = None
+
+    def _images(self, prompts: Sequence[Prompt]) -> dict[str, Mapping[str, Any]]:
+        """The distinct images of prompts by their keys, processed."""
+        return {
+            prompt.image_key: self._cache.get(
+                prompt.image_key,
+                lambda prompt=prompt: self._family.process(  # type: ignore[misc]
+                    prompt.load_image(), self._processor
+                ),
+            )
+            for prompt in prompts
+        }
+
+
+def _as_tensors(images: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for key, value in one.items()
+        }
+        for name, one in images.items()
+    }
+
+
+def _as_arrays(images: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            key: value.numpy() if isinstance(value, torch.Tensor) else value
+            for key, value in one.items()
+        }
+        for name, one in images.items()
+    }
 
 
 def _order(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[int]:

@@ -8,10 +8,12 @@ not trusted.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,10 @@ class Vllm:
             self._checked(output.outputs[0], decoding)
             for _, output in zip(prompts, outputs, strict=True)
         ]
+
+    def ahead(self, batches: Sequence[Sequence[Prompt]]) -> AbstractContextManager[None]:
+        """vLLM makes nothing ready here."""
+        return contextlib.nullcontext()
 
     def _sampled(self, decoding: Decoding, seed: int, place: int) -> Any:
         """How one answer of a batch is drawn: each has its own seed, or equal prompts would give

@@ -214,6 +214,16 @@ def test_a_forced_prefix_is_in_the_prompt(models):
         assert [row["text"] for row in free] != [row["text"] for row in forced]
 
 
+def test_loader_processes_change_no_byte(models, decoded):
+    small_batches(20)
+    alone = decode("text-cot", "alone", models)
+    sizes = list(decoded)
+    decoded.clear()
+    change_params(lambda raw: raw["hardware"].update(workers=2))
+    assert decode("text-cot", "loaded", models) == alone
+    assert decoded == sizes
+
+
 class TestResume:
     def test_a_stopped_run_continues_at_its_batch(self, models, decoded, monkeypatch, capsys):
         small_batches(7)
