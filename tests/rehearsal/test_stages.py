@@ -21,8 +21,18 @@ lmms_start.quiet()
 from heima import config  # noqa: E402
 from heima.config.profiles import written_out  # noqa: E402
 from heima.results.files import read_json, read_jsonl  # noqa: E402
+from stages import (  # noqa: E402
+    distill,
+    interpret,
+    predict,
+    prepare,
+    reconstruct,
+    resolve,
+    rewrite,
+    states,
+    teach,
+)
 from tests.conftest import ROOT  # noqa: E402
-from tests.rehearsal import stages as rehearsed  # noqa: E402
 from timings.rehearsal import make  # noqa: E402
 
 FAMILY, PROFILE = "llava-next-vicuna-7b", "rehearsal-llava-next"
@@ -51,8 +61,6 @@ def smaller(made: Path) -> dict:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The folder in which one process has run all of it."""
-    from stages import prepare, resolve, rewrite, teach
-
     folder = tmp_path_factory.mktemp("one")
     made = tmp_path_factory.mktemp("made")
     make.write(made, [FAMILY], records=5)
@@ -64,10 +72,11 @@ def one(tmp_path_factory):
         rewrite.main()
         for name in ("text-cot", "interpreter"):
             teach.main(name)
-        rehearsed.trained()
-        rehearsed.read()
-        rehearsed.interpreted()
-        rehearsed.rebuilt()
+        distill.main("p3", 42)
+        states.main(42)
+        interpret.main("shared", "own", 42)
+        reconstruct.main("reasoning", 42)
+        predict.main("heima", fresh=False)
     return folder
 
 
@@ -81,62 +90,60 @@ def test_every_turn_passes_through_the_real_shapes(one):
     assert [row["counts"]["decoded"] > 0 for row in rows] == [True] * len(rows)
 
 
-@pytest.fixture(scope="module")
-def two(one, tmp_path_factory):
-    """The same by two processes, with the first one's adapters where these are read."""
-    folder = tmp_path_factory.mktemp("two")
-    for name in ("params.yaml", "resolved.yaml"):
-        shutil.copy(one / name, folder)
-    for name in ("data", "fingerprints"):
-        if (one / name).exists():
-            shutil.copytree(one / name, folder / name)
-    for name in ("text-cot", "interpreter"):
-        shutil.copytree(one / "models" / name, folder / "models" / name)
+def two_processes(one: Path, folder: Path, stage: str, *arguments: str) -> None:
+    """Run a stage in a copy of `one` as it starts itself where there are two GPUs."""
+    shutil.copytree(one, folder, ignore=shutil.ignore_patterns(".cache", OUTPUTS[stage]))
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    params["hardware"]["processes"] = 2
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        resolve.write(config.load())
     launched = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "--module", "tests.rehearsal.stages"),
-        ],
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert launched.returncode == 0, launched.stderr[-4000:]
-    return folder
+    assert f"stages.{stage} on 2 processes" in launched.stdout
 
 
-def test_two_processes_train_what_one_trains(one, two):
-    for place in ("models/p3/42", "interpreters/shared/own/42"):
-        alone, shared = (
-            load_file(folder / place / "adapter_model.safetensors") for folder in (one, two)
-        )
-        assert alone.keys() == shared.keys()
-        for name, weight in alone.items():
-            torch.testing.assert_close(weight, shared[name], atol=1e-4, rtol=1e-3)
-        curves = [
-            [row["loss"] for row in read_jsonl(folder / place / "loss.jsonl")]
-            for folder in (one, two)
-        ]
-        assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+OUTPUTS = {
+    "distill": "p3",
+    "states": "states",
+    "reconstruct": "reconstructions",
+    "predict": "predictions",
+}
 
 
-def test_two_processes_read_what_one_reads(one, two):
-    """Up to what the adapters differ by: the number of turns, their order, and the states."""
-    for split in ("train", "heldout"):
-        alone, shared = (
-            load_file(folder / f"states/42/{split}.safetensors") for folder in (one, two)
-        )
-        assert alone.keys() == shared.keys()
-        for name, values in alone.items():
-            torch.testing.assert_close(values, shared[name], atol=1e-3, rtol=1e-2)
-    rows = [read_jsonl(folder / "reconstructions/reasoning/42.jsonl") for folder in (one, two)]
-    asked = [[(row["id"], row["control"], row["reference"]) for row in some] for some in rows]
-    assert asked[0] == asked[1]
-    scores = [[row["nll"] for row in some] for some in rows]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
-    answers = [
-        [row["doc_id"] for row in read_jsonl(folder / "predictions/heima/42/lmms/42/mmstar.jsonl")]
-        for folder in (one, two)
+def test_two_processes_train_what_one_trains(one, tmp_path):
+    folder = tmp_path / "two"
+    two_processes(one, folder, "distill", "p3", "42")
+    place = "models/p3/42"
+    alone, shared = (
+        load_file(root / place / "adapter_model.safetensors") for root in (one, folder)
+    )
+    assert alone.keys() == shared.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(weight, shared[name], atol=1e-5, rtol=1e-3)
+    curves = [
+        [row["loss"] for row in read_jsonl(root / place / "loss.jsonl")] for root in (one, folder)
     ]
-    assert answers[0] == answers[1] != []
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "files"),
+    [
+        ("states", ("42",), ["states/42/train.safetensors", "states/42/heldout.safetensors"]),
+        ("reconstruct", ("reasoning", "42"), ["reconstructions/reasoning/42.jsonl"]),
+        ("predict", ("heima",), ["predictions/heima/42/lmms/42/mmstar.jsonl"]),
+    ],
+)
+def test_two_processes_write_the_bytes_of_one(one, tmp_path, stage, arguments, files):
+    folder = tmp_path / "two"
+    two_processes(one, folder, stage, *arguments)
+    for file in files:
+        assert (folder / file).read_bytes() == (one / file).read_bytes(), file
