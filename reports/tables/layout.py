@@ -58,13 +58,18 @@ _ESCAPES = {
 }
 
 
+_BREAK = re.compile(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*")
+
+
 def escape(text: str) -> str:
     """Text as LaTeX shows it, in any encoding of its input.
 
     >>> escape("50 % of a_b < 1")
     '50 \\\\% of a\\\\_b \\\\textless{} 1'
     """
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    # An empty line would end a row, or a caption in its middle.
+    line = _BREAK.sub(" ", text)
+    return "".join(_ESCAPES.get(character, character) for character in line)
 
 
 def width(text: str, size: str = "scriptsize") -> float:

@@ -26,7 +26,7 @@ def _markdown_panel(panel: Panel) -> str:
             _plain(panel.entries[row, column], digits) for column, digits in panel.digits.items()
         )
         grid.append([row, *shown])
-    grid = [[cell.replace("|", "\\|") for cell in line] for line in grid]
+    grid = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in grid]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = [
         "| "
