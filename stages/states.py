@@ -40,11 +40,11 @@ def main(seed: int) -> None:
             turns = load_turns(f"data/rewritten/{split}.parquet")
             # Neighbouring turns share their image, and a batch encodes it once.
             share = shared.share(processes.batches(turns, size))
+            # Every turn has states, however long it is: nothing is trained on it here.
             samples = encode_turns(
                 [turn for batch in share for turn in batch],
                 "p3",
                 vocabulary,
-                max_length=params.distill.max_length,
                 thinking=thinking,
             )
             extracted = states.extract(

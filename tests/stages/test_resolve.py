@@ -198,6 +198,7 @@ def test_rules_of_the_parameters_are_written_out(params):
     written = config.resolved(params)["derived"]
     named = {"thinking": "models", "prefix": "variants", "decoding": "protocols"}
     named |= {"data_name": "protocols", "sections": "sections", "published_family": "family"}
+    named |= {"readers": "data"}
     paths = {"trained", "training_seeds", "derived"}  # they follow from names and `seeds`
     rules = {
         name
