@@ -164,7 +164,7 @@ class Distill(Model):
 
     A turn has no more than `max_length` tokens, those that stand for its image among them, and no
     more than the model has positions. `too_long` says what becomes of a longer one: it is left out
-    of the checkpoint's data (`drop`), its answer ends there (`cut`, as in the official code), or
+    of the checkpoint's data (`drop`), its answer ends there (`cut`, as torchtune does), or
     nothing is trained (`refuse`). Both others count it.
     """
 
