@@ -12,11 +12,13 @@ the same adapter.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 from heima import config
 from heima.data import places
-from heima.data.encoding import encode_turns
+from heima.data.encoding import fit_turns
 from heima.data.images import ImageZip
 from heima.data.turns import load_turns
 from heima.results.provenance import provenance
@@ -31,29 +33,39 @@ _TILE_SAMPLES = 64
 
 
 def main(name: str, seed: int) -> None:
-    # Model
     params = config.load_resolved()
     launch.on_all_devices(params, "stages.distill", name, str(seed), shard=True)
     checkpoint = params.checkpoints[name]
     root = models.ROOT
-    model = models.trainable_vlm(root, params.trained(checkpoint.init, seed), params, seed=seed)
-    answering = AnswerLoss(model, params.hardware, body=body(model, tiles=params.training.tiles))
-    processor = models.load_processor(root, params)
-    vocabulary = models.vocabulary(processor.tokenizer, params)
 
-    # Data
+    # Data, before the weights: turns that are too long are known in seconds, in every process alike
+    processor = models.load_processor(root, params)
     images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
     collate = models.collator(processor, images, params)
-    samples, heldout = (
-        encode_turns(
-            load_turns(f"data/rewritten/{split}.parquet"),
-            checkpoint.data,
-            vocabulary,
-            max_length=params.distill.max_length,
-            thinking=checkpoint.thinking,
-        )
-        for split in ("train", "heldout")
-    )
+    limit = min(params.distill.max_length, models.positions(root, params))
+    fitted = {}
+    try:
+        for split in ("train", "heldout"):
+            fitted[split] = fit_turns(
+                load_turns(f"data/rewritten/{split}.parquet"),
+                checkpoint.data,
+                models.vocabulary(processor.tokenizer, params),
+                max_length=limit,
+                too_long=params.distill.too_long,
+                thinking=checkpoint.thinking,
+                image_tokens=models.image_tokens(processor, images, params),
+            )
+            if not fitted[split].samples:
+                raise ValueError(
+                    f"no turn of {split}.parquet has up to {limit} tokens as {checkpoint.data}"
+                )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    samples, heldout = fitted["train"].samples, fitted["heldout"].samples
+
+    # Model
+    model = models.trainable_vlm(root, params.trained(checkpoint.init, seed), params, seed=seed)
+    answering = AnswerLoss(model, params.hardware, body=body(model, tiles=params.training.tiles))
 
     # Training
     run = _snapshots(name, seed, params)
@@ -68,7 +80,8 @@ def main(name: str, seed: int) -> None:
         groups=[sample.image for sample in samples] if params.training.images_once else None,
         resume=run,
     )
-    facts = {}
+    too_long = {split: said for split, one in fitted.items() if (said := one.facts())}
+    facts: dict[str, Any] = {"too_long": {"limit": limit, **too_long}} if too_long else {}
     if params.training.tiles == "real":
         some = heldout[:_TILE_SAMPLES]
         facts["tiles"] = tile_shift(answering, some, collate, batch_size=found.rows)

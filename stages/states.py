@@ -71,11 +71,11 @@ def _extract(
     thinking = params.thinking(checkpoint)
     model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
+    # Every turn has states, however long it is: nothing is trained on it here.
     samples = encode_turns(
         [turn for batch in batches for turn in batch],
         "p3",
         vocabulary,
-        max_length=params.distill.max_length,
         thinking=thinking,
     )
     places_ = iter(range(len(samples)))

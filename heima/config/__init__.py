@@ -29,6 +29,7 @@ from heima.config.base import (
     Section,
     Seed,
     Tiles,
+    TooLong,
     expected,
     given,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "States",
     "Teach",
     "Tiles",
+    "TooLong",
     "ToyLlm",
     "ToySource",
     "ToyVlm",

@@ -31,6 +31,7 @@ BenchmarkName = Annotated[str, AfterValidator(known)]
 ProtocolName = Literal["lmms", "vlmevalkit"]
 Family = Annotated[str, AfterValidator(families.known)]
 Tiles = Literal["padded", "real"]
+TooLong = Literal["drop", "cut", "refuse"]
 ImageDecoding = Literal["faithful", "convert-rgb"]
 
 PRETRAINED = ("text-cot", "base", "interpreter")

@@ -16,6 +16,7 @@ from heima.config.base import (
     Name,
     Section,
     Tiles,
+    TooLong,
 )
 from heima.config.data import (
     Place,
@@ -163,10 +164,17 @@ class Lora(Model):
 
 
 class Distill(Model):
-    """What every checkpoint of the curriculum shares (docs/recipe.md, section 2)."""
+    """What every checkpoint of the curriculum shares (docs/recipe.md, section 2).
+
+    A turn has no more than `max_length` tokens, those that stand for its image among them, and no
+    more than the model has positions. `too_long` says what becomes of a longer one: it is left out
+    of the checkpoint's data (`drop`), its answer ends there (`cut`, as torchtune does), or
+    nothing is trained (`refuse`). Both others count it.
+    """
 
     lora: Lora
     max_length: PositiveInt
+    too_long: TooLong = "drop"
 
 
 class Checkpoint(Schedule):

@@ -6,17 +6,19 @@ allows; the attention of text to its image follows transformers' own functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from heima.config import given
+from heima.config import TooLong, given
 from heima.cot.sections import COMPRESSIBLE, ThinkingTokens, numbered, repeated
 from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.tokens import IGNORED, Encoded, Vocabulary
 from heima.data.turns import Turn
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,45 @@ class Sample:
         return self.encoded.labelled
 
 
-def encode_turns(
+@dataclass(frozen=True)
+class Fitted:
+    """Samples that are short enough, and the ids of the turns that are not."""
+
+    samples: list[Sample]
+    dropped: list[str]
+    cut: list[str]
+
+    def facts(self) -> dict[str, Any]:
+        """How many, and the first of them, for what is said of a training run."""
+        return {
+            name: {"turns": len(ids), "first": ids[:_SHOWN]}
+            for name, ids in (("dropped", self.dropped), ("cut", self.cut))
+            if ids
+        }
+
+
+def fit_turns(
     turns: Sequence[Turn],
     rendering: str,
     vocabulary: Vocabulary,
     *,
-    max_length: int,
+    max_length: int | None,
+    too_long: TooLong,
     thinking: Thinking = ONE_TOKEN,
-) -> list[Sample]:
+    image_tokens: Callable[[str], int] = lambda name: 1,
+) -> Fitted:
     """Render and encode turns in one rendering of `rendering.RENDERINGS`.
 
     With a `thinking.ratio` a section's tokens are counted in its text alone, without its tags.
-    Raises `ValueError` naming the turn where one is longer than `max_length` tokens: cutting it
-    would train on an answer without its conclusion.
+
+    Args:
+        max_length: the most tokens of a turn; none: no limit.
+        too_long: what becomes of longer ones. One that is cut ends with the end of turn; where the
+            answer would have no token, it is dropped.
+        image_tokens: how many tokens stand for an image, by its name.
+
+    Raises:
+        ValueError: naming the turns that are longer, with `too_long: refuse`.
     """
     same = None if thinking.tokens is None else numbered(thinking.tokens)
     encoded = vocabulary.encode_all(
@@ -59,13 +87,53 @@ def encode_turns(
             for turn in turns
         ]
     )
+    fitted = Fitted([], [], [])
+    longer: list[str] = []
     for turn, one in zip(turns, encoded, strict=True):
-        if len(one) > max_length:
-            raise ValueError(
-                f"turn {turn.id} has {len(one)} tokens as {rendering}, more than "
-                f"distill.max_length = {max_length}"
-            )
-    return [Sample(one, turn.image) for turn, one in zip(turns, encoded, strict=True)]
+        # Of the tokens that stand for the image one is there already.
+        room = len(one) if max_length is None else max_length - image_tokens(turn.image) + 1
+        if len(one) > room:
+            longer.append(f"turn {turn.id} has {len(one) + (max_length or 0) - room} tokens")
+            if too_long == "cut" and room >= one.body + 2:
+                one = _cut(one, room)
+                fitted.cut.append(turn.id)
+            else:
+                fitted.dropped.append(turn.id)
+                continue
+        fitted.samples.append(Sample(one, turn.image))
+    if longer and too_long == "refuse":
+        more = f", and {len(longer) - _SHOWN} others" if len(longer) > _SHOWN else ""
+        raise ValueError(
+            f"{', '.join(longer[:_SHOWN])}{more} as {rendering}, more than distill.max_length = "
+            f"{max_length}: distill.too_long may drop or cut them"
+        )
+    return fitted
+
+
+def _cut(encoded: Encoded, length: int) -> Encoded:
+    end = encoded.input_ids[-1]
+    return Encoded(
+        [*encoded.input_ids[: length - 1], end],
+        [*encoded.labels[: length - 1], end],
+        encoded.body,
+    )
+
+
+def encode_turns(
+    turns: Sequence[Turn],
+    rendering: str,
+    vocabulary: Vocabulary,
+    *,
+    max_length: int | None = None,
+    thinking: Thinking = ONE_TOKEN,
+) -> list[Sample]:
+    """All of the turns, as `fit_turns` encodes them.
+
+    Raises `ValueError` naming the turns that are longer than `max_length` tokens.
+    """
+    return fit_turns(
+        turns, rendering, vocabulary, max_length=max_length, too_long="refuse", thinking=thinking
+    ).samples
 
 
 def thinking_count(thinking: Thinking, length: int) -> int:

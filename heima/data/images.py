@@ -13,7 +13,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from heima.config import ImageDecoding
-from heima.data.pictures import PIL_FAULTS, ZIP_FAULTS, Picture, decode, worded
+from heima.data.pictures import PIL_FAULTS, ZIP_FAULTS, Picture, decode, size, worded
 
 MOST_BYTES = 2**28
 """A file of more is no image of a data set; it would be read into memory as a whole."""
@@ -77,6 +77,18 @@ class ImageZip:
             return self._zip.read(member)
         except ZIP_FAULTS as error:
             raise ImageFault("broken_image", f"{name!r} cannot be read: {worded(error)}") from error
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Width and height that `read` will give, by the file's header alone.
+
+        Raises `ImageFault` with a countable reason.
+        """
+        member = self._find(name)
+        try:
+            with self._zip.open(member) as file:
+                return size(file, self._decoding)
+        except (*PIL_FAULTS, *ZIP_FAULTS) as error:
+            raise ImageFault("broken_image", f"{name!r} has no header: {worded(error)}") from error
 
     def verify(self, name: str, by: Literal["decode", "header", "exists"]) -> tuple[str, ...]:
         """Raise `ImageFault` with a countable reason where an image cannot be used.

@@ -15,7 +15,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -65,6 +65,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 
 class Picture(NamedTuple):
@@ -92,13 +93,26 @@ def decode(data: bytes, how: ImageDecoding, *, reduced: bool = False) -> Picture
         return _faithful(image)
 
 
+def size(file: IO[bytes], how: ImageDecoding) -> tuple[int, int]:
+    """Width and height of what `decode` makes of a file, by its header alone."""
+    with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+        turned = image.format == "TIFF" or how == "faithful"  # Pillow itself turns a TIFF.
+        lies = turned and _turn(image)[0] in _LYING
+        return (image.height, image.width) if lies else image.size
+
+
+def _turn(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
+    """How EXIF data says that an image is to be turned, and whether it can be read."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1)), True
+    except PIL_FAULTS:
+        return None, False
+
+
 def _faithful(image: Image.Image) -> Picture:
     conversions = []
-    turn = None
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        turn = _TURNS.get(orientation)
-    except PIL_FAULTS:
+    turn, readable = _turn(image)
+    if not readable:
         conversions.append(UNREADABLE)
     if image.mode == "F" or image.mode.startswith("I"):
         conversions.append(GREY_FLOAT if image.mode == "F" else GREY_16)

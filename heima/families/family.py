@@ -36,6 +36,7 @@ class Family(ABC):
       stands on. So a thinking token has the same id in every checkpoint.
     - `added`: whether those tokens are added to a tokenizer that has no reserved ones; the
       embeddings and the lm_head get rows for them (`heima.vlm.models`).
+    - `image_is_one_token`: of the text, whatever its size.
     - `chat_template`: replaces that of tokenizer and processor; None: the tokenizer's own.
     - `pad_token`: the token of the vocabulary that pads where a tokenizer names none. It ends no
       turn: ends are looked for.
@@ -46,6 +47,7 @@ class Family(ABC):
     llm_lora: ClassVar[str]
     thinking_tokens: ClassVar[Mapping[str, str]]
     added: ClassVar[bool] = False
+    image_is_one_token: ClassVar[bool] = False
     chat_template: ClassVar[str | None] = None
     pad_token: ClassVar[str]
 
@@ -69,6 +71,14 @@ class Family(ABC):
     def process(self, image: Image.Image, processor: ProcessorMixin) -> Mapping[str, Any]:
         """An image as arrays, `pixel_values` among them, and `placeholders`: the token ids that
         stand in the text where the image does."""
+
+    def image_tokens(self, size: tuple[int, int], processor: ProcessorMixin) -> int:
+        """How many `placeholders` an image of this width and height has."""
+        if self.image_is_one_token:
+            return 1
+        # What the processors of transformers tell an engine that plans its memory by sizes.
+        counted = processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])
+        return counted["num_image_tokens"][0]
 
     @abstractmethod
     def image_tensors(

@@ -47,6 +47,7 @@ class Mllama(Family):
         r"|.*multi_modal_projector"
     )
     llm_lora = LLAMA_LORA
+    image_is_one_token = True
     # The unnumbered three are Llama 3's ids 128013, 128014 and 128015; the numbered ones follow.
     thinking_tokens = standing_on(
         f"<|reserved_special_token_{number}|>" for number in range(5, 5 + len(THINKING_TOKENS))

@@ -145,7 +145,8 @@ def _lengths(
         )
     if tokenizer is not None:
         measured = _measured(turns, tokenizer, FAMILIES[params.family].chat_template)
-        return measured, f"measured on {source}: {_shown(measured)}"
+        long = _too_long(turns, params, tokenizer, measured)
+        return measured, f"measured on {source}: {_shown(measured)}; {long}"
     sections = {
         section: fmean(len(getattr(turn, section)) for turn in turns) / CHARACTERS_A_TOKEN
         for section in SECTIONS
@@ -155,6 +156,29 @@ def _lengths(
     return found, (
         f"characters of {source}, {CHARACTERS_A_TOKEN} a token, for the tokenizer is not at hand: "
         + _shown(found)
+    )
+
+
+def _too_long(
+    turns: Sequence[Turn], params: Params, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
+) -> str:
+    """How many of the turns are longer than a checkpoint may have them, and what becomes of them.
+
+    An image counts as one token: what a family makes of it depends on its size.
+    """
+    around = lengths.prompt - fmean(
+        len(tokenizer(turn.question, add_special_tokens=False)["input_ids"]) for turn in turns
+    )
+    longest = [
+        around + len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in (f"{turn.question}\n{turn.written('text-cot')}" for turn in turns)
+    ]
+    limit = params.distill.max_length
+    longer = sum(length > limit for length in longest)
+    return (
+        f"{longer} of them are longer than distill.max_length = {limit} as text-cot, the longest "
+        f"has {max(longest):.0f} tokens, beside its image's; distill.too_long = "
+        f"{params.distill.too_long}"
     )
 
 

@@ -7,8 +7,9 @@ folder is named by its checkpoint and training seed (`recover/42`, see `Params.t
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import (
+    AutoConfig,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
@@ -90,6 +92,29 @@ def load_tokenizer(models: Path, params: Params) -> PreTrainedTokenizerBase:
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary:
     return Vocabulary(tokenizer, FAMILIES[params.family].thinking_tokens)
+
+
+def positions(models: Path, params: Params) -> int:
+    """How many tokens the family's VLM was made for."""
+    config = AutoConfig.from_pretrained(**_source(models / "text-cot"))
+    return config.get_text_config().max_position_embeddings
+
+
+def image_tokens(
+    processor: ProcessorMixin, images: ImageZip, params: Params
+) -> Callable[[str], int]:
+    """How many tokens stand for an image, by its name; no pixel is read for it."""
+    family = FAMILIES[params.family]
+
+    @functools.cache
+    def of_size(size: tuple[int, int]) -> int:
+        return family.image_tokens(size, processor)
+
+    @functools.cache
+    def of_image(name: str) -> int:
+        return 1 if family.image_is_one_token else of_size(images.size(name))
+
+    return of_image
 
 
 def collator(processor: ProcessorMixin, images: ImageZip, params: Params) -> Collator:

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from heima.data import images as images_module
 from heima.data.images import ImageFault, ImageZip
-from heima.data.pictures import PIL_FAULTS, decode, worded
+from heima.data.pictures import PIL_FAULTS, decode, size, worded
 
 RAMP = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
 SHADES = np.rint(RAMP / 257).astype(np.uint8)
@@ -92,6 +92,8 @@ def test_photographs_are_turned(orientation, kind):
     again = found.image.transpose(Image.Transpose(back[orientation])) if turned else found.image
     assert again.tobytes() == stored.tobytes()
     assert decode(data, "convert-rgb").image.tobytes() == stored.tobytes()
+    assert size(io.BytesIO(data), "faithful") == found.image.size
+    assert size(io.BytesIO(data), "convert-rgb") == stored.size
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA"])

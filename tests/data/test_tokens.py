@@ -24,7 +24,7 @@ from heima.cot.sections import (
     thinking_token,
 )
 from heima.cot.thinking import Thinking
-from heima.data.encoding import encode_turns
+from heima.data.encoding import encode_turns, fit_turns
 from heima.data.tokens import IGNORED, Vocabulary
 from heima.families.registry import FAMILIES
 from heima.interpreting.wordings import VARIED, asking
@@ -118,6 +118,41 @@ def test_one_token_a_section_is_what_it_was(toy_vocabulary, toy_turns):
 def test_a_turn_that_is_too_long_is_named(toy_vocabulary, toy_turns):
     with pytest.raises(ValueError, match=rf"turn {toy_turns[0].id} has \d+ tokens.*max_length = 9"):
         encode_turns(toy_turns, "text-cot", toy_vocabulary, max_length=9)
+
+
+@pytest.mark.parametrize("too_long", ["drop", "cut", "refuse"])
+@pytest.mark.parametrize("image", [1, 20])
+def test_turns_that_are_too_long(toy_vocabulary, toy_turns, too_long, image):
+    """The image's tokens count; whatever fits is what it was, and nothing is lost uncounted."""
+    whole = encode_turns(toy_turns, "text-cot", toy_vocabulary)
+    lengths = sorted(len(one) + image - 1 for one in whole)
+    eos = toy_vocabulary.tokenizer.eos_token_id
+    for limit in (lengths[0] - 1, lengths[len(lengths) // 2], lengths[-1], image + 2):
+        arguments = {"max_length": limit, "too_long": too_long, "image_tokens": lambda name: image}
+        long = {
+            turn.id
+            for turn, one in zip(toy_turns, whole, strict=True)
+            if len(one) + image - 1 > limit
+        }
+        if long and too_long == "refuse":
+            with pytest.raises(ValueError, match=r"more than distill\.max_length = "):
+                fit_turns(toy_turns, "text-cot", toy_vocabulary, **arguments)
+            continue
+        found = fit_turns(toy_turns, "text-cot", toy_vocabulary, **arguments)
+        assert set(found.dropped) | set(found.cut) == long
+        assert not (set(found.dropped) & set(found.cut)) and (too_long == "cut" or not found.cut)
+        kept = [turn.id for turn in toy_turns if turn.id not in found.dropped]
+        before = {turn.id: one for turn, one in zip(toy_turns, whole, strict=True)}
+        for name, sample in zip(kept, found.samples, strict=True):
+            if name in found.cut:
+                one, full = sample.encoded, before[name].encoded
+                assert len(one) + image - 1 == limit and one.input_ids[-1] == one.labels[-1] == eos
+                assert full.input_ids[: len(one) - 1] == one.input_ids[:-1] and sample.labelled
+                assert full.labels[: len(one) - 1] == one.labels[:-1] and one.body == full.body
+            else:
+                assert sample == before[name]
+        facts = found.facts()
+        assert facts.get("dropped", {}).get("turns", 0) == len(found.dropped)
 
 
 @pytest.mark.parametrize("prefix", ["", constant_prefix("p3")])

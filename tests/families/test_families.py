@@ -6,12 +6,14 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from heima.config.families import RECORDS, TOY_FAMILIES
 from heima.cot.sections import COMPRESSIBLE, THINKING_TOKENS, thinking_token
 from heima.families.registry import FAMILIES
 from heima.planning.architectures import COSTS, FULL_SIZE, of, on_meta
 from heima.toy.twins import TWINS
+from heima.vlm.added_tokens import equip
 
 
 def test_the_configuration_allows_exactly_the_families():
@@ -57,3 +59,12 @@ def test_one_token_a_section_stands_on_the_papers_ids():
     papers = [ids[tokens[thinking_token(section)]] for section in COMPRESSIBLE]
     assert papers == [128013, 128014, 128015]
     assert sorted(ids[token] for token in tokens.values()) == list(range(128013, 128112))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_an_images_tokens_follow_from_its_size(name):
+    family, processor = FAMILIES[name], TWINS[name].build_processor()
+    equip(processor.tokenizer, family)
+    for size in ((32, 32), (100, 40), (40, 100), (64, 64), (500, 20), (1, 200), (333, 257)):
+        made = family.process(Image.new("RGB", size), processor)
+        assert family.image_tokens(size, processor) == len(made["placeholders"])
