@@ -59,7 +59,7 @@ class BertScore:
         self.tokenizer.model_max_length = self.max_length
 
     def f1(self, references: Sequence[str], hypotheses: Sequence[str]) -> NDArray[np.float64]:
-        """F1 of each pair, shape (n,); 0 where the hypothesis is empty.
+        """F1 of each pair, shape (n,); 0 where either text is empty.
 
         Equal pairs are scored once, and a reference is embedded once for the controls that
         share it. The order of work depends only on the texts, so that the same pairs give the
@@ -67,7 +67,8 @@ class BertScore:
         """
         pairs = list(zip(references, hypotheses, strict=True))
         todo = sorted(
-            {pair for pair in pairs if pair[1].strip()}, key=lambda pair: (len(pair[0]), *pair)
+            {pair for pair in pairs if pair[0].strip() and pair[1].strip()},
+            key=lambda pair: (len(pair[0]), *pair),
         )
         scores: dict[tuple[str, str], float] = {}
         for start in range(0, len(todo), _CHUNK_PAIRS):

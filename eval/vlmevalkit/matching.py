@@ -63,7 +63,8 @@ def yes_no(answer: str) -> str | None:
 
     Marks become blanks, or vanish where one of their kind has a blank beside it ("no-one" holds
     no, "- no-one" does not). Marks vanish also where a number has a comma, as does a full stop
-    before anything but a digit. Quotes, colons and asterisks stay: "**Yes**" is no yes.
+    before anything but a digit (the first 32 of these). Quotes, colons and asterisks stay:
+    "**Yes**" is no yes.
     """
     lower = answer.lower()
     number = re.search(r"\d,\d", lower)
@@ -71,7 +72,9 @@ def yes_no(answer: str) -> str | None:
         mark: "" if number or f"{mark} " in lower or f" {mark}" in lower else " "
         for mark in _YES_NO_MARKS
     }
-    words = set(re.sub(r"\.(?!\d)", "", lower.translate(str.maketrans(marks))).split())
+    # VQA's code, which VLMEvalKit has, gives the flag re.UNICODE, 32, in the place of a count.
+    stops = re.sub(r"\.(?!\d)", "", lower.translate(str.maketrans(marks)), count=32)
+    words = set(stops.split())
     said = words & {"yes", "no"}
     return said.pop().capitalize() if len(said) == 1 else None
 

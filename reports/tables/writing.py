@@ -25,7 +25,7 @@ def _markdown_panel(panel: Panel) -> str:
             _plain(panel.entries[row, column], digits) for column, digits in panel.digits.items()
         )
         grid.append([row, *shown])
-    grid = [[cell.replace("|", "\\|") for cell in line] for line in grid]
+    grid = [[_line(cell).replace("|", "\\|") for cell in line] for line in grid]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = [
         "| "
@@ -98,11 +98,14 @@ def _latex_panel(panel: Panel) -> str:
     frame = pd.DataFrame(
         [
             # Styler escapes texts, not the texts within objects.
-            [e.text if isinstance(e := panel.entries[row, c], Label) else e for c in panel.digits]
+            [
+                _line(e.text) if isinstance(e := panel.entries[row, c], Label) else e
+                for c in panel.digits
+            ]
             for row in panel.rows
         ],
-        index=pd.Index(panel.rows),
-        columns=pd.Index(tuple(panel.digits)),
+        index=pd.Index([_line(row) for row in panel.rows]),
+        columns=pd.Index([_line(column) for column in panel.digits]),
         dtype=object,
     )
     style = frame.style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
@@ -110,7 +113,7 @@ def _latex_panel(panel: Panel) -> str:
         # Escaping comes first and leaves numbers alone, so the formatter may write LaTeX.
         style = style.format(
             lambda entry, digits=digits: _latex_entry(entry, digits),
-            subset=[column],
+            subset=[_line(column)],
             escape="latex",
         )
     tabular = style.to_latex(hrules=True, column_format="l" + "r" * len(panel.digits))
@@ -152,7 +155,12 @@ _ESCAPES = {
 
 def _escape(text: str) -> str:
     """Escape text outside the cells; pandas escapes those and the labels."""
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    return "".join(_ESCAPES.get(character, character) for character in _line(text))
+
+
+def _line(text: str) -> str:
+    """A text in one line: an empty line would end a row, or a caption in the middle."""
+    return " ".join(text.split())
 
 
 _NUMBERS = ("value", "low", "high", "n", "n_failed", "sd", "t_low", "t_high")

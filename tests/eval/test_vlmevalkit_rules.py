@@ -82,6 +82,9 @@ def test_option_letters_are_those_of_the_question():
         ("**Yes**", None),  # asterisks are no marks here
         ("Yes: 1,000 of them", None),  # nor are colons
         ("(yes)", "Yes"),
+        ("." * 32 + "yes", "Yes"),
+        ("." * 33 + "yes", None),  # only the first 32 full stops vanish
+        ("yes" + " ." * 40, "Yes"),
     ],
 )
 def test_yes_no(answer, verdict):

@@ -434,6 +434,54 @@ def test_latex_escapes_values_and_both_indexes():
     assert "$-$1.2" in found and "[$-$2.0, 0.0]" in found
 
 
+HOSTILE = [
+    "\\input{/etc/passwd}", "\\write18{rm -rf .}", "}\\end{table}", "a & b \\\\ c", "$x^2$",
+    "% gone", "#1", "~^_{}", "\\", "{", "}", "<b>|</b>", "\\\\hline", "^^5cinput", "$$", "a\n\nb",
+    "\\par", "é ∑",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_of_categories_cannot_break_out_of_a_table(name):
+    """Wherever a data set's own words may stand, LaTeX and Markdown keep their structure."""
+
+    def built(word):
+        panel = tables.Panel(
+            word,
+            "row",
+            (word, "other"),
+            {word: 1, "text": 0},
+            {
+                (row, column): tables.Entry(1.0, "f", 0.5, 1.5, 4, 0)
+                if column == word
+                else tables.Label(word, "f")
+                for row in (word, "other")
+                for column in (word, "text")
+            },
+        )
+        return tables.Table("t", (tables.Block("here", word, f"About {word}.", (panel,)),))
+
+    def structure(text):
+        """Commands, groups, columns and line ends, without what escaping writes for a character."""
+        text = re.sub(
+            r"\\(?:space|textbackslash|textascii\w+|textless|textgreater|textbar)\b(?:\{\}|\s?)",
+            "",
+            text,
+        )
+        return re.findall(
+            r"\\[A-Za-z]+|\\\\|(?<!\\)[{}&%$#~^_]|\n\s*\n", re.sub(r"\\[{}&%$#_]", "", text)
+        )
+
+    assert structure(tables.latex(built(name))) == structure(tables.latex(built("plain")))
+
+    def grid(text):
+        return [
+            len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line[:1] == "|"
+        ]
+
+    assert grid(tables.markdown(built(name))) == grid(tables.markdown(built("plain")))
+
+
 @pytest.mark.parametrize("name", ["benchmarks", "ablation", "interpreters", "latency"])
 def test_latex_is_complete(built, tmp_path, name):
     text = tables.latex(built[name])
