@@ -70,10 +70,14 @@ Messages = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Failure:
-    """A prompt that got no usable reply, and why."""
+    """A prompt that got no usable reply, and why.
+
+    `final`: the judge refuses this one or says nothing usable, so asking again gives the same.
+    """
 
     prompt: str
     reason: str
+    final: bool = False
 
 
 class Backend(Protocol):
@@ -203,6 +207,7 @@ class Gateway:
     Any process of this machine and any web page can send a request here, so only those with `key`,
     another one each time, are answered and counted; `guarded` False answers all.
 
+    `max_missing` is the share of a benchmark's answers that may stay without a usable reply.
     `identity` names the judge in results. lmms-eval should ask from `clients` threads: they wait
     for a server together, but rules answer at once. `port` 0 is a free one; each reply takes at
     least `delay_seconds`, so that a test or a trial can see a slow one. Raises `JudgeError` where
@@ -224,6 +229,7 @@ class Gateway:
             RulesBackend() if judge.backend == "embedded-rules" else JudgeBackend(judge)
         )
         self.identity = {"backend": judge.backend, "model": self._backend.model}
+        self.max_missing = 0.0 if judge.backend == "embedded-rules" else judge.max_missing
         self.clients = 1 if judge.backend == "embedded-rules" else _CLIENTS
         self.failures: list[Failure] = []
         self._models: set[str] = set()
@@ -334,7 +340,8 @@ class Gateway:
         try:
             reply, known = self._ask(prompt, messages)
         except (Fault, JudgeError) as error:
-            failure = Failure(prompt, error.reason if isinstance(error, Fault) else str(error))
+            reason = error.reason if isinstance(error, Fault) else str(error)
+            failure = Failure(prompt, reason, final=isinstance(error, Rejected | Unusable))
             self.failures.append(failure)
             return failure
         if prompt != prompts.CANARY:

@@ -196,19 +196,25 @@ def load(benchmark: str, folder: Path) -> list[dict[str, Any]]:
     return docs
 
 
-def score_vlmevalkit(benchmark: str, answers: Sequence[Answer]) -> Scores:
-    """Scores by VLMEvalKit's rules; raises `JudgeError` (see `eval.vlmevalkit.scoring.settle`)."""
+def score_vlmevalkit(benchmark: str, answers: Sequence[Answer], max_missing: float) -> Scores:
+    """Scores by VLMEvalKit's rules.
+
+    Raises `JudgeError` as `eval.vlmevalkit.scoring.settle` does, and where the judge leaves more
+    than `max_missing` of the answers without a usable reply.
+    """
     from eval.vlmevalkit import scoring
 
     samples = [scoring.sample(cases.read(benchmark, one.row), one.scored) for one in answers]
     scoring.settle(benchmark, samples)
-    unanswered = [
-        f"  {benchmark} sample {one['index']}" for one in samples if one.get("unanswered")
+    left = [
+        f"  {benchmark} sample {one['index']}: {one['unanswered']}"
+        for one in samples
+        if "unanswered" in one
     ]
-    if unanswered:
+    if len(left) > max_missing * len(samples):
         raise JudgeError(
-            f"the judge left {len(unanswered)} answers without a usable reply, so nothing was "
-            f"scored:\n{shortened(unanswered)}"
+            f"the judge left {len(left)} answers without a usable reply, more than "
+            f"judge.max_missing = {max_missing:g}, so nothing was scored:\n{shortened(left)}"
         )
     by = Counter(one["by"] for one in samples)
     more = {
@@ -218,6 +224,8 @@ def score_vlmevalkit(benchmark: str, answers: Sequence[Answer]) -> Scores:
     rows = [
         {
             **{key: sample[key] for key in ("unit", "score", "categories")},
+            **{key: sample[key] for key in ("unanswered", "best") if key in sample},
+            "name": sample["index"],
             "image": answer.image,
             "failed": answer.failed,
         }
@@ -278,8 +286,12 @@ def score_lmms(
             params_file=params_file,
         )
     rows = [
-        {**row, "categories": cases.read(benchmark, doc).categories}
-        for row, doc in zip(run.rows[benchmark], loaded.docs, strict=True)
+        {
+            **row,
+            "categories": cases.read(benchmark, doc).categories,
+            "name": _named(benchmark, place, doc),
+        }
+        for place, (row, doc) in enumerate(zip(run.rows[benchmark], loaded.docs, strict=True))
     ]
     stratum = RULES["lmms"][benchmark].stratum
     strata = [stratum(doc) for doc in loaded.docs] if stratum else None
@@ -290,15 +302,25 @@ def cells(params: Params, units: Units) -> dict[str, Cell]:
     """`all` and each category, in percent with 95 % intervals."""
 
     def of(part: Units) -> Cell:
-        return cell(
-            part.scores,
-            draws=params.similarity.draws,
-            seed=params.seed,
-            clusters=part.images,
-            weights=part.weights,
-            n_failed=part.failed,
-            scale=100,
-        )
+        def having(scores: Sequence[float]) -> Cell:
+            return cell(
+                scores,
+                draws=params.similarity.draws,
+                seed=params.seed,
+                clusters=part.images,
+                weights=part.weights,
+                n_failed=part.failed,
+                scale=100,
+            )
+
+        left = [
+            f"{row['name']}: {row['unanswered']}"
+            for unit in part.rows
+            for row in unit
+            if "unanswered" in row
+        ]
+        found = having(part.scores)
+        return found.with_unanswered(left, having(part.best)) if left else found
 
     names = sorted({name for unit in units.rows for name in unit[0]["categories"]})
 
@@ -369,11 +391,12 @@ def _run(given: argparse.Namespace) -> int:
         gateway.probe()
         gateway.route_lmms_eval()
         if protocol == "vlmevalkit":
-            scores = score_vlmevalkit(benchmark, answers)
+            scores = score_vlmevalkit(benchmark, answers, gateway.max_missing)
         else:
             scores = score_lmms(params, given.params, benchmark, folder, answers, gateway)
-        if gateway.failures:
-            reasons = [f"  {one.reason}: …{one.prompt[-80:]!r}" for one in gateway.failures]
+        again = [one for one in gateway.failures if not (one.final and gateway.max_missing)]
+        if again:
+            reasons = [f"  {one.reason}: …{one.prompt[-80:]!r}" for one in again]
             raise JudgeError(
                 f"the judge left {len(reasons)} requests without a usable reply, so nothing was "
                 f"scored:\n{shortened(reasons)}"
@@ -427,6 +450,11 @@ def _show(
     print("answers read by " + ", ".join(f"{who}: {n}" for who, n in sorted(scores.by.items())))
     if missing:
         print(f"missing predictions, counted as wrong: {len(missing)}: {_shown(missing)}")
+    if left := found["all"].unanswered:
+        print(
+            f"answers that the judge did not grade, counted as wrong ({found['all'].if_right:.2f} "
+            f"if all are right): {len(left)}:\n{shortened([f'  {one}' for one in left])}"
+        )
     if never_right:
         print(
             "rows whose right option is empty, so that no answer is right: "

@@ -12,6 +12,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from eval.breakdown import RULES, Docs, Samples
 from eval.chat_models import HeimaReplay
 from eval.gateway import Gateway, JudgeError
 from eval.units import Row, Units, image_label
+from eval.vlmevalkit import cases, questions
+from eval.vlmevalkit.cases import shortened
 from heima import config
 from heima.config import Params
 from heima.config.benchmarks import BENCHMARKS
@@ -49,6 +52,10 @@ def score(
     failed, finish, decoded, thinking, tag, conclusion}. `unit` is what the score belongs to:
     MMBench's rotations share one. `failed` says that the answer has no conclusion; it is then
     scored on its whole text, and its tokens count as they are.
+
+    An answer that the judge refuses to grade has `unanswered`, the reason, and `best`, the score if
+    it is right after all; it counts as wrong, and its cells say so (`Cell.unanswered`). More than
+    `judge.max_missing` of a benchmark's answers end the scoring.
 
     `metrics_file` has a group for each protocol and benchmark
     (`heima.results.measures.score_group`) with `accuracy` (percent), the tokens of `COUNTS`, and
@@ -91,25 +98,26 @@ def score(
                 ]
                 for trained in made["training_seeds"]
             }
-            parts = []
+            parts: list[dict[str, Resampled]] = []
+            bests: list[dict[str, Best]] = []
             for place, benchmark in enumerate(params.benchmarks):
                 found = {
                     trained: [row for run in same for row in run.rows[benchmark]]
                     for trained, same in runs.items()
                 }
                 docs = loaded[benchmark].docs
-                parts.append(_resampled(params, place, found, docs * len(rules.seeds)))
+                part, best = _resampled(params, place, found, docs * len(rules.seeds))
+                parts.append(part)
+                bests.append(best)
                 cells[score_group(protocol, benchmark)] = {
-                    **{name: one.cell(seed=params.seed) for name, one in parts[-1].items()},
+                    **_cells(params, part, best),
                     CHANCE: _chance(protocol, benchmark, docs),
                 }
                 rows += [
                     {"training_seed": trained, **row} for trained in found for row in found[trained]
                 ]
-            cells[score_group(protocol, MEAN)] = {
-                metric: mean_of([part[metric] for part in parts]).cell(seed=params.seed)
-                for metric in parts[0]
-            }
+            means = {metric: mean_of([part[metric] for part in parts]) for metric in parts[0]}
+            cells[score_group(protocol, MEAN)] = _cells(params, means, _mean_best(parts, bests))
     judge = gateway.usage()
     # What was known and paid differs when a run is repeated, so it is no part of the result.
     print(
@@ -169,6 +177,7 @@ class ScoredRun:
     ) -> None:
         folder = predictions / protocol / str(seed)
         answers = {benchmark: read_jsonl(folder / f"{benchmark}.jsonl") for benchmark in loaded}
+        before = len(gateway.failures)
         # HallusionBench keeps a judge's answers there and gives them to the next model.
         # MMBench prints its categories; here they have no reader.
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
@@ -182,58 +191,115 @@ class ScoredRun:
                 ),
                 process_docs_parallel=gateway.clients,
             )
-        _check_judge(gateway, loaded, answers)
+        told = _unanswered(protocol, gateway, loaded, answers, known=before)
         self.rows: dict[str, list[dict[str, Any]]] = {}
         for benchmark, one in loaded.items():
             rules = RULES[protocol][benchmark]
             name = BENCHMARKS[benchmark].tasks[protocol]
             samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
             found = _rows(protocol, benchmark, one, samples, answers[benchmark])
-            self.rows[benchmark] = [{"protocol": protocol, "seed": seed, **row} for row in found]
             official = rules.scale * _official(results["results"][name], rules.metric, benchmark)
-            _check_official(protocol, benchmark, found, one.docs, official)
+            # Of an answer without a grade MMBench draws a letter, and each time another one.
+            if not (told[benchmark] and BENCHMARKS[benchmark].dataset.rotation):
+                _check_official(protocol, benchmark, found, one.docs, official)
+            # The protocol vlmevalkit has told it itself, and knows what the other rotations are.
+            mine = {} if protocol == "vlmevalkit" else told[benchmark]
+            _leave_open(gateway, benchmark, found, mine)
+            self.rows[benchmark] = [{"protocol": protocol, "seed": seed, **row} for row in found]
         # Breaking MMBench down asks its judge again; the gateway knows the replies.
-        _check_judge(gateway, loaded, answers)
+        _unanswered(protocol, gateway, loaded, answers, known=before)
 
 
-def _check_judge(
+def _unanswered(
+    protocol: str,
     gateway: Gateway,
     loaded: Mapping[str, LoadedBenchmark],
-    answers: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> None:
-    """Raise `JudgeError` naming the samples whose prompts got no usable reply."""
-    if not gateway.failures:
-        return
+    answers: Mapping[str, Sequence[Row]],
+    *,
+    known: int,
+) -> dict[str, dict[int, str]]:
+    """Benchmark -> doc_id -> why no judge has graded this answer, and never will.
+
+    `known` failures of the gateway are of runs before. Raises `JudgeError` naming the samples of
+    whatever may be answered another time, or of all where the parameters let none stay open.
+    """
+    told: dict[str, dict[int, str]] = {benchmark: {} for benchmark in loaded}
     lines = []
-    for failure in gateway.failures:
-        named = ", ".join(_asking(failure.prompt, loaded, answers))
+    for number, failure in enumerate(gateway.failures):
+        found = _asking(protocol, failure.prompt, loaded, answers)
+        if failure.final and gateway.max_missing and (found or number < known):
+            for benchmark, doc_id in found:
+                told[benchmark][doc_id] = failure.reason
+            continue
+        named = ", ".join(f"{benchmark} sample {doc_id}" for benchmark, doc_id in found)
         named = named or f"a request ending {failure.prompt[-80:]!r}"
         lines.append(f"  {named}: {failure.reason}")
-    shown = lines[:20] + ([f"  … and {len(lines) - 20} more"] if len(lines) > 20 else [])
-    raise JudgeError(
-        f"the judge {gateway.identity['model']} left {len(lines)} requests without a usable "
-        "reply, so no score was written:\n" + "\n".join(shown)
-    )
+    if lines:
+        raise JudgeError(
+            f"the judge {gateway.identity['model']} left {len(lines)} requests without a usable "
+            f"reply, so no score was written:\n{shortened(lines)}"
+        )
+    return told
+
+
+def _leave_open(
+    gateway: Gateway, benchmark: str, rows: Sequence[dict[str, Any]], told: Mapping[int, str]
+) -> None:
+    """Mark the rows that no judge has graded (`score`): wrong, and what they are at best.
+
+    Raises `JudgeError` where they are more than the parameters let stay open.
+    """
+    for row in rows:
+        if row["doc_id"] in told:
+            row |= {"unanswered": told[row["doc_id"]], "best": 1.0}
+    lost = {row["unit"] for row in rows if "unanswered" in row}
+    for row in rows:
+        if row["unit"] in lost:
+            row["score"] = 0.0
+    open_ = [row for row in rows if "unanswered" in row]
+    if len(open_) > gateway.max_missing * len(rows):
+        lines = [f"  {benchmark} sample {row['doc_id']}: {row['unanswered']}" for row in open_]
+        raise JudgeError(
+            f"the judge {gateway.identity['model']} left {len(open_)} of {len(rows)} answers to "
+            f"{benchmark} without a usable reply, more than judge.max_missing = "
+            f"{gateway.max_missing:g}, so no score was written:\n{shortened(lines)}"
+        )
 
 
 def _asking(
+    protocol: str,
     prompt: str,
     loaded: Mapping[str, LoadedBenchmark],
     answers: Mapping[str, Sequence[Row]],
-) -> list[str]:
-    """The samples that a judge prompt is about."""
+) -> list[tuple[str, int]]:
+    """The samples that a judge prompt is about: benchmark and doc_id."""
     asked = prompts.recognise(prompt)
     if asked is None:
         return []
     # A prompt of a benchmark of its own names it; a choice or a yes or no can be of several.
     benchmarks = [asked.kind] if asked.kind in loaded else loaded
     return [
-        f"{benchmark} sample {row['doc_id']}"
+        (benchmark, row["doc_id"])
         for benchmark in benchmarks
         for row, doc in zip(answers[benchmark], loaded[benchmark].docs, strict=True)
-        if (doc["question"] in prompt or asked.question in doc["question"])
-        and tasks.scored_text(row["text"]).strip() == asked.answer.strip()
+        if tasks.scored_text(row["text"]).strip() == asked.answer.strip()
+        and _asks(protocol, benchmark, asked, doc)
     ]
+
+
+def _asks(protocol: str, benchmark: str, asked: prompts.Question, doc: Row) -> bool:
+    """Whether a judge was asked about this row's question."""
+    if protocol == "vlmevalkit":
+        case = cases.read(benchmark, {"index": 0, **doc})
+        return asked.question == case.question and (
+            asked.kind != "choice" or asked.reference == questions.listed(case.options)
+        )
+    if benchmark == "hallusionbench" and asked.reference != doc["gt_answer_details"]:
+        return False
+    # MathVista's hints and choices are written around its question.
+    return asked.question == doc["question"] or (
+        benchmark == "mathvista" and doc["question"].partition("\n\n")[0] in asked.question
+    )
 
 
 def _official(results: Mapping[str, Any], metric: str, benchmark: str) -> float:
@@ -272,11 +338,20 @@ def _rows(
             "failed": not answer["conclusion"],
             "finish": answer["finish"],
             **{count: answer["counts"][count] for count in COUNTS},
+            **_left_open(sample),
         }
-        for doc, answer, image, value in zip(
-            docs, answers, loaded.images, rules.scores(samples), strict=True
+        for doc, answer, image, value, sample in zip(
+            docs, answers, loaded.images, rules.scores(samples), samples, strict=True
         )
     ]
+
+
+def _left_open(sample: Row) -> dict[str, Any]:
+    """What the protocol vlmevalkit says of an answer that no judge has graded."""
+    settled = sample.get("accuracy")
+    if not isinstance(settled, Mapping) or "unanswered" not in settled:
+        return {}
+    return {key: settled[key] for key in ("unanswered", "best")}
 
 
 def _units(protocol: str, benchmark: str, rows: Sequence[Row], docs: Docs) -> Units:
@@ -300,12 +375,15 @@ def _check_official(
 
 def _resampled(
     params: Params, place: int, rows: Mapping[int, Sequence[Row]], docs: Docs
-) -> dict[str, Resampled]:
+) -> tuple[dict[str, Resampled], dict[str, Best]]:
     """The statistics of one benchmark under one protocol, all decoding seeds together.
+
+    Also those that differ if the answers which no judge has graded are right.
 
     `rows` are those of each training seed, `place` the benchmark's among all: benchmarks are
     resampled independently of each other. Questions about one image are drawn together.
     """
+    best: dict[str, Best] = {}
     first = next(iter(rows.values()))
     protocol, benchmark = first[0]["protocol"], first[0]["benchmark"]
     resampling: dict[str, Any] = {"draws": params.similarity.draws, "seed": (params.seed, place)}
@@ -316,14 +394,28 @@ def _resampled(
             for trained, found in rows.items()
         }
         one = next(iter(units.values()))
-        return resample(
-            {name: {trained: found.scores for trained, found in units.items()}},
-            **resampling,
-            clusters=one.images,
-            weights=one.weights,
-            n_failed={name: sum(found.failed for found in units.values())},
-            scale=100,
-        )
+        names = [
+            f"{benchmark} sample {row['doc_id']}, training seed {trained}, decoding seed "
+            f"{row['seed']}: {row['unanswered']}"
+            for trained, found in rows.items()
+            for row in found[part]
+            if "unanswered" in row
+        ]
+
+        def of(scores: Mapping[int, Sequence[float]]) -> dict[str, Resampled]:
+            return resample(
+                {name: scores},
+                **resampling,
+                clusters=one.images,
+                weights=one.weights,
+                n_failed={name: sum(found.failed for found in units.values())},
+                scale=100,
+            )
+
+        if names:
+            right = of({trained: found.best for trained, found in units.items()})
+            best[name] = Best(right[name], names)
+        return of({trained: found.scores for trained, found in units.items()})
 
     counts = resample(
         {
@@ -346,7 +438,44 @@ def _resampled(
         for number, seed in enumerate(seeds):
             part = slice(number * one_run, (number + 1) * one_run)
             by_seed |= accuracy(seed_metric(seed), part)
-    return {**accuracy(ACCURACY, slice(None)), **counts, **by_seed}
+    return {**accuracy(ACCURACY, slice(None)), **counts, **by_seed}, best
+
+
+@dataclass(frozen=True)
+class Best:
+    """A statistic if the answers that no judge has graded are right, and their names."""
+
+    right: Resampled
+    names: Sequence[str]
+
+
+def _mean_best(
+    parts: Sequence[Mapping[str, Resampled]], bests: Sequence[Mapping[str, Best]]
+) -> dict[str, Best]:
+    """The best means over benchmarks, of the statistics of which one differs."""
+    return {
+        metric: Best(
+            mean_of(
+                [
+                    best[metric].right if metric in best else part[metric]
+                    for part, best in zip(parts, bests, strict=True)
+                ]
+            ),
+            [name for best in bests if metric in best for name in best[metric].names],
+        )
+        for metric in parts[0]
+        if any(metric in best for best in bests)
+    }
+
+
+def _cells(
+    params: Params, found: Mapping[str, Resampled], best: Mapping[str, Best]
+) -> dict[str, Cell]:
+    cells = {metric: one.cell(seed=params.seed) for metric, one in found.items()}
+    for metric, one in best.items():
+        right = one.right.cell(seed=params.seed)
+        cells[metric] = cells[metric].with_unanswered(one.names, right)
+    return cells
 
 
 def _chance(protocol: str, benchmark: str, docs: Docs) -> Cell:

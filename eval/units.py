@@ -54,6 +54,14 @@ class Units:
         return [unit[0]["score"] for unit in self.rows]
 
     @property
+    def best(self) -> list[float]:
+        """The scores if every answer that no judge has graded is right (a row's `best`)."""
+        return [
+            next((row["best"] for row in unit if "best" in row), unit[0]["score"])
+            for unit in self.rows
+        ]
+
+    @property
     def failed(self) -> int:
         """How many units have an answer that failed."""
         return sum(any(row["failed"] for row in unit) for unit in self.rows)

@@ -48,7 +48,8 @@ def settle(benchmark: str, samples: Sequence[Sample]) -> None:
     is right only where all its rotations are.
 
     Raises `JudgeError` naming each sample whose reply is missing or unusable, unless the gateway
-    has recorded that (then: score 0 and `unanswered`: true).
+    has recorded that: then the sample counts as wrong, `unanswered` says why, and `best` is the
+    score of its question if it is right after all.
     """
     facts = BENCHMARKS[benchmark]
     ways = _WAYS[facts.scoring.kind]
@@ -73,7 +74,7 @@ def settle(benchmark: str, samples: Sequence[Sample]) -> None:
     faults = []
     for one, reply in zip(pending, replied, strict=True):
         if isinstance(reply, _Recorded):
-            one.update(by="judge", verdict="", right=0.0, unanswered=True)
+            one.update(by="judge", verdict="", right=0.0, unanswered=reply.reason)
             continue
         verdict = None if isinstance(reply, _Fault) else ways.parse(one, reply)
         if verdict is None:
@@ -87,10 +88,15 @@ def settle(benchmark: str, samples: Sequence[Sample]) -> None:
             f"scored:\n{cases.shortened(faults)}"
         )
     units: dict[str, float] = defaultdict(lambda: 1.0)
+    best: dict[str, float] = defaultdict(lambda: 1.0)
     for one in samples:
         units[one["unit"]] = min(units[one["unit"]], one["right"])
+        if "unanswered" not in one:
+            best[one["unit"]] = min(best[one["unit"]], one["right"])
     for one in samples:
         one["score"] = units[one["unit"]]
+        if "unanswered" in one:
+            one["best"] = best[one["unit"]]
 
 
 def accuracy(samples: Sequence[Sample]) -> float:

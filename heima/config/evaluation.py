@@ -198,7 +198,9 @@ class OpenAIJudge(Model):
       the similarity of reconstructions can wait that long, benchmarks ask directly.
     - `workers`: requests at once; `timeout_seconds` and `max_retries` are those of one request.
     - `poll_seconds`: how often the state of a batch is asked for.
-    - `max_missing`: the share of reconstructions that may stay without a grade; they are listed.
+    - `max_missing`: the share of reconstructions, and of a benchmark's answers, that may stay
+      without a grade because the judge refuses them (a content filter) or says nothing usable. They
+      are listed; an answer counts as wrong in the value and as right in the upper bound.
     - `cache`: every reply, once paid. It must lie where neither DVC nor `make clean` deletes it.
     """
 
@@ -213,7 +215,7 @@ class OpenAIJudge(Model):
     timeout_seconds: PositiveFloat = 60
     max_retries: Annotated[int, Field(ge=0, le=20)] = 5
     poll_seconds: PositiveFloat = 30
-    max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     cache: str = Field(default=".cache/judge.sqlite", min_length=1)
 
     @model_validator(mode="after")

@@ -7,7 +7,8 @@ Every metrics file of the pipeline has one shape:
                     "versions": {"torch": …, …}, "machine": {"cpu": …, …}}}
 
 A cell that depends on training seeds also has `seeds` (each seed's value), and, of several, `sd`
-and `t_interval`, which follow from it.
+and `t_interval`, which follow from it. Where a judge has left samples without a grade, `unanswered`
+names them, and `if_right` is the value with all of them right.
 
 `versions` may decide a number. `machine` and `seconds` decide none and differ from run to run: two
 results are compared without them (`stages.check`).
@@ -16,8 +17,8 @@ results are compared without them (`stages.check`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -33,6 +34,9 @@ class Cell:
     `n_failed` counts those that failed (an empty text, an answer without a conclusion). `seeds` has
     the value of each training seed, of which `value` is the mean; it is empty where no training is
     involved.
+
+    `unanswered` names the samples that no judge has graded, with the reason. They count as wrong in
+    `value` and `low`, as right in `if_right` and `high`: what they are lies between.
     """
 
     value: float
@@ -41,6 +45,8 @@ class Cell:
     n: int
     n_failed: int = 0
     seeds: Mapping[int, float] = field(default_factory=dict)
+    unanswered: tuple[str, ...] = ()
+    if_right: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("value", "low", "high"):
@@ -48,6 +54,8 @@ class Cell:
                 raise ValueError(f"a cell's {name} must be finite, got {getattr(self, name)!r}")
         if not 0 <= self.n_failed <= self.n or self.n < 1:
             raise ValueError(f"a cell needs 0 <= n_failed <= n and n >= 1, got {self}")
+        if bool(self.unanswered) != (self.if_right is not None):
+            raise ValueError(f"a cell has if_right where samples are unanswered, got {self}")
 
     @property
     def sd(self) -> float | None:
@@ -89,13 +97,24 @@ class Cell:
             plain["seeds"] = {str(seed): value for seed, value in self.seeds.items()}
         if (interval := self.t_interval) is not None:
             plain |= {"sd": self.sd, "t_interval": list(interval)}
+        if self.unanswered:
+            plain |= {"unanswered": list(self.unanswered), "if_right": self.if_right}
         return plain
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Cell:
         own = {name: plain[name] for name in ("value", "low", "high", "n", "n_failed")}
         seeds = {int(seed): value for seed, value in plain.get("seeds", {}).items()}
-        return cls(**own, seeds=seeds)
+        return cls(
+            **own,
+            seeds=seeds,
+            unanswered=tuple(plain.get("unanswered", ())),
+            if_right=plain.get("if_right"),
+        )
+
+    def with_unanswered(self, names: Sequence[str], if_right: Cell) -> Cell:
+        """This cell, of samples some of which no judge has graded; `if_right` has them right."""
+        return replace(self, high=if_right.high, unanswered=tuple(names), if_right=if_right.value)
 
 
 Cells = Mapping[str, Mapping[str, Cell]]

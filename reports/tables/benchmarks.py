@@ -59,7 +59,11 @@ def benchmarks_block(
         variants,
         accuracy.digits,
         {
-            key: Label(f"{entry.n_failed} of {entry.n}", entry.source)
+            key: Label(
+                f"{entry.n_failed} of {entry.n}"
+                + (f", {entry.n_unanswered} ungraded" if entry.n_unanswered else ""),
+                entry.source,
+            )
             for key, entry in accuracy.entries.items()
             if isinstance(entry, Entry)
         },

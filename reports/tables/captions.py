@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from heima.config import Params, ProtocolName
+from heima.config import OpenAIJudge, Params, ProtocolName
 from heima.results.measures import judge_name
 from reports.tables.reading import REFERENCE
 
@@ -66,7 +66,15 @@ def benchmarks(params: Params, protocol: ProtocolName) -> str:
         f"decoded tokens per answer; {_decoding(params, protocol)}; {_spread(params)}; "
         f"questions on one image resampled together. {_DECODED}; a forced prefix stands in "
         "the prompt and is not decoded. A failed answer has no conclusion; it stays in n, "
-        "scored on its whole text and with its real length. Chance is what guessing scores."
+        "scored on its whole text and with its real length."
+        + (
+            " Up to "
+            f"{params.judge.max_missing:.2%} of a benchmark's answers may be ungraded: they count "
+            "as wrong in the value and as right in the interval's upper bound."
+            if isinstance(params.judge, OpenAIJudge) and params.judge.max_missing
+            else ""
+        )
+        + " Chance is what guessing scores."
     )
 
 
@@ -96,7 +104,8 @@ def interpreters(params: Params, made: Mapping[str, Any]) -> str:
         "Held-out sections rebuilt from their own thinking "
         f"state ({params.states.position}, checkpoint {params.states.checkpoint}) and from "
         "controls, by an interpreter for each section and by others. Text metrics in percent, "
-        "means over samples, an empty reconstruction counts 0; corpus_bleu is of all samples "
+        "means over samples, an empty reconstruction counts 0; ROUGE knows a to z and digits "
+        "only, so it is 0 for texts in other scripts; corpus_bleu is of all samples "
         f"together; {_spread(params)}; turns on one image resampled together. nll_per_token is "
         "the section's negative log-likelihood in nats a token; nll_gain is NLL(control) - "
         "NLL(own) in nats a text. Differences are paired on the same turns. References are the "

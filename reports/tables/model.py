@@ -32,6 +32,7 @@ class Entry:
     sd: float | None = None
     t_interval: tuple[float, float] | None = None
     seeds: Mapping[int, float] = field(default_factory=dict)
+    n_unanswered: int = 0
 
     @classmethod
     def of(cls, cell: Cell, source: str) -> Entry:
@@ -45,6 +46,7 @@ class Entry:
             cell.sd,
             cell.t_interval,
             cell.seeds,
+            len(cell.unanswered),
         )
 
 

@@ -15,7 +15,7 @@ import yaml
 from eval import score
 from eval.vlmevalkit import cases
 from heima.config.benchmarks import BENCHMARKS
-from tests.eval.judge_server import JudgeServer
+from tests.eval.judge_server import JudgeServer, _status, text_of
 
 ROOT = Path(__file__).parents[2]
 ROTATION = BENCHMARKS["mmbench"].dataset.rotation
@@ -294,7 +294,7 @@ def test_bad_files(capsys, name, content, message):
     assert message in err
 
 
-def judge(url):
+def judge(url, **options):
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     raw["judge"] = {
         "backend": "openai",
@@ -302,6 +302,7 @@ def judge(url):
         "model": "my-judge",
         "api_key_env": "TEST_JUDGE_KEY",
         "max_retries": 0,
+        **options,
     }
     Path("judged.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     return ("--params", "judged.yaml", "--benchmark", "mmstar", "--protocol", "vlmevalkit")
@@ -337,6 +338,34 @@ def test_a_judge_that_says_nothing_usable(capsys, monkeypatch):
         code, _, out, err = run(capsys, write_jsonl(star_rows()), *judge(server.url))
     assert (code, out) == (1, "")
     assert "without a usable reply, so nothing was scored:\n  mmstar sample 3" in err
+
+
+def test_a_judge_that_refuses_an_answer(capsys, monkeypatch):
+    """Its reason is told; within judge.max_missing the rest is scored, with both bounds."""
+    monkeypatch.setenv("TEST_JUDGE_KEY", "secret")
+    rows = [
+        {"index": place, "question": "Which animal?", "A": "cat", "B": "dog", "answer": "B",
+         "category": "x", "prediction": said}
+        for place, said in enumerate(["B", "perhaps the other one", "A", "dog"])
+    ]  # fmt: skip
+    refused = _status(400, {"message": "the content filter says no", "code": "content_filter"})
+    with JudgeServer() as server:
+        server.plan = lambda body, attempt: refused if "other one" in text_of(body) else None
+        asked = (write_jsonl(rows), *judge(server.url))
+        code, _, out, err = run(capsys, *asked)
+        assert (code, out) == (1, "")
+        assert "judge.max_missing = 0, so nothing was scored:\n  mmstar sample 1: BadReq" in err
+        assert "the content filter says no" in err
+        judge(server.url, max_missing=0.25)
+        code, found, out, _ = run(capsys, *asked)
+        assert code == 0
+        accuracy = found["accuracy"]
+        assert (accuracy["value"], accuracy["if_right"]) == (50, 75)
+        (named,) = accuracy["unanswered"]
+        assert named.startswith("1: ") and "the content filter says no" in named
+        assert "counted as wrong (75.00 if all are right): 1:\n  1: BadRequest" in out
+        judge(server.url, max_missing=0.2)
+        assert run(capsys, *asked)[0] == 1
 
 
 def test_no_judge(capsys, monkeypatch):

@@ -14,15 +14,17 @@ import pandas as pd
 import pytest
 import yaml
 
-from eval import benchmark_data
+from eval import benchmark_data, prompts
+from eval.judge import JudgeError
 from heima import config
-from heima.config import EmbeddedRules
+from heima.config import EmbeddedRules, OpenAIJudge
 from heima.cot import parsing
 from heima.cot.sections import thinking_token
 from heima.results.cells import read_metrics
 from heima.results.files import read_jsonl, write_json, write_jsonl
 from heima.results.scores import expected_cells
 from stages import resolve
+from tests.eval.judge_server import REJECTED, JudgeServer, text_of
 
 RULES = EmbeddedRules(backend="embedded-rules")
 ROOT = Path(__file__).parents[2]
@@ -323,6 +325,116 @@ def test_unusable_replies_of_the_papers_judge_name_their_samples(
     assert "choice cannot read the reply 'hard to say'" in str(caught.value)
     assert not re.search(r"(mmstar|ai2d) sample", str(caught.value))
     assert not Path("rows").exists()
+
+
+def scored_alone(gateway):
+    """`score`, and then the judge's cache is free for another gateway of this process."""
+    try:
+        return score(gateway)
+    finally:
+        gateway._backend.close()
+
+
+def refusing(server, benchmarks):
+    """Let a judge refuse one answer to each benchmark for ever; the samples that it is about."""
+    expected = {}
+    texts = []
+    for benchmark, column in benchmarks.items():
+        source = next((Path("data/benchmarks") / benchmark).glob("*.parquet"))
+        docs = pd.read_parquet(source).to_dict("records")
+        picked = (docs[5]["question"], str(docs[5][column]))
+        expected[benchmark] = [
+            place for place, doc in enumerate(docs) if (doc["question"], str(doc[column])) == picked
+        ]
+        texts.append(picked[0])
+
+    def plan(body, attempt):
+        asked = prompts.recognise(text_of(body))
+        refused = any(text in asked.question for text in texts) and (
+            asked.kind in expected and (asked.kind, asked.answer) in wanted
+        )
+        return REJECTED if refused else None
+
+    wanted = {
+        (benchmark, RIGHT[benchmark](pd.read_parquet(next((Path("data/benchmarks") / benchmark)
+         .glob("*.parquet"))).to_dict("records")[5]))
+        for benchmark in benchmarks
+    }  # fmt: skip
+    server.plan = plan
+    return expected
+
+
+@pytest.fixture
+def judged(workspace, monkeypatch):
+    """A judge on loopback, and its parameters."""
+    monkeypatch.setenv("TEST_JUDGE_KEY", "secret")
+    with JudgeServer() as server:
+
+        def judge(**options):
+            given = {"base_url": server.url, "model": "my-judge", "max_retries": 0, **options}
+            return OpenAIJudge(backend="openai", api_key_env="TEST_JUDGE_KEY", **given)
+
+        yield server, judge
+
+
+@pytest.mark.parametrize("most", [0.0, 1 / 24, 0.5])
+def test_answers_that_the_judge_always_refuses(judged, open_gateway, most):
+    """They are wrong in the value, right in the upper bound, and named; within `max_missing`."""
+    server, judge = judged
+    change_params(lambda raw: raw["protocols"].pop("vlmevalkit"))
+    write_predictions(Path("predictions/heima"), lambda *_: "right")
+    columns = {"mmvet": "answer", "hallusionbench": "gt_answer_details", "mathvista": "answer"}
+    expected = refusing(server, columns)
+    gateway = open_gateway(judge(max_missing=most))
+    if most < 1 / 12:
+        with pytest.raises(JudgeError, match=r"(mmvet|mathvista|hallusionbench) sample 5"):
+            score(gateway)
+        assert not Path("rows").exists()
+        return
+    rows, (cells, _) = score(gateway)
+    for benchmark in RIGHT:
+        accuracy = cells[f"lmms/{benchmark}"]["accuracy"]
+        left = expected.get(benchmark, [])
+        found = [row for row in rows if row["benchmark"] == benchmark and "unanswered" in row]
+        assert [row["doc_id"] for row in found] == left, benchmark
+        assert all((row["score"], row["best"]) == (0, 1) for row in found)
+        assert len(accuracy.unanswered) == len(left)
+        if left:
+            assert accuracy.value == pytest.approx(100 * (1 - len(left) / accuracy.n))
+            assert accuracy.if_right == accuracy.high == pytest.approx(100)
+            assert accuracy.low < accuracy.value
+            assert "sample 5, training seed 42, decoding seed 42: BadReq" in accuracy.unanswered[0]
+        else:
+            assert (accuracy.value, accuracy.if_right) == (pytest.approx(100), None)
+    mean = cells["lmms/mean"]["accuracy"]
+    assert mean.value < mean.if_right == pytest.approx(100) == mean.high
+    assert len(mean.unanswered) == sum(map(len, expected.values()))
+
+
+def test_rotations_that_the_judge_always_refuses(judged, open_gateway):
+    """A question is then right at best, unless another of its rotations is wrong already."""
+    server, judge = judged
+    change_params(without_lmms)
+    change_params(lambda raw: raw["protocols"]["vlmevalkit"].update(seeds=[42]))
+    write_predictions(
+        Path("predictions/heima"),
+        lambda p, s, benchmark, number, doc: (
+            "wrong" if benchmark == "mmbench" and doc["index"] in (1, 2) else "right"
+        ),
+    )
+    server.plan = lambda body, attempt: (
+        REJECTED if prompts.recognise(text_of(body)).kind == "choice" else None
+    )
+    rows, (cells, _) = scored_alone(open_gateway(judge(max_missing=0.2)))
+    found = {row["unit"]: row for row in rows if "unanswered" in row}
+    assert {unit: (row["score"], row["best"]) for unit, row in found.items()} == {
+        1: (0, 1),
+        2: (0, 1),
+    }
+    accuracy = cells["vlmevalkit/mmbench"]["accuracy"]
+    assert (accuracy.value, accuracy.if_right) == (pytest.approx(100 / 3), pytest.approx(100))
+    with pytest.raises(JudgeError, match=r"2 of 12 answers to mmbench .*max_missing = 0\.1"):
+        scored_alone(open_gateway(judge(max_missing=0.1)))
 
 
 def test_another_edition_is_refused(lmms_only, open_gateway):
