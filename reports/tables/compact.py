@@ -335,7 +335,7 @@ def _reported(block: Block, params: Params) -> Iterator[Compact]:
             rows["paper"].append(_number(panel.entries[row, "reported"], 1, rank=0))
             rows["ours"].append(_number(panel.entries[row, "ours"], 1, rank=0))
             if comparable:
-                gap = panel.entries[row, "ours minus reported"]
+                gap = panel.entries[row, "difference"]
                 verdict = panel.entries[row, "verdict"]
                 rows["difference"].append(_number(gap, 1, rank=0))
                 text = verdict.text if isinstance(verdict, Label) else ""

@@ -220,7 +220,7 @@ def reported_table(results: Results, found: Sequence[Comparison]) -> Table:
 def _panel(title: str, found: Sequence[Comparison], *, comparable: bool) -> Panel:
     columns = {"reported": 1, "ours": 1}
     if comparable:
-        columns |= {"ours minus reported": 1, "p": 3}
+        columns |= {"difference": 1, "p": 3}
     columns["verdict"] = 0
     entries: dict[tuple[str, str], Entry | Label] = {}
     rows = []
@@ -229,13 +229,13 @@ def _panel(title: str, found: Sequence[Comparison], *, comparable: bool) -> Pane
         rows.append(row)
         entries[row, "reported"] = Entry(one.reported, one.published)
         entries[row, "verdict"] = Label(one.verdict, one.source or one.published)
-        entries[row, "ours"] = entries[row, "ours minus reported"] = entries[row, "p"] = Label(
+        entries[row, "ours"] = entries[row, "difference"] = entries[row, "p"] = Label(
             "–", one.source or one.published
         )
         if one.ours is not None:
             entries[row, "ours"] = Entry.of(one.ours, one.source)
             if one.margin is not None:
-                entries[row, "ours minus reported"] = Entry.of(
+                entries[row, "difference"] = Entry.of(
                     verdicts.minus(one.ours, one.reported), one.source
                 )
         if one.p is not None:

@@ -97,9 +97,7 @@ def test_ours_stands_beside_the_paper_s(paper_results, paper_built):
         title = reported.TITLES[panel]
         assert float(lines[title, row, "reported"]["value"]) == published
         assert float(lines[title, row, "ours"]["value"]) == cell.value
-        gap = [
-            float(lines[title, row, "ours minus reported"][key]) for key in ("value", "low", "high")
-        ]
+        gap = [float(lines[title, row, "difference"][key]) for key in ("value", "low", "high")]
         assert gap == pytest.approx(
             [cell.value - published, cell.low - published, cell.high - published]
         )
