@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-TIMES = ("seconds", "machine")
+TIMES = ("seconds", "seconds_per_sample", "machine")
 """Keys of provenance, and metrics, that measure a run (docs/reproducing.md)."""
 MEASUREMENTS = ("latency", "metrics/latency.json")
 """Outputs that are times as a whole."""
