@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-TIMES = ("seconds", "machine")
-"""Keys of provenance that measure a run (docs/reproducing.md)."""
+TIMES = ("seconds", "seconds_per_sample", "machine")
+"""Keys of provenance, and metrics, that measure a run (docs/reproducing.md)."""
 MEASUREMENTS = ("latency", "metrics/latency.json")
 """Outputs that are times as a whole."""
 
@@ -42,9 +42,9 @@ def _digest(file: Path) -> str:
 
 
 def _timeless(value: Any) -> Any:
-    if isinstance(value, dict) and "provenance" in value:
-        kept = {key: one for key, one in value["provenance"].items() if key not in TIMES}
-        return {**value, "provenance": kept}
+    """JSON without what is named as a time, in provenance or as a metric (`seconds`)."""
+    if isinstance(value, dict):
+        return {key: _timeless(one) for key, one in value.items() if key not in TIMES}
     return value
 
 
