@@ -73,7 +73,9 @@ class Inputs:
         path = self.root / folder / "loss.jsonl"
         if not path.is_file():
             raise FigureError(f"{folder}/loss.jsonl is missing: run `dvc repro`")
-        return read_jsonl(path)
+        if not (rows := read_jsonl(path)):
+            raise FigureError(f"{folder}/loss.jsonl has no rows: run `dvc repro`")
+        return rows
 
 
 def _whole(found: T, problems: list[str]) -> T:

@@ -127,6 +127,12 @@ def test_what_a_figure_lacks_is_named(damaged, finished_params, name, lost, name
         figures.FIGURES[name].draw(figures.Inputs(damaged, finished_params))
 
 
+def test_a_run_without_a_loss_is_named(damaged, finished_params):
+    (damaged / "interpreters/shared/own/44/loss.jsonl").write_text("", encoding="utf-8")
+    with style.applied(), pytest.raises(figures.FigureError, match=r"shared/own/44/.* has no rows"):
+        training.loss_by_phase(figures.Inputs(damaged, finished_params))
+
+
 def test_figures_stay_where_new_ones_cannot_be_drawn(damaged, monkeypatch):
     monkeypatch.chdir(damaged)
     resolve.write(config.load())
