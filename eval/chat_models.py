@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
+from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from heima import config
 from heima.config.benchmarks import BENCHMARKS
@@ -35,7 +36,8 @@ class HeimaReplay(ChatModel):
 
     `predictions` is the folder of one run. lmms-eval scores its answers as if they had just been
     decoded, whichever protocol's task asks for a benchmark. Its command line always names a batch
-    size, which changes nothing here. Raises `KeyError` for a sample that was not predicted.
+    size, which changes nothing here. Control characters are replaced: some tasks write the answers
+    into a spreadsheet, which holds none. Raises `KeyError` for a sample that was not predicted.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class HeimaReplay(ChatModel):
             raise KeyError(f"{self._folder} has no prediction of {task}, sample {doc_id}")
         row = self._rows[task, doc_id]
         counts = row["counts"]
-        return result_of(row["text"], counts["prompt"], counts["decoded"], counts["thinking"])
+        text = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", row["text"])
+        return result_of(text, counts["prompt"], counts["decoded"], counts["thinking"])
 
 
 def result_of(text: str, prompt: int, decoded: int, thinking: int) -> GenerationResult:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ import yaml
 
 from heima import config
 from heima.results.cells import read_metrics
-from heima.results.files import read_json, read_jsonl
+from heima.results.files import read_json, read_jsonl, write_jsonl
 from stages import resolve
 from tests.conftest import ROOT
 from tests.eval.conftest import SIZES
@@ -466,6 +467,24 @@ def test_a_run_is_replayed_for_every_protocols_task(models):
             assert found.token_counts.reasoning_tokens == row["counts"]["thinking"]
     with pytest.raises(KeyError, match="has no prediction of ai2d, sample 99"):
         ask("ai2d", 99)
+
+
+@pytest.mark.parametrize("odd", ["\0", "\x0b", "\x1f", "\x08"])
+def test_a_replayed_answer_can_stand_in_a_spreadsheet(tmp_path, odd):
+    """lmms-eval's MMBench writes all answers into one, and openpyxl refuses control characters."""
+    from openpyxl import Workbook
+
+    from eval.chat_models import HeimaReplay
+
+    counts = dict.fromkeys(("prompt", "decoded", "thinking"), 1)
+    for benchmark in config.load(ROOT / "params.yaml").benchmarks:
+        rows = [{"doc_id": 0, "text": f"A{odd}\n\tB é", "counts": counts}]
+        write_jsonl(tmp_path / f"{benchmark}.jsonl", rows if benchmark == "mmbench" else [])
+    request = SimpleNamespace(args=("", None, {}, 0, "mmbench_en_dev", "test"))
+    replay = HeimaReplay(predictions=str(tmp_path), params=str(ROOT / "params.yaml"))
+    [found] = replay.generate_until([request])
+    assert found.text == "A\N{REPLACEMENT CHARACTER}\n\tB é"
+    Workbook().active.append([found.text])
 
 
 def test_unknown_variant(workspace):
