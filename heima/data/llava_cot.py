@@ -47,6 +47,9 @@ def download(source: HubSource) -> dict[str, Any]:
             the next run fetches anew), or a folder that holds other files of those names.
     """
     folder = Path(source.path)
+    # Of runs that were killed while they wrote it; `atomic` names them so.
+    for left in folder.glob(f".{STATE}.*.tmp"):
+        left.unlink()
     repository = Repository(
         "dataset",
         source.id,

@@ -78,8 +78,8 @@ def test_an_image_zip_can_be_sent_to_a_worker(toy_source, toy_turns):
 def test_forked_processes_read_side_by_side(toy_source):
     """Each has its own place in the file: what one reads does not move another."""
     images = ImageZip(toy_source / "images.zip")
-    names = sorted(images._names) * 20
-    expected = {name: images.read_file(name) for name in images._names}
+    names = sorted(images.names()) * 20
+    expected = {name: images.read_file(name) for name in images.names()}
     loader = DataLoader(
         names,
         batch_size=None,

@@ -69,7 +69,8 @@ def source(**changes) -> HubSource:
 def is_whole(made: Path) -> bool:
     """Whether what was downloaded has the bytes that were put on the hub, and nothing is left."""
     names = {file.name for file in FOLDER.iterdir()}
-    return names == {"train.jsonl", "images.zip", "download.json"} and all(
+    assert names == {"train.jsonl", "images.zip", "download.json"}
+    return all(
         (FOLDER / name).read_bytes() == (made / name).read_bytes()
         for name in ("train.jsonl", "images.zip")
     )
@@ -211,6 +212,13 @@ def test_a_connection_that_breaks_is_taken_up(served, made):
     download(source())
     assert is_whole(made)
     assert [name for name, _ in fetched(served)].count(PARTS[0]) == 2
+
+
+def test_what_killed_runs_left_of_the_state_is_removed(served, made):
+    FOLDER.mkdir(parents=True)
+    (FOLDER / ".download.json.123.tmp").write_text("{")
+    download(source())
+    assert is_whole(made)
 
 
 def test_room_for_all_that_is_lacking_is_checked_before_the_first_byte(

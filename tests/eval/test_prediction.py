@@ -374,8 +374,8 @@ def test_prompts_and_limits_are_the_tasks(models, params, monkeypatch):
     asked = {}
     prompts_of = prediction.prompts_of
 
-    def recording(requests, datasets):
-        prompts = prompts_of(requests, datasets)
+    def recording(requests, datasets, **options):
+        prompts = prompts_of(requests, datasets, **options)
         for (name, request), prompt in zip(requests, prompts, strict=True):
             asked.setdefault(name, (prompt.question, request.args[2]))
         return prompts

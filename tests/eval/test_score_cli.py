@@ -337,7 +337,8 @@ def test_a_judge_that_says_nothing_usable(capsys, monkeypatch):
         )
         code, _, out, err = run(capsys, write_jsonl(star_rows()), *judge(server.url))
     assert (code, out) == (1, "")
-    assert "without a usable reply, so nothing was scored:\n  mmstar sample 3" in err
+    assert "without a usable reply, more than judge.max_missing = 0, so nothing was scored:" in err
+    assert "\n  mmstar sample 3: " in err
 
 
 def test_a_judge_that_refuses_an_answer(capsys, monkeypatch):
