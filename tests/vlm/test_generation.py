@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from PIL import Image
 from heima.config import Decoding
 from heima.cot.rendering import constant_prefix, render
 from heima.cot.sections import numbered, repeated
-from heima.data.tokens import Vocabulary
 from heima.families.images import ImageCache
 from heima.families.mllama import Mllama
 from heima.vlm.generation import Decoder, Prompt, Transformers, _Tally, generate, plan
@@ -293,12 +293,7 @@ class TestTally:
         ],
     )
     def test_several_tokens_a_tag(self, pieces, expected):
-        class Pieces:
-            def get_vocab(self):
-                return {}
-
-            def decode(self, ids, **_):
-                return "".join(pieces[i] for i in ids)
-
-        counts = _Tally(Vocabulary(Pieces(), {}))(range(len(pieces)))
+        tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(pieces[place] for place in ids))
+        vocabulary = SimpleNamespace(tokenizer=tokenizer, thinking_ids={})
+        counts = _Tally(vocabulary)(range(len(pieces)))
         assert (counts["tag"], counts["conclusion"]) == expected
