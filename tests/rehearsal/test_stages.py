@@ -35,6 +35,8 @@ from stages import (  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from timings.rehearsal import make  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 FAMILY, PROFILE = "llava-next-vicuna-7b", "rehearsal-llava-next"
 
 

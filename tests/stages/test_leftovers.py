@@ -293,6 +293,7 @@ def test_scratch_folders_of_killed_runs_are_removed(tmp_path, monkeypatch):
     assert os.environ["TMPDIR"] == str(tmp_path)
 
 
+@pytest.mark.slow  # a quick machine ends the run before the signal comes
 def test_ctrl_c_is_no_traceback_while_it_still_imports(new):
     repository = new("repository")
     process = repository.repro("base")
