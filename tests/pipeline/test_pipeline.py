@@ -428,6 +428,7 @@ def test_code_re_runs_the_stages_that_import_it(reproduction):
         reproduction.checkout.restore()
 
 
+@pytest.mark.slow
 def test_a_learning_rate_re_runs_its_phase_and_what_follows(reproduction):
     checkout = reproduction.checkout
     before = (checkout.root / "params.yaml").read_text(encoding="utf-8")

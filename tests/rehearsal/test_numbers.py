@@ -138,6 +138,7 @@ def compare(model, inputs, labels, ours) -> None:
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
 
 
+@pytest.mark.slow
 def test_recomputed_layers_leave_loss_and_gradients(rehearsed, places, ours):
     """As the profile trains: layers are computed again in the backward pass."""
     again = rehearsed_batch.loss_and_gradients(

@@ -165,6 +165,7 @@ def test_two_processes_that_hold_the_whole_model_train_as_one(folder, alone, kil
     assert_as_one(shared, alone, processes=2, sharded=False)
 
 
+@pytest.mark.slow
 def test_two_processes_shard_in_bf16(bf16_folder):
     """Losses and sums of gradients are fp32: bf16 would round a loss of 3 by up to .008.
 
