@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import safe_open
 from transformers import (
     AutoModelForImageTextToText,
@@ -32,6 +32,7 @@ from transformers import (
 from heima import config
 from heima.config import Decoding
 from heima.cot.sections import meant, thinking_token
+from heima.data import pictures
 from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.families import registry
@@ -66,12 +67,14 @@ class _OneImage:
         return self._image
 
 
-def open_image(path: Path) -> Image.Image:
-    """An image file as RGB. Raises `ChatError` where it cannot be read."""
+def open_image(path: Path, how: config.ImageDecoding = "faithful") -> Image.Image:
+    """An image file as RGB, decoded as the training's are.
+
+    Raises `ChatError` where it cannot be read.
+    """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return pictures.decode(path.read_bytes(), how).image
+    except pictures.PIL_FAULTS as error:
         raise ChatError(f"{path} cannot be read as an image: {error}") from error
 
 
@@ -191,12 +194,13 @@ def main() -> None:
 
 
 def _chat(given: argparse.Namespace) -> None:
-    image = open_image(given.image)
     if given.exported:
+        image = open_image(given.image)
         loaded = load_exported(given.exported)
         print(answer(*loaded, image, given.question, max_new_tokens=given.max_new_tokens))
         return
     params = config.load_resolved()
+    image = open_image(given.image, params.image_decoding)
     checkpoint = given.checkpoint or params.states.checkpoint
     known = ["text-cot", "base", *params.checkpoints]
     if checkpoint not in known:

@@ -19,8 +19,8 @@ A GPU machine often has no package registry. What its image is taken to have is 
 lacks is in requirements-device.txt, which `make device-wheels` downloads into .wheels to be carried
 along, and there:
 
-    python3 -m pip install --no-index --no-deps --target /tmp/site .wheels/*.whl
-    PYTHONPATH=/tmp/site python3 -m timings.device
+    python3 -m pip install --no-index --no-deps --target .site .wheels/*.whl
+    PYTHONPATH=.site python3 -m timings.device
 """
 
 from __future__ import annotations

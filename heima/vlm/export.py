@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 
 from transformers import ProcessorMixin
@@ -68,7 +68,7 @@ def _write_adapter(root: Path, trained: str, params: Params, folder: Path) -> No
     source = root / trained
     if not (source / "adapter_config.json").exists():
         raise FileNotFoundError(f"{source} holds no adapter: it has not been trained")
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "adapter_config.json")
     if (base := base_of(root)) is None:
         model, _ = models.load_vlm(root, "text-cot", params)
         model.save_pretrained(folder / BASE)
@@ -77,7 +77,7 @@ def _write_adapter(root: Path, trained: str, params: Params, folder: Path) -> No
         config["base_model_name_or_path"], config["revision"] = base
     write_json(folder / "adapter_config.json", config)
     weights = "adapter_model.safetensors"
-    (folder / weights).write_bytes((source / weights).read_bytes())
+    shutil.copyfile(source / weights, folder / weights)
 
 
 def _thinking_tokens(processor: ProcessorMixin, params: Params) -> dict[str, dict[str, str | int]]:

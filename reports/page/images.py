@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from heima.data import pictures
+
 SIDE = 256
 """Pixels of the longer side, at most."""
 _BYTES = 6_000
 """A file of at most so many bytes stands there as it is, if it is no larger than `SIDE`."""
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
-_FAULTS = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Images:
         if key not in self._places:
             try:
                 address = _address(content)
-            except _FAULTS as error:
+            except pictures.PIL_FAULTS as error:
                 self.unreadable.append(f"{name}: {error}")
                 return None
             self._places[key] = len(self.addresses)
@@ -41,12 +42,11 @@ class Images:
 
 
 def _address(content: bytes) -> str:
+    small = pictures.decode(content, "faithful").image
     with Image.open(io.BytesIO(content)) as image:
         kind = image.format or ""
-        image.load()
-        if kind in _TYPES and len(content) <= _BYTES and max(image.size) <= SIDE:
-            return _encoded(content, _TYPES[kind])
-        small = image.convert("RGB")
+    if kind in _TYPES and len(content) <= _BYTES and max(small.size) <= SIDE:
+        return _encoded(content, _TYPES[kind])
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=70)

@@ -89,23 +89,20 @@ def transformers_own(rehearsed, places):
     return whole, texts
 
 
-def test_mllamas_loss_and_gradients_are_transformers_own(rehearsed, places, ours, untouched):
-    if rehearsed.params.family != "llava-cot-11b":
-        pytest.skip("below")
+def mllamas(rehearsed, places):
+    """Ids, images and labels are all the processor's."""
     inputs, texts = transformers_own(rehearsed, places)
     tokenizer = rehearsed.processor.tokenizer
     labels = inputs["input_ids"].clone()
     labels[inputs["attention_mask"] == 0] = -100
     for row, (user, _, _) in enumerate(texts):
         labels[row, : len(tokenizer(user, add_special_tokens=False)["input_ids"])] = -100
-    compare(untouched, inputs, labels, ours)
+    return inputs, labels
 
 
-def test_llava_nexts_loss_and_gradients_are_transformers_own(rehearsed, places, ours, untouched):
+def llava_nexts(rehearsed, places):
     """Text ids are ours (the tokenizer's law about parts is tested elsewhere); image tokens, tiles
     and sizes are the processor's."""
-    if rehearsed.params.family == "llava-cot-11b":
-        pytest.skip("above")
     inputs, _ = transformers_own(rehearsed, places)
     tokenizer, token = rehearsed.processor.tokenizer, rehearsed.processor.image_token_id
     rows, labels = [], []
@@ -124,16 +121,20 @@ def test_llava_nexts_loss_and_gradients_are_transformers_own(rehearsed, places, 
         )
     )
     assert len({row.count(token) for row in rows}) > 3, "anyres grids of several shapes"
-    compare(untouched, inputs, filled, ours)
+    return inputs, filled
 
 
-def compare(model, inputs, labels, ours) -> None:
+THEIRS = {"llava-cot-11b": mllamas, "llava-next-vicuna-7b": llava_nexts}
+
+
+def test_loss_and_gradients_are_transformers_own(rehearsed, places, ours, untouched):
+    inputs, labels = THEIRS[rehearsed.params.family](rehearsed, places)
     loss, gradients = ours
-    theirs = model(**inputs, labels=labels).loss
+    theirs = untouched(**inputs, labels=labels).loss
     theirs.backward()
     assert loss == pytest.approx(theirs.item(), abs=1e-5)
     assert np.isfinite(loss) and len(gradients) > 10
-    other = rehearsed_batch.gradients(model)
+    other = rehearsed_batch.gradients(untouched)
     assert rehearsed_batch.largest_difference(gradients, other) < 1e-4
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
 
