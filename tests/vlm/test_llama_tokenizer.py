@@ -20,20 +20,7 @@ from heima.data import official
 from heima.data.official import TokenizerMerges
 from heima.toy.mllama import CHAT_TEMPLATE
 from heima.vlm.models import vocabulary as family_vocabulary
-
-INSTALL = "pip install --no-deps llama-models==0.3.0 tiktoken==0.14.0"
-
-# The hub's names of the ids from 128000 on: unnamed ones are reserved and numbered through.
-NAMED = {
-    0: "<|begin_of_text|>",
-    1: "<|end_of_text|>",
-    4: "<|finetune_right_pad_id|>",
-    6: "<|start_header_id|>",
-    7: "<|end_header_id|>",
-    8: "<|eom_id|>",
-    9: "<|eot_id|>",
-    10: "<|python_tag|>",
-}
+from timings.rehearsal.tokenizers import INSTALL, LLAMA_NAMED
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +29,17 @@ def vocabulary(params):
         pytest.skip(f"the Llama 3 tokenizer is not installed; to run this: {INSTALL}")
     package = Path(find_spec("llama_models").submodule_search_locations[0])
     numbers = iter(range(256))
-    special = [NAMED.get(i) or f"<|reserved_special_token_{next(numbers)}|>" for i in range(256)]
+    special = [
+        LLAMA_NAMED.get(i) or f"<|reserved_special_token_{next(numbers)}|>" for i in range(256)
+    ]
     converter = TikTokenConverter(
         str(package / "llama3" / "tokenizer.model"), extra_special_tokens=special
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=converter.converted(),
-        bos_token=NAMED[0],
-        eos_token=NAMED[9],
-        pad_token=NAMED[4],
+        bos_token=LLAMA_NAMED[0],
+        eos_token=LLAMA_NAMED[9],
+        pad_token=LLAMA_NAMED[4],
         clean_up_tokenization_spaces=False,
     )
     assert len(tokenizer) == 128256

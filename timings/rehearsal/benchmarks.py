@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, Sequence, Value
 
 from heima.config.benchmarks import BENCHMARKS
+from heima.toy.benchmarks import EDITIONS
 from timings.rehearsal.records import IMAGES, file_of
 
 _STRING, _INTEGER = Value("string"), Value("int64")
@@ -133,25 +134,6 @@ def _mathvista(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
         ("free_form", "float", None, "cm", 1.0, "2.5"),
         ("free_form", "list", None, None, None, "[1, 2]"),
     ]
-    features = Features(
-        {
-            **_strings("pid", "question", "image"),
-            "decoded_image": Image(),
-            "choices": Sequence(_STRING),
-            "unit": _STRING,
-            "precision": Value("float64"),
-            **_strings("answer", "question_type", "answer_type"),
-            "metadata": {
-                **_strings("category", "context", "grade"),
-                "img_height": _INTEGER,
-                "img_width": _INTEGER,
-                "language": _STRING,
-                "skills": Sequence(_STRING),
-                **_strings("source", "split", "task"),
-            },
-            "query": _STRING,
-        }
-    )
     rows = [
         {
             "pid": str(number + 1),
@@ -182,7 +164,7 @@ def _mathvista(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
             kinds
         )
     ]
-    return features, rows
+    return EDITIONS["mathvista"].features, rows
 
 
 def _ai2d(odd: bool) -> tuple[Features, list[dict[str, Any]]]:

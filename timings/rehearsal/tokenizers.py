@@ -32,7 +32,7 @@ from timings.rehearsal.words import corpus
 INSTALL = "pip install --no-deps llama-models==0.3.0 tiktoken==0.14.0"
 
 LLAMA_PIECES = 128_000
-_LLAMA_NAMED = {
+LLAMA_NAMED = {
     0: "<|begin_of_text|>",
     1: "<|end_of_text|>",
     4: "<|finetune_right_pad_id|>",
@@ -126,18 +126,18 @@ def llama_3(template: str, *, pad: bool, image: bool, file: Path | None) -> PreT
     """
     numbers = itertools.count()
     special = [
-        _LLAMA_NAMED.get(place) or f"<|reserved_special_token_{next(numbers)}|>"
+        LLAMA_NAMED.get(place) or f"<|reserved_special_token_{next(numbers)}|>"
         for place in range(256)
     ]
     special += ["<|image|>"] * image
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_metas(file, special) if file else _byte_level(special),
-        bos_token=_LLAMA_NAMED[0],
-        eos_token=_LLAMA_NAMED[9],
+        bos_token=LLAMA_NAMED[0],
+        eos_token=LLAMA_NAMED[9],
         clean_up_tokenization_spaces=False,
         model_max_length=131_072,
         model_input_names=["input_ids", "attention_mask"],
-        **({"pad_token": _LLAMA_NAMED[4]} if pad else {}),
+        **({"pad_token": LLAMA_NAMED[4]} if pad else {}),
     )
     tokenizer.chat_template = template
     return tokenizer
