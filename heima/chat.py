@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from PIL import Image
 from safetensors import safe_open
 from transformers import (
-    AutoModelForImageTextToText,
+    AutoConfig,
     AutoProcessor,
     PreTrainedModel,
     ProcessorMixin,
@@ -32,16 +31,17 @@ from transformers import (
 from heima import config
 from heima.config import Decoding
 from heima.cot.sections import meant, thinking_token
-from heima.data import pictures
+from heima.data import hub_cache, pictures
 from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.families import registry
 from heima.families.batches import Collator
 from heima.interpreting import interpreter, states
 from heima.results.files import read_json
-from heima.vlm import models
+from heima.vlm import models, weights
 from heima.vlm.export import BASE
 from heima.vlm.generation import Prompt, generate
+from heima.vlm.pointer import PATTERNS, ModelError
 
 
 class ChatError(RuntimeError):
@@ -79,23 +79,44 @@ def open_image(path: Path, how: config.ImageDecoding = "faithful") -> Image.Imag
 
 
 def load_exported(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin, Vocabulary]:
-    """What `stages.export` wrote. Raises `ChatError` where the folder holds no such thing."""
+    """What `stages.export` wrote.
+
+    Raises `ChatError` where the folder holds no such thing, the hub's model below its adapter is
+    not on this machine, or the adapter is not whole, and `ModelError` for a model that is not.
+    """
     if not (folder / "thinking_tokens.json").exists():
         raise ChatError(f"{folder} was not written by stages.export: it has no thinking tokens")
-    load = AutoModelForImageTextToText.from_pretrained
-    if (folder / "adapter_config.json").exists():
-        named = read_json(folder / "adapter_config.json")
-        base = named["base_model_name_or_path"]
-        where = {"revision": named["revision"]} if named.get("revision") else {}
-        model = load(folder / BASE if base == BASE else base, use_safetensors=True, **where)
-        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    else:
-        model = load(folder, use_safetensors=True)
+    adapter = (folder / "adapter_config.json").exists()
+    whole = _below(folder) if adapter else folder
+    dtype = AutoConfig.from_pretrained(whole).dtype or torch.float32
+    model = weights.load("vlm", whole, dtype)
+    if adapter:
+        model = _merged(model, folder, again=f"stages.export {folder}")
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     tokens = read_json(folder / "thinking_tokens.json")
     reserved = {name: one["token"] for name, one in tokens.items()}
     vocabulary = Vocabulary(processor.tokenizer, reserved)
     return model.to(models.device()).eval(), processor, vocabulary
+
+
+def _merged(model: PreTrainedModel, adapter: Path, *, again: str) -> PreTrainedModel:
+    """`model` with an adapter in its weights. Raises `ChatError` for one that is not whole."""
+    try:
+        return models.load_adapter(model, adapter, again=again).merge_and_unload()
+    except ValueError as error:
+        raise ChatError(str(error)) from error
+
+
+def _below(folder: Path) -> Path:
+    """Where the model lies that an exported adapter belongs on."""
+    named = read_json(folder / "adapter_config.json")
+    base, revision = named["base_model_name_or_path"], named.get("revision")
+    if base == BASE:
+        return folder / BASE
+    found = hub_cache.cached("model", base, revision, PATTERNS)
+    if found is None:
+        raise ChatError(f"{base} at {revision} is not in the hub's cache: download it first")
+    return found
 
 
 def answer(
@@ -153,8 +174,9 @@ def readings(
         section = named.section
         if named.interpreter != section or not folder.exists():
             continue
-        llm = PeftModel.from_pretrained(models.load_llm(models.ROOT, params), str(folder))
-        merged = llm.merge_and_unload().to(models.device())
+        again = f"dvc repro interpret@{named.interpreter}-own-{seed}"
+        merged = _merged(models.load_llm(models.ROOT, params), folder, again=again)
+        merged = merged.to(models.device())
         reader = interpreter.StateReader(merged, [words.thinking_ids[thinking_token(section)]])
         given = [found[section].values]
         if (other := _other_states(section, seed)) is not None:
@@ -189,7 +211,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         _chat(given)
-    except (ChatError, config.ConfigError, FileNotFoundError) as error:
+    except (ChatError, ModelError, config.ConfigError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from heima import chat
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
 from heima.families.registry import FAMILIES
 from heima.results.files import read_json, write_json
 from heima.toy.twins import TWINS
 from heima.vlm import export, models
-from heima.vlm.pointer import POINTER
+from heima.vlm.pointer import POINTER, ModelError
 
 LOAD = """
 import sys, torch
@@ -107,3 +110,39 @@ def test_an_adapter_names_the_commit_of_its_base(params, tmp_path):
     assert export.base_of(tmp_path) == ("a/b", "c" * 40)
     write_json(tmp_path / "text-cot" / POINTER, {"path": "somewhere", "files": {}})
     assert export.base_of(tmp_path) is None
+
+
+def without_a_weight(file):
+    """Take the last weight out of a file; which it was."""
+    weights = load_file(file)
+    name = sorted(weights)[-1]
+    del weights[name]
+    save_file(weights, file, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_demo_refuses_an_exported_folder_that_is_not_whole(trained, merged, tmp_path):
+    """transformers and peft would draw what is missing, and say so in a log."""
+    root, params = trained
+    if FAMILIES[params.family].added:
+        merged = True
+    folder = tmp_path / "out"
+    export.export(root, "p3", 42, params, folder, "card", merged=merged)
+    model, _, vocabulary = chat.load_exported(folder)
+    expected, _ = models.load_vlm(root, params.trained("p3", 42), params)
+    for (name, one), (_, other) in zip(
+        model.named_parameters(), expected.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    assert vocabulary.thinking_ids == {
+        name: one["id"] for name, one in read_json(folder / "thinking_tokens.json").items()
+    }
+    if merged:
+        name = without_a_weight(folder / "model.safetensors")
+        with pytest.raises(ModelError, match=rf"lacks (model\.)?{re.escape(name)}: "):
+            chat.load_exported(folder)
+    else:
+        without_a_weight(folder / "adapter_model.safetensors")
+        with pytest.raises(chat.ChatError, match="lacks 1 of the adapter's"):
+            chat.load_exported(folder)
