@@ -39,14 +39,25 @@ class BertScore:
     """
 
     def __init__(self, folder: Path, *, layers: int) -> None:
-        """Load the model in `folder` (a Hugging Face folder), cut after its layer `layers`."""
+        """Load the model in `folder` (a Hugging Face folder), cut after its layer `layers`.
+
+        Raises `ValueError` where it has fewer layers, `MissingResource` where it lacks weights.
+        """
         import torch
         from transformers import AutoModel, AutoTokenizer
 
         kernels.install()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # Some weights are stored as fp16; the paper's transformers computed in fp32 all the same.
-        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        model, found = AutoModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+        # transformers draws what is missing at random. A pooler may be: nothing goes through it.
+        missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+        if missing:
+            raise MissingResource(
+                f"{folder} lacks {len(missing)} weights, {missing[0]} among them: get it again"
+            )
         if layers > len(model.encoder.layer):
             raise ValueError(f"{folder} has {len(model.encoder.layer)} layers, not {layers}")
         model.encoder.layer = model.encoder.layer[:layers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,20 @@ def test_damaged_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(bertscore, "MINILM_SHA256", "0" * 64)
     with pytest.raises(MissingResource, match="damaged or another release"):
         bertscore.model_folder(parameters())
+
+
+@pytest.mark.parametrize(
+    "lost", ["deberta.embeddings.word_embeddings.weight", "encoder.layer.1.attention.self", "all"]
+)
+def test_a_model_without_some_of_its_weights_is_refused(deberta, tmp_path, lost):
+    """transformers would draw them at random, and every score would be a number."""
+    folder = Path(shutil.copytree(deberta, tmp_path / "model"))
+    weights = torch.load(folder / "pytorch_model.bin")
+    kept = {name: one for name, one in weights.items() if lost != "all" and lost not in name}
+    assert len(kept) < len(weights)
+    torch.save(kept, folder / "pytorch_model.bin")
+    with pytest.raises(MissingResource, match=r"model lacks \d+ weights, .* among them: get it"):
+        bertscore.BertScore(folder, layers=2)
 
 
 @pytest.fixture
