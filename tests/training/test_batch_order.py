@@ -51,7 +51,7 @@ def test_batches_are_of_like_length_and_their_neighbours_are_not(count):
 
 
 @given(
-    st.lists(st.integers(), min_size=1, max_size=50, unique=True),
+    st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=50, unique=True),
     st.integers(1, 9),
     st.none() | st.integers(1, 9),
 )
