@@ -1,6 +1,6 @@
 # `make repro` and `make test` are all that a fresh machine needs.
 .DEFAULT_GOAL := help
-.PHONY: help install repro check test test-all rehearse device device-wheels lint ui clean
+.PHONY: help lock install repro check test test-all rehearse device device-wheels lint ui clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,14 +14,22 @@ help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Interrupted installs are repeated: the mark is set last.
-$(INSTALLED): requirements.txt requirements-nodeps.txt pyproject.toml
+# Torch differs by platform (CPU, CUDA), so it alone is held by its version; all else by the hashes of
+# its files, to the last dependency.
+$(INSTALLED): requirements.txt requirements-nodeps.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "heima needs Python 3.11 or newer; give one with PYTHON=…")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
-	pip install --quiet --disable-pip-version-check -r requirements.txt
-	pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
+	pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+lock: ## Hash what requirements*.txt pin (needs uv)
+	grep -v '^torch==' requirements.txt | $(HASHED) - requirements-nodeps.txt -o requirements.lock
+	$(HASHED) requirements-device.txt -o requirements-device.lock
+
+HASHED := uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes \
+  --no-annotate --no-header
 
 install: $(INSTALLED) ## Create .venv and install everything that is pinned
 
@@ -52,7 +60,7 @@ device-wheels: ## Download what a GPU machine's image lacks into .wheels
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest .wheels \
 	  --python-version 3.12 --implementation cp --abi cp312 --abi none \
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
-	  --platform manylinux2014_x86_64 --platform any -r requirements-device.txt
+	  --platform manylinux2014_x86_64 --platform any --require-hashes -r requirements-device.lock
 
 lint: install ## Check style, spelling and types
 	ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -52,6 +53,24 @@ def test_the_carried_wheels_are_the_pinned_ones():
     assert carried.items() <= whole.items()
     named = {name.replace("_", "-").replace(".", "-") for name in device.CARRIED}
     assert named <= carried.keys()
+
+
+@pytest.mark.parametrize(
+    "lock, pinned",
+    [
+        ("requirements.lock", ("requirements.txt", "requirements-nodeps.txt")),
+        ("requirements-device.lock", ("requirements-device.txt",)),
+    ],
+)
+def test_all_that_is_pinned_is_hashed(lock, pinned):
+    """But torch, whose builds differ by platform."""
+    wanted = dict(itertools.chain(*(pins(name).items() for name in pinned)))
+    wanted.pop("torch", None)
+    hashed = (ROOT / lock).read_text(encoding="utf-8")
+    entry = r"^(\S+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$"
+    entries = re.findall(entry, hashed, re.MULTILINE)
+    assert {name: version for name, version, _ in entries} == wanted
+    assert re.sub(entry, "", hashed, flags=re.MULTILINE).strip() == ""
 
 
 def test_all_parts_together_stay_below_the_limit():
