@@ -13,21 +13,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from timings.rehearsal import benchmarks, make
+from timings.rehearsal import make
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--family", choices=make.FAMILIES, action="append", help="default: both")
     parser.add_argument("--records", type=int, default=make.RECORDS)
-    parser.add_argument(
-        "--odd",
-        action="store_true",
-        help="the real cards' rows that the checks refuse, too: "
-        + "; ".join(f"{name}: {what}" for name, what in benchmarks.ODD.items()),
-    )
     given = parser.parse_args()
-    made = make.write(
-        given.folder, given.family or make.FAMILIES, records=given.records, odd=given.odd
-    )
+    made = make.write(given.folder, given.family or make.FAMILIES, records=given.records)
     print(f"{given.folder}: {', '.join(made) or 'nothing'} made")

@@ -1,7 +1,6 @@
 """Rows of the benchmarks with the columns, types and file layout of their cards on the hub.
 
-`ODD` are rows and columns of the real cards that the checks refuse at present; `write` leaves them
-out unless it is told to write them.
+Their oddities, too: an option of MMStar is empty, MMBench's rows have no column E.
 """
 
 from __future__ import annotations
@@ -24,12 +23,6 @@ _STRING, _INTEGER = Value("string"), Value("int64")
 TSV = "MMBench_DEV_EN_V11.tsv"
 """VLMEvalKit's file, which the protocol `vlmevalkit` reads."""
 
-ODD = {
-    "mmstar": "an option is empty",
-    "mmbench": "there is no column E: no question has five options",
-}
-"""Benchmark -> what the real card has and `eval.benchmark_check` refuses."""
-
 
 def _picture(seed: int) -> dict[str, Any]:
     mode, size, kind = IMAGES[(0, 1, 3, 8, 4)[seed % 5]]
@@ -40,13 +33,12 @@ def _strings(*names: str) -> dict[str, Value]:
     return dict.fromkeys(names, _STRING)
 
 
-def _mmstar(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
+def _mmstar() -> tuple[Features, list[dict[str, Any]]]:
     questions = [
         "Which of these is it?\nOptions: A: a red car, B: two, or three, C: None of these, D: 1:2",
         "What is <image 1>?\nOptions: A: (1) 12.5%, B: 3/4, C: $x^2$, D: 'a'",
+        "How many?\nOptions: A: 1, B: , C: 3, D: 4",
     ]
-    if odd:
-        questions.append("How many?\nOptions: A: 1, B: , C: 3, D: 4")
     features = Features(
         {
             "index": _INTEGER,
@@ -71,8 +63,8 @@ def _mmstar(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
     return features, rows
 
 
-def _mmbench(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
-    letters = ("A", "B", "C", "D") if odd else ("A", "B", "C", "D", "E")
+def _mmbench() -> tuple[Features, list[dict[str, Any]]]:
+    letters = ("A", "B", "C", "D")
     features = Features(
         {
             "index": _INTEGER,
@@ -104,7 +96,7 @@ def _mmbench(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
     return features, rows
 
 
-def _mmvet(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
+def _mmvet() -> tuple[Features, list[dict[str, Any]]]:
     features = Features(
         {
             **_strings("question_id", "question", "answer", "image_source", "capability"),
@@ -127,7 +119,7 @@ def _mmvet(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
     return features, rows
 
 
-def _mathvista(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
+def _mathvista() -> tuple[Features, list[dict[str, Any]]]:
     kinds = [
         ("multi_choice", "text", ["Yes", "No"], None, None, "Yes"),
         ("free_form", "integer", None, None, None, "7"),
@@ -167,7 +159,7 @@ def _mathvista(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
     return EDITIONS["mathvista"].features, rows
 
 
-def _ai2d(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
+def _ai2d() -> tuple[Features, list[dict[str, Any]]]:
     features = Features(
         {
             "question": _STRING,
@@ -188,7 +180,7 @@ def _ai2d(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
     return features, rows
 
 
-def _hallusionbench(odd: bool) -> tuple[Features, list[dict[str, Any]]]:
+def _hallusionbench() -> tuple[Features, list[dict[str, Any]]]:
     features = Features(
         {
             **_strings("category", "subcategory", "visual_input", "set_id", "figure_id"),
@@ -228,13 +220,10 @@ _ROWS = {
 }
 
 
-def write(folder: Path, *, odd: bool = False) -> None:
-    """A data set folder for each benchmark, and VLMEvalKit's MMBench V1.1.
-
-    With `odd` they have what `ODD` names, too.
-    """
+def write(folder: Path) -> None:
+    """A data set folder for each benchmark, and VLMEvalKit's MMBench V1.1."""
     for name, make in _ROWS.items():
-        features, rows = make(odd)
+        features, rows = make()
         dataset = BENCHMARKS[name].dataset
         place = folder / name
         (place / "data").mkdir(parents=True)
@@ -253,7 +242,7 @@ def _write_tsv(path: Path) -> None:
     """Options that are not there are empty; a rotation's image is the index of the first one's."""
     columns = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
     columns += ["l2-category", "split"]
-    _, rows = _mmbench(odd=True)
+    _, rows = _mmbench()
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(columns)
@@ -267,6 +256,6 @@ def _write_tsv(path: Path) -> None:
             table.writerow([stated[column] for column in columns])
 
 
-def rows_of(name: str, *, odd: bool = False) -> Many[dict[str, Any]]:
+def rows_of(name: str) -> Many[dict[str, Any]]:
     """The rows of a benchmark."""
-    return _ROWS[name](odd)[1]
+    return _ROWS[name]()[1]

@@ -20,18 +20,17 @@ def write(
     *,
     records: int = RECORDS,
     benchmarks: bool = True,
-    odd: bool = False,
 ) -> list[str]:
     """Make what is not there yet; the names of the folders that were made.
 
-    Says whose tokenizer Llama has. `records` must be at least 4; `odd` is told by
-    `timings.rehearsal.benchmarks`, which need the library `datasets`.
+    Says whose tokenizer Llama has. `records` must be at least 4; the benchmarks need the library
+    `datasets`.
     """
     if records < 4:
         raise ValueError(f"records = {records} must be at least 4")
     found: dict[str, Callable[[Path], None]] = {
         "source": lambda place: source.write_source(place, records=records),
-        **({"benchmarks": lambda place: _benchmarks(place, odd)} if benchmarks else {}),
+        **({"benchmarks": _benchmarks} if benchmarks else {}),
         **{family: _MODELS[family] for family in families},
     }
     made = []
@@ -45,11 +44,11 @@ def write(
     return made
 
 
-def _benchmarks(folder: Path, odd: bool) -> None:
+def _benchmarks(folder: Path) -> None:
     from timings.rehearsal import benchmarks
 
     folder.mkdir()
-    benchmarks.write(folder, odd=odd)
+    benchmarks.write(folder)
 
 
 def _llama(folder: Path) -> None:
