@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -41,15 +42,27 @@ def runs_stages(process: psutil.Process) -> bool:
 
 
 def watch() -> None:
-    """End this process soon after one of its guardians has ended."""
+    """End this process soon after one of its guardians has ended; at once, where one that started
+    it has ended before it could look."""
     watched = guardians()
+    if _is_started() and not any(runs_stages(one) for one in watched):
+        _end()
     if watched:
         threading.Thread(target=_watch, args=(watched,), daemon=True).start()
+
+
+def _is_started() -> bool:
+    """Whether this is no process that somebody has started by hand."""
+    return "DVC_STAGE" in os.environ or "stages.warm" in sys.orig_argv
 
 
 def _watch(watched: list[psutil.Process]) -> None:
     while all(_lives(one) for one in watched):
         time.sleep(_SECONDS)
+    _end()
+
+
+def _end() -> NoReturn:
     print("error: the process that started this stage has ended", file=sys.stderr, flush=True)
     if os.getpgrp() == os.getpid():
         # A child of `stages.repro` or its server: what it has started ends with it.
