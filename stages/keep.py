@@ -14,13 +14,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import reports
 from heima import config
 from heima.results.cells import read_metrics
 from heima.results.files import read_json, write_json
 from heima.results.measures import judge_name
+from reports import tables
+from reports.tables.kept import FOLDER, Kept, KeptFinding, KeptProvenance
+from reports.tables.results import scale_of
 from stages import arguments, revision
 
 NOT_RESULTS = ("track",)
@@ -39,10 +41,6 @@ def outdated() -> list[str]:
 
 def keep(root: Path, params: config.Params, commit: str) -> Path:
     """Write down the results below `root`, and return where."""
-    from reports import tables
-    from reports.tables.kept import FOLDER, Kept, KeptFinding
-    from reports.tables.results import scale_of
-
     try:
         results = tables.read(root, params)
     except tables.TableError as error:
@@ -71,19 +69,17 @@ def keep(root: Path, params: config.Params, commit: str) -> Path:
     return path
 
 
-def _provenance(root: Path, params: config.Params) -> dict[str, Any]:
+def _provenance(root: Path, params: config.Params) -> KeptProvenance:
     """The fingerprints of the code that scored and measured, and versions and machine."""
     files = {
         "score": root / "metrics" / "score" / f"{next(iter(params.variants))}.json",
         "similarity": root / "metrics" / "similarity" / f"{params.sections[0]}.json",
     }
     made = {stage: read_metrics(path)[1] for stage, path in files.items()}
-    return {
-        "code": {stage: one["code"] for stage, one in made.items()},
-        "params": made["score"]["params"],
-        "versions": made["score"]["versions"],
-        "machine": made["score"]["machine"],
-    }
+    return KeptProvenance(
+        code={stage: one["code"] for stage, one in made.items()},
+        **{name: made["score"][name] for name in ("params", "versions", "machine")},
+    )
 
 
 def main() -> None:

@@ -101,11 +101,20 @@ class KeptFinding(_Plain):
     source: str
 
 
+class KeptProvenance(_Plain):
+    """Stage -> fingerprint of its code, hash of the parameters, versions and machine."""
+
+    code: dict[str, str]
+    params: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+
 class Kept(_Plain):
     """A profile's results.
 
-    `commit` is that of the code which made them; `provenance` has the fingerprints of that code,
-    versions and machine. `tables` has its own blocks by table, `findings` its claim sheet.
+    `commit` is that of the code which made them; `tables` has its own blocks by table, `findings`
+    its claim sheet.
     """
 
     profile: str
@@ -115,7 +124,7 @@ class Kept(_Plain):
     commit: str = Field(pattern=r"^[0-9a-f]{12}$")
     seeds: tuple[int, ...]
     judge: str
-    provenance: dict[str, Any]
+    provenance: KeptProvenance
     tables: dict[str, tuple[PlainBlock, ...]]
     findings: dict[str, KeptFinding]
 

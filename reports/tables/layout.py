@@ -112,7 +112,7 @@ def width(text: str, size: str = "scriptsize") -> float:
 def breakable(text: str) -> str:
     """Escaped prose that may break within long names, too, and within endless words."""
     endless = _ENDLESS.sub(r"\g<0>\\allowbreak{}", escape(text))
-    return re.sub(r"(\\_|\\textbar\{\}|(?<!-)-|[:/])(?=[^\s-])", r"\1\\allowbreak{}", endless)
+    return re.sub(r"(\\_|\\textbar\{\}|(?<!-)-|[:/\]])(?=[^\s-])", r"\1\\allowbreak{}", endless)
 
 
 @dataclass(frozen=True)
