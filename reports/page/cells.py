@@ -12,6 +12,9 @@ from heima.config import Params
 from heima.results.files import read_json
 from reports.tables.kept import FOLDER
 from reports.tables.model import Block, Entry, Label, Panel, Table
+from reports.tables.names import heading
+from reports.tables.published import PUBLISHED
+from reports.tables.reported import PROTOCOL
 from reports.tables.samples import STATES
 
 Place = tuple[str, str, str, str, str]
@@ -148,6 +151,10 @@ def _samples(
     stages = stages_of(source)
     items = [stage.partition("@")[2] for stage in stages]
     protocol = next((p for p in params.protocols if block.origin.endswith(f"protocol {p}")), None)
+    if PUBLISHED.format(params.published_family) in block.origin:
+        protocol = PROTOCOL  # A row of the table `reported` ends in its benchmark.
+        headings = {heading(name): name for name in params.benchmarks}
+        column = headings.get(row.rpartition(", ")[2], column)
     if protocol and items and stages[0].startswith("score@"):
         chosen = {"protocol": protocol, "a": items[0]}
         if column in params.benchmarks:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from heima.config import ProtocolName
 from heima.results import verdicts
 from heima.results.cells import Cell
 from heima.results.measures import BERTSCORE, METEOR
@@ -23,7 +24,7 @@ from reports.tables.series import SERIES, points
 MARGINS = {"accuracy": 3.0, "reconstruction": 2.0}
 """How far from the paper's value, in points, ours is still the same (docs/verdicts.md)."""
 
-PROTOCOL = "vlmevalkit"
+PROTOCOL: ProtocolName = "vlmevalkit"
 """The paper's."""
 
 REPRODUCED, UNDECIDED, ONE_SEED = "reproduced", "undecided", "one seed: no verdict"

@@ -396,9 +396,9 @@ def test_kept_results_have_forms_of_their_own(files, beside_files):
 
 def test_letters_beyond_ascii_compile_and_are_not_lost(tmp_path):
     """Whatever the fonts lack is named by its number."""
-    text = "naïve café “quoted” — it’s 5 °C → ∑ 你好 😀 ﬁ İ ǆ"
+    text = "naïve “quoted” — it’s 5 °C → ∑ 你好 😀 ﬁ İ ǆ"
     shown = layout.escape(text)
-    assert shown.isascii() and "na\\\"ive caf\\'e ``quoted'' --- it's" in shown
+    assert shown.isascii() and "na\\\"ive ``quoted'' --- it's" in shown
     assert "[U+2192]" in shown and "[U+1F600]" in shown and "[U+4F60]" in shown
     panel = tables.Panel(
         text, "row", ("a",), {"text": 0}, {("a", "text"): tables.Label(text * 3 + "x" * 90, "f")}

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import networkx as nx
@@ -26,6 +27,7 @@ from tests import fabricated_page
 from tests.conftest import ROOT
 from tests.fabricated_page import HOSTILE
 from tests.reports import chromium
+from tests.reports.conftest import COMMIT
 
 VOID = {"meta", "link", "img", "input", "br", "hr", "rect", "path"}
 
@@ -174,6 +176,10 @@ def test_cells_lead_to_their_samples(data, finished_params):
     addresses = {detail["at"] for detail in data["cells"].values() if "at" in detail}
     assert "questions?protocol=lmms&a=heima&benchmark=ai2d" in addresses
     assert "turns?reconstruction=caption&control=shuffled" in addresses
+    made = ("metrics/score/", "metrics/similarity/", "scores/", "reconstructions/")
+    for name, detail in data["cells"].items():
+        if data["sources"][detail["s"]]["file"].startswith(made):
+            assert "at" in detail, name
     for address in addresses:
         wanted = dict(part.split("=") for part in address.partition("?")[2].split("&"))
         assert wanted.get("a", "heima") in finished_params.variants
@@ -420,6 +426,60 @@ def test_any_cell_leads_to_its_samples_in_two_clicks(browser, file, finished_par
         browser.value("document.getElementById('question-filters').elements.a.value")
         == "answer-only"
     )
+
+
+def test_each_address_of_a_cell_shows_samples(browser, file, data):
+    """Wherever a cell leads to, there is something to see, and it is what the cell is about."""
+    browser.look(width=1200)
+    browser.open(file)
+    addresses = sorted({detail["at"] for detail in data["cells"].values() if "at" in detail})
+    assert len(addresses) > 100
+    for address in addresses:
+        browser.value(f"location.hash = {json.dumps(address)}")
+        kind, _, wanted = address.partition("?")
+        form = f"document.getElementById('{kind.removesuffix('s')}-filters').elements"
+        for part in wanted.split("&"):
+            name, _, value = part.partition("=")
+            if value == "own":
+                continue  # It stands beside each control.
+            for _ in range(50):
+                # The page follows in an event of its own.
+                if browser.value(f"{form}['{name}'].value") == value:
+                    break
+                browser.listen(0.02)
+            assert browser.value(f"{form}['{name}'].value") == value, address
+        shown = f"document.getElementById('{kind.removesuffix('s')}-list').children.length"
+        assert browser.value(shown) > 0, address
+
+
+@pytest.fixture(scope="module")
+def beside_page(finished, finished_params, others, tmp_path_factory):
+    """A page with what other profiles have kept."""
+    root = shutil.copytree(finished, tmp_path_factory.mktemp("beside") / "copy")
+    for _, record in others.values():
+        shutil.copytree(record.parent, root / "reports" / "kept", dirs_exist_ok=True)
+    text = page.render(root, finished_params, plan=fabricated_page.plan(), commit="abc123")
+    path = root / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_kept_results_say_whose_they_are(browser, beside_page):
+    browser.look(width=1200)
+    browser.open(beside_page)
+    for table, profile in (("tokens_per_stage", "toy-thinking"), ("families", "toy-llava-next")):
+        browser.value(
+            f"document.querySelectorAll('[id^=\"{table}-0\"]').forEach(e => e.open = true)"
+        )
+        cells = f"[...document.querySelectorAll('#{table}-0 td button')]"
+        browser.value(f"{cells}.at(-1).click()")
+        told = browser.value("document.getElementById('cell').innerText")
+        assert f"reports/kept/{profile}.json" in told and COMMIT in told and "abc123" not in told
+        assert f"python -m stages.profile {profile} && make repro" in told
+        link = "document.querySelector('#cell .more a').getAttribute('href')"
+        assert browser.value(link) == f"../{profile}/index.html"
+        browser.value("document.getElementById('cell').close()")
+    assert "toy: not comparable" in browser.value("document.getElementById('tables').textContent")
 
 
 def test_filters_show_what_they_say(browser, file, data):
