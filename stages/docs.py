@@ -118,21 +118,24 @@ def marked(text: str) -> Iterator[tuple[int, int, str, str]]:
 
 def expected(part: str, kind: str, says: str, cells: Cells) -> list[float | None]:
     """The numbers that should stand in a part, in their order."""
+    if kind == "table":
+        return _of_table(part, says, cells)
     found: list[float | None] = []
-    if kind == "numbers":
-        for entry in says.split(";"):
-            selector, _, fields = entry.rpartition(":")
-            found += cells.values(selector.strip(), fields)
-        return found
+    for entry in says.split(";"):
+        selector, _, fields = entry.rpartition(":")
+        found += cells.values(selector.strip(), fields)
+    return found
+
+
+def _of_table(part: str, says: str, cells: Cells) -> list[float | None]:
+    found: list[float | None] = []
     panel, *others = (one.strip() for one in says.split(";"))
     table, origin, _ = (one.strip() for one in panel.split(" / "))
     elsewhere = {}
     for other in others:
         name, _, place = other.partition(" = ")
-        elsewhere[name] = (
-            f"{table} / {origin} / {place.rpartition(' / ')[0]} / {{}} / "
-            + (place.rpartition(" / ")[2])
-        )
+        title, _, column = place.rpartition(" / ")
+        elsewhere[name] = f"{table} / {origin} / {title} / {{}} / {column}"
     lines = [
         [cell.strip() for cell in line.strip().strip("|").split("|")]
         for line in part.strip().splitlines()

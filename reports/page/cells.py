@@ -38,6 +38,14 @@ class Grid:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Shown | None, ...]], ...]
 
+    @property
+    def prose(self) -> tuple[bool, ...]:
+        """Of each column, whether it has texts alone."""
+        return tuple(
+            not any(cell and cell.numeric for cell in column)
+            for column in zip(*(line for _, line in self.rows), strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class Group:

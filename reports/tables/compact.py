@@ -121,9 +121,10 @@ def _float(one: Compact, form: Form) -> str:
                 for value, top in zip(values, best, strict=True)
             ]
             lines.append(Line(row, cells, rule_before=row == CHANCE))
-    body = _below(grids(one.corner, one.columns, lines, form.width, form.tabcolsep))
+    align = "l" if one.prose else "r"
+    body = _below(grids(one.corner, one.columns, lines, form.width, form.tabcolsep, align))
     if form.wide is not None:
-        wide = _below(grids(one.corner, one.columns, lines, form.wide, form.tabcolsep))
+        wide = _below(grids(one.corner, one.columns, lines, form.wide, form.tabcolsep, align))
         if wide != body:
             body = f"\\ifdim\\textwidth<{form.wide:g}pt\n{body}\n\\else\n{wide}\n\\fi"
     label = f"tab:heima-{one.name}".replace("_", "-")

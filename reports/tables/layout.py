@@ -169,8 +169,11 @@ def grids(
     lines: Sequence[Line],
     available: float,
     tabcolsep: float = TABCOLSEP,
+    align: str = "r",
 ) -> list[str]:
     """Booktabs tabulars no wider than `available` points, all rows in each, columns shared out.
+
+    `align` is LaTeX's letter for the columns of cells: `r` for numbers, `l` for prose.
 
     Raises `ValueError` where the labels and one column are too wide already.
     """
@@ -186,7 +189,7 @@ def grids(
         widest = columns[needs.index(max(needs))]
         raise ValueError(f"the column {widest!r} does not fit into {available} points")
     parts = _shared_out(needs, room)
-    return [_tabular(corner, columns, lines, part, longest) for part in parts]
+    return [_tabular(corner, columns, lines, part, longest, align) for part in parts]
 
 
 def _shared_out(needs: Sequence[float], room: float) -> list[range]:
@@ -216,12 +219,17 @@ def _shared_out(needs: Sequence[float], room: float) -> list[range]:
 
 
 def _tabular(
-    corner: str, columns: Sequence[str], lines: Sequence[Line], part: range, longest: float
+    corner: str,
+    columns: Sequence[str],
+    lines: Sequence[Line],
+    part: range,
+    longest: float,
+    align: str,
 ) -> str:
     heads = [plain(corner, longest=longest), *(plain(columns[place]) for place in part)]
     head = " & ".join(one.latex for one in heads)
     rows = [
-        f"\\begin{{tabular}}{{@{{}}l{'r' * len(part)}@{{}}}}",
+        f"\\begin{{tabular}}{{@{{}}l{align * len(part)}@{{}}}}",
         "\\toprule",
         f"{head} \\\\",
         "\\midrule",
