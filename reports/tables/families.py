@@ -42,7 +42,7 @@ def families_blocks(
     gains |= {one.family: _gains(one.blocks("interpreters")) for one in others}
     states = Block(
         f"{params.profile} profile and others",
-        f"What interpreters read, by family ({captions.about(params)})",
+        f"What interpreters read, by family ({_profiles(params, others)})",
         captions.family_states(params),
         (_joined(_STATES, gains),),
     )
@@ -57,7 +57,7 @@ def _benchmarks(
 ) -> Block:
     return Block(
         f"{params.profile} profile and others, protocol {protocol}",
-        f"Families, protocol {protocol} ({captions.about(params)})",
+        f"Families, protocol {protocol} ({_profiles(params, others)})",
         captions.families(params, protocol, others),
         tuple(
             _joined(
@@ -67,6 +67,10 @@ def _benchmarks(
             for title in (ACCURACIES, DECODED)
         ),
     )
+
+
+def _profiles(params: Params, others: Sequence[Kept]) -> str:
+    return f"profiles {', '.join([params.profile, *(one.profile for one in others)])}"
 
 
 def _of_protocol(blocks: Sequence[Block], protocol: ProtocolName) -> dict[str, Panel]:
