@@ -9,7 +9,7 @@ from heima.config.profiles import written_out
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
-_CODE = ("*.py", "profiles")
+_CODE = ("*.py", "profiles", "dvc.yaml", "eval")
 
 
 class RevisionError(RuntimeError):

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from heima import config
+from heima.results.cells import write_metrics
 from heima.results.files import read_jsonl, write_jsonl
 from reports import page, tables
 from reports.finished import stage_names
@@ -320,6 +321,23 @@ def test_costs_stand_beside_the_plan(finished, finished_params):
     assert (rows["judge"].judge_calls, rows["judge"].usd) == (1200, 3.5)
     assert rows["judge"].planned is None and rows["resolve"].recorded is None
     assert (rows["all"].planned, rows["all"].judge_calls, rows["all"].runs) == (1.0, 1200, 4)
+
+
+def test_costs_are_those_of_the_stages_alone(tmp_path):
+    """Not of files that another profile or another seed has left there."""
+    for name, seconds in (
+        ("distill/p1/42", 3600.0), ("distill/p1/43", 7200.0), ("distill/p1-4/42", 1800.0),
+        ("interpret/shared/question-only/42", 360.0), ("interpret/old/own/42", 9e9),
+        ("teach/base", 720.0), ("teach/gone", 9e9),
+    ):  # fmt: skip
+        write_metrics(tmp_path / "metrics" / f"{name}.json", {}, {"seconds": seconds})
+    names = [
+        "distill@p1-42", "distill@p1-4-42", "interpret@shared-question-only-42", "teach@base",
+        "predict@heima",
+    ]  # fmt: skip
+    rows = {one.stage: one.recorded for one in costs.compared(tmp_path, names, [])}
+    assert rows["distill"] == pytest.approx(1.5) and rows["interpret"] == pytest.approx(0.1)
+    assert rows["teach"] == pytest.approx(0.2) and rows["predict"] is None
 
 
 def test_the_graph_is_that_of_dvc_yaml():
