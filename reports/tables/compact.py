@@ -15,6 +15,7 @@ from heima.config import Params
 from heima.results.measures import judge_name
 from heima.results.scores import CHANCE, MEAN
 from reports.tables.ablation import DIFFERENCES
+from reports.tables.interpreters import OTHERS
 from reports.tables.kept import Kept
 from reports.tables.layout import (
     COLUMN_WIDTH,
@@ -280,6 +281,7 @@ def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
         columns,
         tuple(groups),
     )
+    yield from _one_against_each(ours, params)
     for block in theirs:
         titles = [_PUBLISHED_INTERPRETERS[panel.title] for panel in block.panels]
         yield Compact(
@@ -301,6 +303,45 @@ def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
                 )
                 for section in params.sections
             ),
+        )
+
+
+def _one_against_each(ours: Block, params: Params) -> Iterator[Compact]:
+    """Own states read by an interpreter for each section and by one for all, where that was run."""
+    others = _panel(ours, OTHERS)
+    shared = {
+        params.reconstructions[name].section: name
+        for name in (others.rows if others else ())
+        if name in params.reconstructions  # and not one of the paper's rows
+        and set(params.interpreters[params.reconstructions[name].interpreter].sections)
+        == set(params.sections)
+    }
+    groups = []
+    columns: tuple[str, ...] = ()
+    for section, name in shared.items():
+        given = _panel(ours, f"{section}: state given")
+        if given is None or others is None:
+            raise ValueError(f"the interpreters' table has no panel of the {section}")
+        shown = [one for one in others.digits if one != "nll_per_token"]
+        columns = tuple(heading(one) for one in shown)
+        rows = {
+            _PUBLISHED_INTERPRETERS[EACH]: [
+                _number(given.entries["own", c], given.digits[c], rank=1) for c in shown
+            ],
+            _PUBLISHED_INTERPRETERS[SHARED]: [
+                _number(others.entries[name, c], others.digits[c], rank=1) for c in shown
+            ],
+        }
+        groups.append(Group(rows, section))
+    if groups:
+        yield Compact(
+            "interpreters-shared",
+            f"Sections rebuilt from their own thinking state by an interpreter for each and by one "
+            f"for all, {params.profile} profile, {_seeds(params.seeds)}. Text metrics in percent. "
+            "Best of a section in bold.",
+            "interpreter",
+            columns,
+            tuple(groups),
         )
 
 

@@ -405,3 +405,19 @@ def test_letters_beyond_ascii_compile_and_are_not_lost(tmp_path):
     )
     table = tables.Table("t", (tables.Block("here", text, text, (panel,)),))
     assert faults(compiled(tmp_path, {"t.tex": tables.latex(table)}, ARTICLE)) == []
+
+
+def test_one_interpreter_for_all_stands_beside_one_for_each(files, built, params):
+    text = files["interpreters-shared.tex"]
+    own, shared = built["interpreters"].blocks[0].panels, "Other interpreters: own state"
+    [others] = [panel for panel in own if panel.title == shared]
+    lines = [line for line in text.splitlines() if re.match("one (each|for all) &", line)]
+    assert len(lines) % (2 * len(params.sections)) == 0
+    for place, section in enumerate(params.sections):
+        [given] = [panel for panel in own if panel.title == f"{section}: state given"]
+        for line, value in (
+            (lines[2 * place], given.entries["own", "bleu4"].value),
+            (lines[2 * place + 1], others.entries[f"shared-{section}", "bleu4"].value),
+        ):
+            first = re.sub(r"\\textbf|[{}]", "", line.split("&")[1]).strip()
+            assert first == f"{value:.1f}"
