@@ -21,6 +21,7 @@ import reports
 from heima import config
 from heima.results.files import atomic
 from stages import arguments
+from stages.revision import commit
 
 
 def planned() -> dict[str, Any]:
@@ -35,23 +36,6 @@ def planned() -> dict[str, Any]:
         raise SystemExit(f"no page was written: stages.plan failed:\n{done.stderr.strip()}")
     plan: dict[str, Any] = json.loads(done.stdout)
     return plan
-
-
-def commit() -> str:
-    """The commit that is checked out, and whether code or parameters differ from it."""
-    try:
-        head, changed = (
-            subprocess.run(["git", *words], capture_output=True, text=True)
-            for words in (
-                ("rev-parse", "--short=12", "HEAD"),
-                ("status", "--porcelain", "--untracked-files=no", "--", "*.py", "params.yaml"),
-            )
-        )
-    except FileNotFoundError:
-        return "unknown: there is no git"
-    if head.returncode:
-        return "unknown: this is no git repository"
-    return head.stdout.strip() + (", changed since" if changed.stdout else "")
 
 
 def main() -> None:
@@ -70,7 +54,7 @@ def main() -> None:
     from reports.tables import TableError
 
     try:
-        text = page.render(Path("."), params, plan=planned(), commit=commit())
+        text = page.render(Path("."), params, plan=planned(), commit=commit(params.profile))
     except (TableError, page.PageError) as error:
         raise SystemExit(f"no page was written:\n{error}") from error
     with atomic(path) as temporary:

@@ -1,7 +1,8 @@
 """Write the tables and the claim sheet, or print one: `python -m stages.tables [--show benchmarks]`
 
 Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, metrics/latency.json,
-       scores/{variant}.jsonl and reports/published/*.csv: what params.yaml names, no other file
+       scores/{variant}.jsonl, reconstructions/{section}/{seed}.jsonl, reports/published/*.csv, and
+       what other profiles have kept in reports/kept: what params.yaml names, no other file
 Writes reports/<profile>/tables/{name}.{tex,md,csv} for each name of `reports.tables.NAMES`,
        reports/<profile>/tables/compact/*.tex (for papers: `table*`, and `-column` for one column),
        reports/<profile>/claims.{md,json}, and reports/<profile>/logbook (the same for Trackio)
@@ -28,6 +29,8 @@ NAMES = (
     "latency",
     "tokens_per_stage",
     "retention_ratio",
+    "families",
+    "samples",
     "reported",
     CLAIMS,
 )
@@ -79,7 +82,7 @@ def write(folder: Path, params: config.Params) -> None:
             ("csv", tables.comma_separated),
         )
     }
-    compact = tables.compact_files(built, params)
+    compact = tables.compact_files(built, params, results.kept)
     found = claims.sheet(results, built)
     counts = tables.counts(tables.comparisons(results))
     _write_all(

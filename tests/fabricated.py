@@ -52,6 +52,7 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
         _write_score(root, params, variant, questions, seed)
     for seed, name in enumerate(params.reconstructions):
         _write_similarity(root, params, name, seed)
+        _write_rebuilt(root, params, name)
     _write_latency(root, params)
     return params
 
@@ -224,6 +225,25 @@ def _write_similarity(root: Path, params: config.Params, name: str, seed: int) -
             },
         ),
     )
+
+
+def _write_rebuilt(root: Path, params: config.Params, name: str) -> None:
+    section = params.reconstructions[name].section
+    for seed in params.seeds:
+        rows = [
+            {
+                "id": f"turn-{number}",
+                "image": f"image-{number // 2}",
+                "question": f"What is in picture {number}?",
+                "control": control,
+                "reference": f"the {section} of turn {number}, " + "word for word, " * number,
+                "text": "" if number == 6 else f"the {section} as read from {control}",
+                "nll": 3.25,
+            }
+            for control in params.reconstruct.controls
+            for number in range(20)
+        ]
+        write_jsonl(root / "reconstructions" / name / f"{seed}.jsonl", rows)
 
 
 PIPELINE = """

@@ -52,9 +52,19 @@ def sheet(results: Results, tables: Mapping[str, Table]) -> tuple[Judged, ...]:
 
 
 def judge(claim: Claim, evidence: Evidence) -> Judged:
-    """One claim; where results of this size cannot decide it, ours is shown without a verdict."""
+    """One claim; where results of this size cannot decide it, ours is shown without a verdict.
+
+    What was not run here is judged by what another profile of this size has kept, if one was.
+    """
     results = evidence.results
     found = claim.find(evidence)
+    if found.verdict == NOT_TESTABLE and found.cell is None:
+        for kept in results.kept:
+            if (cell := kept.cell(claim.name)) is not None:
+                other = kept.findings[claim.name]
+                run = f"{kept.profile}, commit {kept.commit}"
+                found = Finding(other.verdict, other.why, cell, kept.source, run)
+                break
     if claim.scale not in ("any", results.scale) and found.verdict != NOT_TESTABLE:
         why = f"about the {claim.scale}'s models and data, these results are of the {results.scale}"
         found = replace(found, verdict=NOT_TESTABLE, why=why)

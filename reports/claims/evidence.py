@@ -99,7 +99,7 @@ class Evidence:
                 sections = params.interpreters[one.interpreter].sections
                 entry = panel.entries[name, "bleu4"]
                 if one.section == section and set(sections) == set(params.sections):
-                    return (_cell(entry), entry.source) if isinstance(entry, Entry) else None
+                    return (entry.cell(), entry.source) if isinstance(entry, Entry) else None
         return None
 
     def speedup(self, variant: str, size: int) -> tuple[Cell, str] | None:
@@ -146,19 +146,6 @@ class Evidence:
         return {row: sum(values) / len(values) for row, values in found.items()}
 
 
-def _cell(entry: Entry) -> Cell:
-    if entry.low is None or entry.high is None:
-        raise ValueError(f"a claim needs a number with its interval, got {entry}")
-    return Cell(
-        entry.value,
-        entry.low,
-        entry.high,
-        n=entry.n or 1,
-        n_failed=entry.n_failed or 0,
-        seeds=entry.seeds,
-    )
-
-
 def _negated(entry: Entry) -> tuple[Cell, str]:
     left, _, right = entry.source.partition(" - ")
-    return verdicts.negated(_cell(entry)), f"{right} - {left}"
+    return verdicts.negated(entry.cell()), f"{right} - {left}"

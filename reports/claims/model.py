@@ -22,12 +22,16 @@ VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_TESTABLE)
 
 @dataclass(frozen=True)
 class Finding:
-    """Our value with its interval where there is one, and the verdict with its reason."""
+    """Our value with its interval where there is one, and the verdict with its reason.
+
+    `kept` names the other profile that it is of, and its commit; "" where it is this one's.
+    """
 
     verdict: Verdict
     why: str
     cell: Cell | None = None
     source: str = ""
+    kept: str = ""
 
 
 @dataclass(frozen=True)

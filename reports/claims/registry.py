@@ -148,7 +148,7 @@ def _reported_series(series: str) -> Callable[[Evidence], float | None]:
 
 
 def _second_family(evidence: Evidence) -> Finding:
-    if evidence.results.params.family != SECOND_FAMILY:
+    if evidence.results.params.published_family != SECOND_FAMILY:
         return not_testable("another family: `python -m stages.profile paper-llava-next`")
     return _gain("text-cot", PAPERS_PROTOCOL, "mmbench")(evidence)
 

@@ -38,6 +38,7 @@ def as_json(sheet: Sequence[Judged], params: Params, reported: Mapping[str, int]
                 "reported": one.reported,
                 "ours": one.finding.cell.to_json() if one.finding.cell else None,
                 "source": one.finding.source,
+                "kept": one.finding.kept or None,
                 "scale": one.scale,
                 "verdict": one.finding.verdict,
                 "why": one.finding.why,
@@ -81,13 +82,14 @@ def markdown(sheet: Sequence[Judged], params: Params, reported: Mapping[str, int
         stated = "–" if one.reported is None else fixed(one.reported, digits)
         shown = "–" if one.finding.cell is None else _shown(one.finding.cell, digits)
         count = "–" if one.finding.cell is None else str(one.finding.cell.n)
+        kept = f" ({one.finding.kept})" if one.finding.kept else ""
         unit = "" if one.finding.cell is None and one.reported is None else f" {one.claim.unit}"
         mark = "**" if one.finding.verdict == NOT_SUPPORTED else ""
         cells = (
             f"{one.claim.text} (`{one.claim.name}`)",
             one.claim.of,
             stated + (unit if one.reported is not None else ""),
-            shown + (unit if one.finding.cell is not None else ""),
+            shown + (unit if one.finding.cell is not None else "") + kept,
             count,
             one.scale,
             f"{mark}{one.finding.verdict}{mark}",

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING
 
 from reports.figures import style
 from reports.figures.inputs import FigureError, Inputs
-from reports.figures.interpreters import own_against_controls, state_geometry
+from reports.figures.interpreters import (
+    interpreter_metrics,
+    own_against_controls,
+    state_geometry,
+)
 from reports.figures.latency import latency_by_phase
 from reports.figures.scores import accuracy_by_tokens, answer_lengths, paired_differences
+from reports.figures.series import thinking_series
 from reports.figures.training import loss_by_phase
 
 if TYPE_CHECKING:
@@ -52,6 +57,25 @@ FIGURES = {
         "Points; dots are means, bars 95 % intervals over training seeds and questions, rings the "
         "single training seeds. Only what all seeds agree on counts as a conclusion.",
         "ablation",
+    ),
+    "thinking-series": Drawing(
+        thinking_series,
+        "How many thinking tokens",
+        "Accuracy by thinking tokens a section, and by the share of a section's tokens that is "
+        "retained; bars are 95 % intervals. A row for each run of a series, with the profile that "
+        "made it, and the paper's: other models, data and judges, no intervals. Each row has an "
+        "axis of its own.",
+        "tokens_per_stage",
+    ),
+    "interpreter-metrics": Drawing(
+        interpreter_metrics,
+        "How close the reconstructions are",
+        "The paper's measures of each section, in percent, and the judge's grade (1 to 5) at the "
+        "right: rebuilt from the own state by the section's interpreter and by one for all "
+        "sections, from another turn's state, and from the question alone. Bars have 95 % "
+        "intervals. Below, the paper's, which has no controls; the two are not comparable where "
+        "the profile is not the paper's.",
+        "interpreters",
     ),
     "own-against-controls": Drawing(
         own_against_controls,

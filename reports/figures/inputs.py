@@ -12,8 +12,10 @@ from heima.config import Params
 from heima.results.cells import Cell
 from heima.results.files import read_jsonl
 from reports import tables
+from reports.tables.kept import Scale
 from reports.tables.model import Entry, Panel, Table, TableError
 from reports.tables.reading import Scores, read_latency, read_scores, read_similarities
+from reports.tables.results import scale_of
 
 T = TypeVar("T")
 
@@ -46,6 +48,11 @@ class Inputs:
         problems: list[str] = []
         found = read_latency(self.root, self.params, problems)
         return _whole(found, problems)
+
+    @property
+    def scale(self) -> Scale:
+        """What the results are of."""
+        return scale_of(self.params)
 
     @cached_property
     def tables(self) -> dict[str, Table]:

@@ -1,19 +1,24 @@
-"""Figures of the interpreters: own states against controls, and where the states lie."""
+"""Figures of the interpreters: what they rebuild, from which state, and where the states lie."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heima.data.turns import load_turns
-from heima.results.measures import NLL_GAIN, difference, judge_column, judged
+from heima.results.measures import NLL_GAIN, difference, judge_column, judged, paper_metrics
 from reports.figures import style
 from reports.figures.inputs import FigureError, Inputs
 from reports.tables.model import Entry
+from reports.tables.names import heading
+from reports.tables.published import EACH, SHARED
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -42,6 +47,126 @@ def own_against_controls(inputs: Inputs) -> Figure:
             axes.set_xlabel(unit)
     drawn.supylabel("own state against", fontsize=8)
     return drawn
+
+
+_SHOWN = ("shuffled", "question-only")
+"""Controls beside which the own state's metrics are drawn."""
+_EACH, _ALL = "own state, an interpreter each", "own state, one for all sections"
+
+
+def interpreter_metrics(inputs: Inputs) -> Figure:
+    """The paper's measures of each section's reconstructions, ours and, below, the paper's."""
+    params = inputs.params
+    metrics = list(paper_metrics(params.similarity))
+    grade = judge_column(params.judge)
+    kinds = [_EACH, _ALL, *(c for c in _SHOWN if c in params.reconstruct.controls)]
+    colours = style.colours(kinds)
+    published = _published(inputs)
+    rows = 1 + bool(published)
+    drawn = style.figure(figsize=(6.75, 0.7 + 1.75 * rows))
+    grid = drawn.subplots(rows, len(params.sections), sharey="row", squeeze=False)
+    for place, (axes, section) in enumerate(zip(grid[0], params.sections, strict=True)):
+        found = _measured(inputs, section, [*metrics, grade])
+        columns = [m for m in (*metrics, grade) if any(m in own for own in found.values())]
+        for kind, own in found.items():
+            _bars(axes, columns, own, kinds.index(kind), len(kinds), colours[kind])
+        axes.set_xticks(range(len(columns)), [heading(one) for one in columns])
+        axes.set_title(section)
+        if grade in columns and place == len(params.sections) - 1:
+            right = axes.secondary_yaxis(
+                "right", functions=(lambda y: 1 + y / 25, lambda g: 25 * (g - 1))
+            )
+            right.set_ylabel("grade")
+            right.set_yticks(range(1, 6))
+    grid[0][0].set_ylabel(f"{params.profile} profile (%)")
+    for axes, section in zip(grid[1] if published else (), params.sections, strict=False):
+        columns = list(dict.fromkeys(metric for _, _, metric in published))
+        for kind, count in ((_EACH, "3"), (_ALL, "1")):
+            own = {m: published[count, section, m] for m in columns}
+            _bars(axes, columns, own, kinds.index(kind), 2, colours[kind])
+        axes.set_xticks(range(len(columns)), [heading(one) for one in columns])
+    if published:
+        grid[1][0].set_ylabel("the paper (%)")
+        apart = "" if inputs.scale == "paper" else f" ({inputs.scale} above: not comparable)"
+        grid[1][0].set_title(f"the paper's{apart}")
+    for axes in grid.flat:
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor", fontsize=6)
+        axes.grid(axis="x", visible=False)
+        axes.set_ylim(0, 100)
+    for kind in kinds:
+        grid[0][0].bar(0, 0, color=colours[kind], label=_KINDS.get(kind, kind))
+    drawn.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return drawn
+
+
+_KINDS = {"shuffled": "another turn's state", "question-only": "the question alone"}
+
+
+def _measured(inputs: Inputs, section: str, metrics: Sequence[str]) -> dict[str, dict[str, Entry]]:
+    """Kind -> metric -> number in percent, of a section; a grade from 1 to 5 as 0 to 100."""
+    params = inputs.params
+    grade = judge_column(params.judge)
+    everything = {
+        name
+        for name, one in params.reconstructions.items()
+        if one.section == section
+        and set(params.interpreters[one.interpreter].sections) == set(params.sections)
+    }
+    wanted = {_EACH: (section, "own")}
+    if everything - {section}:
+        wanted[_ALL] = (min(everything - {section}), "own")
+    wanted |= {c: (section, c) for c in _SHOWN if c in params.reconstruct.controls}
+    found: dict[str, dict[str, Entry]] = {}
+    for kind, (name, control) in wanted.items():
+        cells, source = inputs.similarities[name]
+        own = {m: Entry.of(cells[control][m], source) for m in metrics if m in cells[control]}
+        if grade in own:
+            own[grade] = _in_percent(own[grade])
+        found[kind] = own
+    return found
+
+
+def _in_percent(grade: Entry) -> Entry:
+    def scaled(value: float | None) -> float | None:
+        return None if value is None else 25 * (value - 1)
+
+    return replace(
+        grade, value=25 * (grade.value - 1), low=scaled(grade.low), high=scaled(grade.high)
+    )
+
+
+def _bars(
+    axes: Axes, columns: Sequence[str], own: Mapping[str, Entry], place: int, of: int, colour: str
+) -> None:
+    """A bar for each column that has a number, the `place`-th of `of` beside each other."""
+    width = 0.8 / of
+    for number, column in enumerate(columns):
+        if (entry := own.get(column)) is not None:
+            x = number + (place - (of - 1) / 2) * width
+            axes.bar(x, entry.value, width, color=colour)
+            if entry.low is not None:
+                axes.errorbar(
+                    x,
+                    entry.value,
+                    yerr=style.error(entry),
+                    fmt="none",
+                    ecolor="#444444",
+                    elinewidth=0.6,
+                    capsize=1,
+                )
+
+
+def _published(inputs: Inputs) -> dict[tuple[str, str, str], Entry]:
+    """Interpreters, section, metric -> the paper's value; empty for a family that has none."""
+    found: dict[tuple[str, str, str], Entry] = {}
+    for block in inputs.tables["interpreters"].blocks:
+        for panel in block.panels:
+            count = {EACH: "3", SHARED: "1"}.get(panel.title)
+            for (section, metric), entry in panel.entries.items() if count else ():
+                if count and isinstance(entry, Entry):
+                    found[count, section, metric] = entry
+    return found
 
 
 _POINTS = 400

@@ -10,7 +10,12 @@ from typing import Any
 
 from heima.config import Params
 from heima.results.files import read_json
+from reports.tables.kept import FOLDER
 from reports.tables.model import Block, Entry, Label, Panel, Table
+from reports.tables.names import heading
+from reports.tables.published import PUBLISHED
+from reports.tables.reported import PROTOCOL
+from reports.tables.samples import STATES
 
 Place = tuple[str, str, str, str, str]
 """Table, origin of the block, title of the panel, row, column."""
@@ -32,6 +37,14 @@ class Grid:
     corner: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Shown | None, ...]], ...]
+
+    @property
+    def prose(self) -> tuple[bool, ...]:
+        """Of each column, whether it has texts alone."""
+        return tuple(
+            not any(cell and cell.numeric for cell in column)
+            for column in zip(*(line for _, line in self.rows), strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,10 @@ def _samples(
     stages = stages_of(source)
     items = [stage.partition("@")[2] for stage in stages]
     protocol = next((p for p in params.protocols if block.origin.endswith(f"protocol {p}")), None)
+    if PUBLISHED.format(params.published_family) in block.origin:
+        protocol = PROTOCOL  # A row of the table `reported` ends in its benchmark.
+        headings = {heading(name): name for name in params.benchmarks}
+        column = headings.get(row.rpartition(", ")[2], column)
     if protocol and items and stages[0].startswith("score@"):
         chosen = {"protocol": protocol, "a": items[0]}
         if column in params.benchmarks:
@@ -153,10 +170,31 @@ def _samples(
         if len(items) > 1:
             chosen["b"] = items[1]
         return {"at": "questions?" + "&".join(f"{key}={one}" for key, one in chosen.items())}
+    if items and stages[0].startswith("reconstruct@"):
+        name = items[0].rpartition("-")[0]
+        return {"at": f"turns?reconstruction={name}&control={_control(column)}"}
+    if (profile := kept_profile(source)) is not None:
+        return {"page": f"../{profile}/index.html"}
     if items and stages[0].startswith("similarity@"):
         control = next((c for c in params.reconstruct.controls if c in (row, column)), "own")
         return {"at": f"turns?reconstruction={items[0]}&control={control}"}
     return {}
+
+
+def _control(heading: str) -> str:
+    """The control that a column of the samples' table is of; `own` for the section's own text."""
+    found = (control for control, words in STATES.items() if words == heading)
+    return next(found, "own")
+
+
+def kept_profile(source: str) -> str | None:
+    """The profile whose kept results a source is.
+
+    >>> kept_profile("reports/kept/toy-thinking.json"), kept_profile("params.yaml")
+    ('toy-thinking', None)
+    """
+    match = re.fullmatch(rf"{FOLDER.as_posix()}/([\w.-]+)\.json", source)
+    return match.group(1) if match else None
 
 
 _STAGES = (
@@ -164,6 +202,7 @@ _STAGES = (
     (r"scores/similarity/([\w.-]+)\.parquet", r"similarity@\1"),
     (r"scores/([\w.-]+)\.jsonl", r"score@\1"),
     (r"metrics/latency\.json", "latency"),
+    (r"reconstructions/([\w.-]+)/(\d+)\.jsonl", r"reconstruct@\1-\2"),
 )
 
 
@@ -184,8 +223,19 @@ def stages_of(source: str) -> list[str]:
 
 
 def _source(root: Path, name: str) -> dict[str, Any]:
-    """A source's file names, the fingerprints of the code that made them, and what remakes them."""
+    """A source's file names, the fingerprints of the code that made them, and what remakes them.
+
+    Kept results of another profile have a commit of their own.
+    """
     stages = stages_of(name)
+    if (profile := kept_profile(name)) is not None:
+        kept = read_json(root / name)
+        return {
+            "file": name,
+            "code": list(kept["provenance"]["code"].values()),
+            "commit": kept["commit"],
+            "command": f"python -m stages.profile {profile} && make repro && python -m stages.keep",
+        }
     if stages:
         command = f"dvc repro {' '.join(stages)} tables page"
     elif name.startswith("reports/published/"):
@@ -200,5 +250,8 @@ def _codes(root: Path, stages: Iterable[str]) -> list[str]:
     for stage in stages:
         kind, _, item = stage.partition("@")
         path = root / "metrics" / kind / f"{item}.json" if item else root / f"metrics/{kind}.json"
+        if kind == "reconstruct":
+            # It leaves texts alone; what measured them says how they were made.
+            path = root / "metrics" / "similarity" / f"{item.rpartition('-')[0]}.json"
         codes.append(str(read_json(path)["provenance"]["code"]))
     return list(dict.fromkeys(codes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,12 @@ def shown(hours: float | None) -> str:
 
 def compared(root: Path, names: Iterable[str], planned: Sequence[Mapping[str, Any]]) -> list[Cost]:
     """A row for each kind of the stages `names`; `planned` are those of `stages.plan --json`."""
-    runs: dict[str, int] = {}
+    items: dict[str, list[str]] = {}
     for name in names:
-        kind = name.partition("@")[0]
-        runs[kind] = runs.get(kind, 0) + 1
+        kind, _, item = name.partition("@")
+        items.setdefault(kind, []).append(item)
     found = []
-    for kind, count in runs.items():
+    for kind, own_items in items.items():
         own = [stage for stage in planned if stage["name"].partition("@")[0] == kind]
         hours = sum(stage["gpu_hours"] for stage in own)
         calls = sum(stage["judge_calls"] for stage in own)
@@ -58,9 +58,9 @@ def compared(root: Path, names: Iterable[str], planned: Sequence[Mapping[str, An
         found.append(
             Cost(
                 kind,
-                count,
+                len(own_items),
                 hours or None,
-                _recorded(root, kind) if kind in RECORDED else None,
+                _recorded(root, kind, own_items) if kind in RECORDED else None,
                 RECORDED.get(kind, ""),
                 usd or None,
                 calls or None,
@@ -83,10 +83,16 @@ def _together(rows: Sequence[Cost]) -> Cost:
     )
 
 
-def _recorded(root: Path, kind: str) -> float | None:
-    """Hours that the metrics files of a kind of stage have; None where they have none."""
+def _recorded(root: Path, kind: str, items: Collection[str]) -> float | None:
+    """Hours that the metrics files of these items have; None where they have none.
+
+    Files of other items may lie there, of another profile or of seeds that were taken out.
+    """
     seconds = []
-    for path in sorted((root / "metrics" / kind).rglob("*.json")):
+    folder = root / "metrics" / kind
+    for path in sorted(folder.rglob("*.json")):
+        if "-".join(path.relative_to(folder).with_suffix("").parts) not in items:
+            continue
         cells, provenance = read_metrics(path)
         if "seconds" in provenance:
             seconds.append(float(provenance["seconds"]))

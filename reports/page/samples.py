@@ -22,6 +22,7 @@ from heima.data.images import ImageFault, ImageZip
 from heima.results.files import read_jsonl
 from reports.page.errors import PageError
 from reports.page.images import Images
+from reports.tables.samples import evenly
 
 
 @dataclass
@@ -46,15 +47,6 @@ class Samples:
             self._places[text] = len(self.texts)
             self.texts.append(text)
         return self._places[text]
-
-
-def evenly(total: int, most: int) -> list[int]:
-    """At most `most` places of `total`, evenly spread, the first among them.
-
-    >>> evenly(10, 3), evenly(2, 5), evenly(4, 0)
-    ([0, 3, 6], [0, 1], [])
-    """
-    return [total * number // most for number in range(most)] if most < total else [*range(total)]
 
 
 def read(root: Path, params: Params) -> Samples:

@@ -3,11 +3,14 @@
 A table reads the files that the parameters name and no other; a cell that is missing, left over or
 of another profile raises `TableError` with all of them. Every entry knows the file it came from.
 The paper's own values stand in a block of their own beside ours, with a caption that says so: they
-come from other models, data and judges.
+come from other models, data and judges. So does what other profiles have kept
+(`reports.tables.kept`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from heima.config import Params
@@ -15,9 +18,12 @@ from reports.tables.ablation import ablation_block
 from reports.tables.appendix import latex
 from reports.tables.benchmarks import benchmarks_block
 from reports.tables.compact import compact_files
+from reports.tables.families import GAINS, families_blocks
 from reports.tables.interpreters import interpreters_block
+from reports.tables.kept import PlainBlock
 from reports.tables.latency import latency_block
 from reports.tables.model import Block, Entry, Label, Panel, Table, TableError
+from reports.tables.panels import ACCURACIES, DECODED
 from reports.tables.published import (
     published_ablation,
     published_benchmarks,
@@ -25,7 +31,8 @@ from reports.tables.published import (
 )
 from reports.tables.reported import comparisons, counts, reported_table
 from reports.tables.results import Results, read
-from reports.tables.series import SERIES, nothing, series_blocks
+from reports.tables.samples import samples_block
+from reports.tables.series import SERIES, nothing, own_series, series_blocks
 from reports.tables.writing import comma_separated, markdown
 
 __all__ = [
@@ -45,9 +52,19 @@ __all__ = [
     "markdown",
     "of_results",
     "read",
+    "to_keep",
 ]
 
-NAMES = ("benchmarks", "ablation", "interpreters", "latency", *SERIES, "reported")
+NAMES = (
+    "benchmarks",
+    "ablation",
+    "interpreters",
+    "latency",
+    *SERIES,
+    "families",
+    "samples",
+    "reported",
+)
 """The tables, in their order."""
 
 
@@ -59,14 +76,12 @@ def build(root: Path, params: Params) -> dict[str, Table]:
 def of_results(results: Results) -> dict[str, Table]:
     """The tables (`NAMES`) of results that were read."""
     params, scores, published = results.params, results.scores, results.published
+    benchmarks, interpreters = _own_benchmarks(results), _own_interpreters(results)
     made: tuple[Table, ...] = (
         Table(
             "benchmarks",
             (
-                *(
-                    benchmarks_block(params, protocol, scores, published["benchmarks"])
-                    for protocol in params.protocols
-                ),
+                *benchmarks,
                 *published_benchmarks(published["benchmarks"]),
             ),
         ),
@@ -83,21 +98,64 @@ def of_results(results: Results) -> dict[str, Table]:
         Table(
             "interpreters",
             (
-                interpreters_block(
-                    results.root,
-                    params,
-                    results.similarities,
-                    results.reconstructed,
-                    published["interpreters"],
-                ),
+                *interpreters,
                 *published_interpreters(params, published["interpreters"]),
             ),
         ),
         Table("latency", (latency_block(params, results.latency, results.latency_provenance),)),
         *(
-            Table(name, series_blocks(params, name, scores, published[name]) or nothing(name))
+            Table(
+                name,
+                series_blocks(params, name, scores, results.kept, published[name]) or nothing(name),
+            )
             for name in SERIES
         ),
+        Table(
+            "families",
+            families_blocks(params, benchmarks, interpreters, results.kept, published["families"]),
+        ),
+        Table("samples", (samples_block(params, results.rebuilt),)),
         reported_table(results, comparisons(results)),
     )
     return {table.name: table for table in made}
+
+
+def _own_benchmarks(results: Results) -> tuple[Block, ...]:
+    return tuple(
+        benchmarks_block(results.params, protocol, results.scores, results.published["benchmarks"])
+        for protocol in results.params.protocols
+    )
+
+
+def _own_interpreters(results: Results) -> tuple[Block, ...]:
+    return (
+        interpreters_block(
+            results.root,
+            results.params,
+            results.similarities,
+            results.reconstructed,
+            results.published["interpreters"],
+        ),
+    )
+
+
+def to_keep(results: Results) -> dict[str, tuple[PlainBlock, ...]]:
+    """What the tables of other profiles show of these results: blocks by table."""
+    wanted = (ACCURACIES, DECODED)
+    blocks = {
+        "benchmarks": [_with(block, wanted) for block in _own_benchmarks(results)],
+        "interpreters": [
+            _with(block, [p.title for p in block.panels if p.title.endswith(GAINS)])
+            for block in _own_interpreters(results)
+        ],
+        **{name: own_series(results.params, name, results.scores) for name in SERIES},
+    }
+    return {
+        name: tuple(PlainBlock.of(block) for block in found)
+        for name, found in blocks.items()
+        if found
+    }
+
+
+def _with(block: Block, titles: Collection[str]) -> Block:
+    return replace(block, panels=tuple(p for p in block.panels if p.title in titles))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from heima.config import OpenAIJudge, Params, ProtocolName
 from heima.results.measures import judge_name
+from reports.tables.kept import Kept
+from reports.tables.model import Block
 from reports.tables.reading import REFERENCE
 
 
@@ -180,20 +183,68 @@ def series(params: Params, protocol: ProtocolName, rows: Mapping[str, str]) -> s
     )
 
 
-def reported(params: Params, *, comparable: bool) -> str:
+def kept_block(block: Block, kept: Kept) -> Block:
+    """A block of another profile, which says so."""
+    size = "" if kept.scale == "paper" else f"; {kept.scale}: not comparable with the paper's"
+    return replace(
+        block,
+        title=f"{block.title}, kept",
+        caption=f"Results of the profile {kept.profile}, made by the code of commit {kept.commit}"
+        f"{size}. {block.caption}",
+    )
+
+
+def samples(params: Params, turns: int) -> str:
+    return (
+        f"Turns taken evenly by their place among the {turns} held-out ones; texts of training "
+        f"seed {params.seeds[0]}, checkpoint {params.states.checkpoint}, cut where they are long. "
+        "What is written from another turn's state or from the question alone is not read from the "
+        "turn's own. The page of results has more, with images and grades."
+    )
+
+
+def families(params: Params, protocol: ProtocolName, kept: Sequence[Kept]) -> str:
+    others = "; ".join(
+        f"{one.family} (profile {one.profile}, training seeds {', '.join(map(str, one.seeds))}, "
+        f"judge {one.judge}, commit {one.commit})"
+        for one in kept
+    )
+    return (
+        f"Accuracy in percent and decoded tokens per answer ({_RULES[protocol]}) of "
+        f"{params.family} (profile {params.profile}, training seeds "
+        f"{', '.join(map(str, params.seeds))}, judge {judge_name(params.judge)}), and, as kept of "
+        f"other runs, of {others}. {_INTERVAL}: over training seeds and questions, over questions "
+        f"alone where there is one seed. {_DECODED}. Nothing is tested between families: their "
+        "models differ in more than their kind."
+    )
+
+
+def family_states(params: Params) -> str:
+    """The caption of what interpreters read, family by family."""
+    return (
+        "What the own thinking state saves against each control, in nats a text, on held-out "
+        f"turns (position {params.states.position}); {_INTERVAL}."
+    )
+
+
+def reported(params: Params, kept: Sequence[Kept], *, comparable: bool) -> str:
     """The caption of the table that lays the paper's cells beside ours."""
+    others = "".join(
+        f" What this profile has not of the series is of {one.profile} (commit {one.commit})."
+        for one in kept
+    )
     if not comparable:
         return (
             f"Each value of the paper beside the one of the profile {params.profile}, whose "
             "models, data and benchmarks are its own: the two are not comparable, no difference is "
-            "computed and nothing is concluded."
+            f"computed and nothing is concluded.{others}"
         )
     return (
         "Each value of the paper beside ours under the protocol vlmevalkit, and ours minus the "
         "paper's; intervals are ours alone, since the paper published none. Verdicts by "
         "docs/verdicts.md: reproduced where the difference lies inside the bounds (two one-sided "
         "tests), higher or lower where it is not 0, each after Holm over all cells that can be "
-        "tested; else undecided. A trained model of one training seed has no verdict."
+        f"tested; else undecided. A trained model of one training seed has no verdict.{others}"
     )
 
 
@@ -202,6 +253,10 @@ PUBLISHED_SERIES = (
     "tokens were published."
 )
 NOTHING_PUBLISHED = "The paper published nothing about this family."
+ONE_FAMILY = (
+    "One family was run here. Another one's results stand here once they are kept: "
+    "`python -m stages.keep` where it was run."
+)
 PUBLISHED_BENCHMARKS = (
     "Other models, data, prompts and judges than ours; its generated tokens leave out "
     "parts of the released format that ours count. No intervals or n were published."

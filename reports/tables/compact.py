@@ -15,8 +15,11 @@ from heima.config import Params
 from heima.results.measures import judge_name
 from heima.results.scores import CHANCE, MEAN
 from reports.tables.ablation import DIFFERENCES
+from reports.tables.interpreters import OTHERS
+from reports.tables.kept import Kept
 from reports.tables.layout import (
     COLUMN_WIDTH,
+    LONGEST,
     PAGE_WIDTH,
     TABCOLSEP,
     TEXT_WIDTH,
@@ -31,6 +34,7 @@ from reports.tables.names import heading, variant
 from reports.tables.numbers import fixed
 from reports.tables.panels import ACCURACIES, DECODED, PUBLISHED_TOKENS
 from reports.tables.published import EACH, SHARED
+from reports.tables.samples import shortened
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ FORMS = {
     "-column": Form("table", COLUMN_WIDTH, 2.0),
 }
 """By what the name of a form's file ends in."""
+
+
+_LABELS = 112.0
+"""Points of the labels beside prose, space between columns included."""
+_SHORT = 160
+"""Characters of a text in a paper."""
 
 
 @dataclass(frozen=True)
@@ -80,33 +90,42 @@ class Compact:
     corner: str
     columns: tuple[str, ...]
     groups: tuple[Group, ...]
+    prose: bool = False
+    """Its one column has texts, on as many lines as they need."""
 
 
-def compact_files(tables: Mapping[str, Table], params: Params) -> dict[str, str]:
-    """File name -> LaTeX, of every compact table in each form."""
+def compact_files(
+    tables: Mapping[str, Table], params: Params, kept: Sequence[Kept] = ()
+) -> dict[str, str]:
+    """File name -> LaTeX, of every compact table in each form.
+
+    `kept` is what blocks of other profiles are of.
+    """
     return {
         f"{one.name}{ending}.tex": _float(one, form)
         for table in tables.values()
-        for one in _of(table, params)
+        for one in _of(table, params, kept)
         for ending, form in FORMS.items()
     }
 
 
 def _float(one: Compact, form: Form) -> str:
     lines: list[Line] = []
+    longest = form.width - _LABELS if one.prose else LONGEST
     for place, group in enumerate(one.groups):
         if group.title:
             lines.append(Line(group.title, (), rule_before=place > 0, heading=True))
         best = _best(group)
         for row, values in group.rows.items():
             cells = [
-                _typeset(value, bold=value.rank is not None and value.rank == top)
+                _typeset(value, longest, bold=value.rank is not None and value.rank == top)
                 for value, top in zip(values, best, strict=True)
             ]
             lines.append(Line(row, cells, rule_before=row == CHANCE))
-    body = _below(grids(one.corner, one.columns, lines, form.width, form.tabcolsep))
+    align = "l" if one.prose else "r"
+    body = _below(grids(one.corner, one.columns, lines, form.width, form.tabcolsep, align))
     if form.wide is not None:
-        wide = _below(grids(one.corner, one.columns, lines, form.wide, form.tabcolsep))
+        wide = _below(grids(one.corner, one.columns, lines, form.wide, form.tabcolsep, align))
         if wide != body:
             body = f"\\ifdim\\textwidth<{form.wide:g}pt\n{body}\n\\else\n{wide}\n\\fi"
     label = f"tab:heima-{one.name}".replace("_", "-")
@@ -123,8 +142,8 @@ def _below(texts: Sequence[str]) -> str:
     return "\n\\par\\smallskip\n".join(texts)
 
 
-def _typeset(value: Value, *, bold: bool) -> Typeset:
-    cell = plain(value.text, bold=bold)
+def _typeset(value: Value, longest: float, *, bold: bool) -> Typeset:
+    cell = plain(value.text, bold=bold, longest=longest)
     behind = plain(value.behind)
     return Typeset(cell.latex + behind.latex, cell.width + behind.width)
 
@@ -136,17 +155,19 @@ def _best(group: Group) -> list[float | None]:
     return [max(column) if len(column) > 1 else None for column in ranks]
 
 
-def _of(table: Table, params: Params) -> Iterator[Compact]:
+def _of(table: Table, params: Params, kept: Sequence[Kept]) -> Iterator[Compact]:
     if table.name == "interpreters":
         yield from _interpreters(table, params)
     elif table.name == "latency":
         yield _latency(table.blocks[0], params)
+    elif table.name == "samples":
+        yield from _samples(table.blocks[0], params)
     elif table.name == "reported":
         yield from _reported(table.blocks[0], params)
     else:
         for block in table.blocks:
-            if block.panels:
-                yield _scores(table.name, block, params)
+            if _panel(block, ACCURACIES):
+                yield _scores(table.name, block, params, kept)
 
 
 def _panel(block: Block, title: str) -> Panel | None:
@@ -162,51 +183,60 @@ _KINDS = {
     "ablation": "Ablation",
     "tokens_per_stage": "Thinking tokens a section",
     "retention_ratio": "Share of tokens retained as thinking tokens",
+    "families": "Families",
 }
 
 
-def _seeds(params: Params) -> str:
-    return f"means over {len(params.seeds)} training seeds" if len(params.seeds) > 1 else "one seed"
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"means over {len(seeds)} training seeds" if len(seeds) > 1 else "one seed"
 
 
-def _scores(name: str, block: Block, params: Params) -> Compact:
+def _scores(name: str, block: Block, params: Params, kept: Sequence[Kept]) -> Compact:
     """Accuracy, with tokens in parentheses where they are known; the ablation's difference."""
     accuracy = _panel(block, ACCURACIES)
     if accuracy is None:
         raise ValueError(f"the block {block.title!r} has no panel {ACCURACIES!r}")
     tokens = _panel(block, DECODED) or _panel(block, PUBLISHED_TOKENS)
     gaps = _panel(block, DIFFERENCES)
-    rows: dict[str, list[Value]] = {}
+    groups: dict[str, dict[str, list[Value]]] = {}
     for row in accuracy.rows:
-        rows[variant(row)] = [
+        # Behind its family where there are several.
+        family, _, own = row.rpartition(", ")
+        values = groups.setdefault(family, {})[variant(own)] = [
             _score(accuracy, tokens, row, column, ranked=row != CHANCE)
             for column in accuracy.digits
         ]
         if gaps is not None:
             gap = gaps.entries.get((row, MEAN))
             shown = f"{gap.value:+.1f}" if isinstance(gap, Entry) else "–"
-            rows[variant(row)].append(Value(shown.replace("-", "−")))
+            values.append(Value(shown.replace("-", "−")))
     columns = tuple(heading(column) for column in accuracy.digits)
     if gaps is not None:
         columns += ("vs. Heima",)
     cell = "Accuracy in percent" + (" (tokens an answer)" if tokens else "")
     gap_words = " Last: paired difference to Heima, each question once." if gaps else ""
     if _is_published(block):
-        words = f"{_KINDS[name]} as the paper reports them ({params.published_family}). {cell}."
+        of = "" if name == "families" else f" ({params.published_family})"
+        words = f"{_KINDS[name]} as the paper reports them{of}. {cell}."
         ending = "-published"
     else:
         protocol = block.origin.rpartition(" ")[2]
-        words = (
-            f"{_KINDS[name]}, {params.profile} profile, protocol {protocol}. {cell}; "
-            f"{_seeds(params)}, judge {judge_name(params.judge)}.{gap_words}"
-        )
-        ending = f"-{protocol}"
+        other = next((k for k in kept if block.origin.startswith(f"{k.profile} profile,")), None)
+        profile, seeds, judge, ending = params.profile, params.seeds, judge_name(params.judge), ""
+        if other:
+            profile, seeds, judge = other.profile, other.seeds, other.judge
+            ending = f"-{profile}"
+        ran = f"{_seeds(seeds)}, judge {judge}"
+        if name == "families":
+            profile, ran = f"{profile} and other", "training seeds as run"
+        words = f"{_KINDS[name]}, {profile} profile, protocol {protocol}. {cell}; {ran}.{gap_words}"
+        ending += f"-{protocol}"
     return Compact(
         f"{name}{ending}",
         f"{words} Best in bold.",
-        accuracy.corner.replace("variant", "model"),
+        "model" if accuracy.corner.endswith("variant") else accuracy.corner,
         columns,
-        (Group(rows),),
+        tuple(Group(rows, family) for family, rows in groups.items()),
     )
 
 
@@ -245,12 +275,13 @@ def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
     yield Compact(
         "interpreters",
         f"Sections rebuilt from their own thinking state and from controls, {params.profile} "
-        f"profile, {_seeds(params)}. Text metrics in percent; NLL gain: nats a text that the own "
-        "state saves against the control. Best of a section in bold.",
+        f"profile, {_seeds(params.seeds)}. Text metrics in percent; NLL gain: nats a text that the "
+        "own state saves against the control. Best of a section in bold.",
         "state",
         columns,
         tuple(groups),
     )
+    yield from _one_against_each(ours, params)
     for block in theirs:
         titles = [_PUBLISHED_INTERPRETERS[panel.title] for panel in block.panels]
         yield Compact(
@@ -272,6 +303,45 @@ def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
                 )
                 for section in params.sections
             ),
+        )
+
+
+def _one_against_each(ours: Block, params: Params) -> Iterator[Compact]:
+    """Own states read by an interpreter for each section and by one for all, where that was run."""
+    others = _panel(ours, OTHERS)
+    shared = {
+        params.reconstructions[name].section: name
+        for name in (others.rows if others else ())
+        if name in params.reconstructions  # and not one of the paper's rows
+        and set(params.interpreters[params.reconstructions[name].interpreter].sections)
+        == set(params.sections)
+    }
+    groups = []
+    columns: tuple[str, ...] = ()
+    for section, name in shared.items():
+        given = _panel(ours, f"{section}: state given")
+        if given is None or others is None:
+            raise ValueError(f"the interpreters' table has no panel of the {section}")
+        shown = [one for one in others.digits if one != "nll_per_token"]
+        columns = tuple(heading(one) for one in shown)
+        rows = {
+            _PUBLISHED_INTERPRETERS[EACH]: [
+                _number(given.entries["own", c], given.digits[c], rank=1) for c in shown
+            ],
+            _PUBLISHED_INTERPRETERS[SHARED]: [
+                _number(others.entries[name, c], others.digits[c], rank=1) for c in shown
+            ],
+        }
+        groups.append(Group(rows, section))
+    if groups:
+        yield Compact(
+            "interpreters-shared",
+            f"Sections rebuilt from their own thinking state by an interpreter for each and by one "
+            f"for all, {params.profile} profile, {_seeds(params.seeds)}. Text metrics in percent. "
+            "Best of a section in bold.",
+            "interpreter",
+            columns,
+            tuple(groups),
         )
 
 
@@ -311,6 +381,32 @@ def _latency(block: Block, params: Params) -> Compact:
         "model",
         tuple(f"batch {size}" for size in sizes),
         (Group(rows),),
+    )
+
+
+def _samples(block: Block, params: Params) -> Iterator[Compact]:
+    """The first turn, its texts in a column."""
+    if not block.panels:
+        return
+    panel = block.panels[0]
+    question = panel.title.partition(": ")[2]
+    groups = [Group({"question": [Value(shortened(question, _SHORT))]})]
+    for section in panel.rows:
+        rows: dict[str, list[Value]] = {}
+        for column in panel.digits:
+            entry = panel.entries[section, column]
+            text = entry.text if isinstance(entry, Label) else ""
+            rows[column] = [Value(shortened(text, _SHORT))]
+        groups.append(Group(rows, section))
+    yield Compact(
+        "samples",
+        f"Sections of the first held-out turn and what interpreters write from a thinking state, "
+        f"{params.profile} profile, training seed {params.seeds[0]}. Chosen by its place; long "
+        "texts are cut.",
+        "",
+        ("text",),
+        tuple(groups),
+        prose=True,
     )
 
 

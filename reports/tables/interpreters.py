@@ -163,7 +163,7 @@ def _other_interpreters(
     return [
         _with_published(
             Panel(
-                "Other interpreters: own state",
+                OTHERS,
                 "reconstruction",
                 names,
                 {**shown, "nll_per_token": 3},
@@ -190,6 +190,9 @@ def _other_interpreters(
         ),
     ]
 
+
+OTHERS = "Other interpreters: own state"
+"""The title of the panel by which the compact form finds it."""
 
 _PUBLISHED_ROW = "published"
 

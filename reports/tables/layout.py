@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ _POINTS = {
 }
 _WIDTHS = {character: points for points, characters in _POINTS.items() for character in characters}
 _UNKNOWN = 11.0
+_NUMBERED = len("[U+0000]")
 _SIZES = {"scriptsize": 1.0, "tiny": 0.9}
 
 _ESCAPES = {
@@ -55,21 +57,42 @@ _ESCAPES = {
     "–": "--",
     "−": "$-$",
     "…": r"\dots{}",
+    "‘": "`",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "—": "---",
+    "\u00a0": " ",
 }
+_ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0308", "`'^~\"", strict=True))
+"""Combining accents -> LaTeX's."""
 
 
+_ENDLESS = re.compile(r"[A-Za-z0-9]{20}(?=[A-Za-z0-9])")
 _BREAK = re.compile(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*")
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX shows it, in any encoding of its input.
+    """Text as LaTeX shows it, in any encoding of its input: letters beyond ASCII by their accents.
 
-    >>> escape("50 % of a_b < 1")
-    '50 \\\\% of a\\\\_b \\\\textless{} 1'
+    What has none is named by its number: not every font has it, and LaTeX would stop.
+
+    >>> escape("50 % of a_b < 1"), escape("né → 2")
+    ('50 \\\\% of a\\\\_b \\\\textless{} 1', "n\\\\'e [U+2192] 2")
     """
     # An empty line would end a row, or a caption in its middle.
     line = _BREAK.sub(" ", text)
-    return "".join(_ESCAPES.get(character, character) for character in line)
+    return "".join(_ESCAPES.get(character) or _in_ascii(character) for character in line)
+
+
+def _in_ascii(character: str) -> str:
+    """A character as it is, with its accent as a command, or its number."""
+    if " " <= character <= "~":
+        return character
+    base, *marks = list(unicodedata.normalize("NFD", character))
+    if base.isascii() and base.isalpha() and len(marks) == 1 and marks[0] in _ACCENTS:
+        return f"\\{_ACCENTS[marks[0]]}{base}"
+    return f"[U+{ord(character):04X}]"
 
 
 def width(text: str, size: str = "scriptsize") -> float:
@@ -78,12 +101,18 @@ def width(text: str, size: str = "scriptsize") -> float:
     >>> width("0.5")
     10.5
     """
-    return _SIZES[size] * sum(_WIDTHS.get(character, _UNKNOWN) for character in text)
+    return _SIZES[size] * sum(
+        _WIDTHS.get(character, _UNKNOWN)
+        if character in _ESCAPES or len(_in_ascii(character)) < _NUMBERED
+        else width(_in_ascii(character))
+        for character in text
+    )
 
 
 def breakable(text: str) -> str:
-    """Escaped prose that may break within long names, too."""
-    return re.sub(r"(\\_|\\textbar\{\}|(?<!-)-|[:/])(?=[^\s-])", r"\1\\allowbreak{}", escape(text))
+    """Escaped prose that may break within long names, too, and within endless words."""
+    endless = _ENDLESS.sub(r"\g<0>\\allowbreak{}", escape(text))
+    return re.sub(r"(\\_|\\textbar\{\}|(?<!-)-|[:/\]])(?=[^\s-])", r"\1\\allowbreak{}", endless)
 
 
 @dataclass(frozen=True)
@@ -140,8 +169,11 @@ def grids(
     lines: Sequence[Line],
     available: float,
     tabcolsep: float = TABCOLSEP,
+    align: str = "r",
 ) -> list[str]:
     """Booktabs tabulars no wider than `available` points, all rows in each, columns shared out.
+
+    `align` is LaTeX's letter for the columns of cells: `r` for numbers, `l` for prose.
 
     Raises `ValueError` where the labels and one column are too wide already.
     """
@@ -157,7 +189,7 @@ def grids(
         widest = columns[needs.index(max(needs))]
         raise ValueError(f"the column {widest!r} does not fit into {available} points")
     parts = _shared_out(needs, room)
-    return [_tabular(corner, columns, lines, part, longest) for part in parts]
+    return [_tabular(corner, columns, lines, part, longest, align) for part in parts]
 
 
 def _shared_out(needs: Sequence[float], room: float) -> list[range]:
@@ -187,12 +219,17 @@ def _shared_out(needs: Sequence[float], room: float) -> list[range]:
 
 
 def _tabular(
-    corner: str, columns: Sequence[str], lines: Sequence[Line], part: range, longest: float
+    corner: str,
+    columns: Sequence[str],
+    lines: Sequence[Line],
+    part: range,
+    longest: float,
+    align: str,
 ) -> str:
     heads = [plain(corner, longest=longest), *(plain(columns[place]) for place in part)]
     head = " & ".join(one.latex for one in heads)
     rows = [
-        f"\\begin{{tabular}}{{@{{}}l{'r' * len(part)}@{{}}}}",
+        f"\\begin{{tabular}}{{@{{}}l{align * len(part)}@{{}}}}",
         "\\toprule",
         f"{head} \\\\",
         "\\midrule",

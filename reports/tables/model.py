@@ -49,6 +49,12 @@ class Entry:
             len(cell.unanswered),
         )
 
+    def cell(self) -> Cell:
+        """As a cell. Raises `ValueError` for a number without an interval."""
+        if self.low is None or self.high is None:
+            raise ValueError(f"a cell needs a number with its interval, got {self}")
+        return Cell(self.value, self.low, self.high, self.n or 1, self.n_failed or 0, self.seeds)
+
 
 @dataclass(frozen=True)
 class Label:

@@ -232,7 +232,8 @@ def read_published(
 ) -> dict[str, list[dict[str, str]]]:
     """Each of the paper's tables, the rows about `params.published_family`.
 
-    A table without a column `family` is about the first family, LLaVA-CoT 11B.
+    A table without a column `family` is about the first family, LLaVA-CoT 11B. `families` has the
+    rows of `benchmarks` about all of them.
     """
     found: dict[str, list[dict[str, str]]] = {}
     for name, numbers in PUBLISHED.items():
@@ -250,4 +251,6 @@ def read_published(
                     value = row.get(column)
                     problems.append(f"reports/published/{path.name}:{line}: {column} = {value!r}")
         found[name] = [row for row in rows if row["family"] == params.published_family]
+        if name == "benchmarks":
+            found["families"] = rows
     return found

@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from heima.config import ProtocolName
 from heima.results import verdicts
 from heima.results.cells import Cell
 from heima.results.measures import BERTSCORE, METEOR
 from heima.results.scores import ACCURACY, score_group
 from reports.tables import captions
+from reports.tables.kept import of_family
 from reports.tables.model import Block, Entry, Label, Panel, Table
 from reports.tables.names import heading
 from reports.tables.numbers import probability
+from reports.tables.panels import ACCURACIES
 from reports.tables.published import PUBLISHED, PUBLISHED_NAMES
 from reports.tables.results import Results
 from reports.tables.series import SERIES, points
@@ -21,7 +24,7 @@ from reports.tables.series import SERIES, points
 MARGINS = {"accuracy": 3.0, "reconstruction": 2.0}
 """How far from the paper's value, in points, ours is still the same (docs/verdicts.md)."""
 
-PROTOCOL = "vlmevalkit"
+PROTOCOL: ProtocolName = "vlmevalkit"
 """The paper's."""
 
 REPRODUCED, UNDECIDED, ONE_SEED = "reproduced", "undecided", "one seed: no verdict"
@@ -177,10 +180,16 @@ def _interpreters(results: Results) -> Iterator[Comparison]:
 
 
 def _series(results: Results, name: str) -> Iterator[Comparison]:
+    """Ours where this profile trained the point, else what another one of this family has kept."""
     rows = points(results.params, name)
     for row in results.published[name]:
         value, benchmark = f"{float(row[name]):g}", _BENCHMARKS[row["benchmark"]]
         variant = rows.get(value)
+        ours: dict[str, object] = (
+            _score(results, variant, benchmark, ACCURACY)
+            if variant
+            else _kept(results, name, value, benchmark)
+        )
         yield Comparison(
             name,
             f"{value} a section" if name == "tokens_per_stage" else f"{value} of the tokens",
@@ -188,8 +197,21 @@ def _series(results: Results, name: str) -> Iterator[Comparison]:
             float(row["accuracy"]),
             f"reports/published/{name}.csv",
             margin=MARGINS["accuracy"],
-            **(_score(results, variant, benchmark, ACCURACY) if variant else {}),  # type: ignore[arg-type]
+            **ours,  # type: ignore[arg-type]
         )
+
+
+def _kept(results: Results, name: str, row: str, benchmark: str) -> dict[str, object]:
+    """The cell of another profile's series under the paper's protocol, where there is one."""
+    for one in of_family(results.kept, results.params.published_family):
+        for block in one.blocks(name):
+            if not block.origin.endswith(f"protocol {PROTOCOL}"):
+                continue
+            for panel in block.panels:
+                entry = panel.entries.get((row, benchmark))
+                if panel.title == ACCURACIES and isinstance(entry, Entry):
+                    return {"ours": entry.cell(), "source": entry.source}
+    return {}
 
 
 def counts(found: Sequence[Comparison]) -> dict[str, int]:
@@ -211,7 +233,15 @@ def reported_table(results: Results, found: Sequence[Comparison]) -> Table:
     block = Block(
         origin=f"{params.profile} profile beside the {family}",
         title=f"Reported against ours ({captions.about(params)})",
-        caption=captions.reported(params, comparable=results.comparable),
+        caption=captions.reported(
+            params,
+            [
+                one
+                for one in of_family(results.kept, params.published_family)
+                if any(one.blocks(name) for name in SERIES)
+            ],
+            comparable=results.comparable,
+        ),
         panels=panels,
     )
     return Table("reported", (block,))

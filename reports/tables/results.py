@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heima.config import Params
 from heima.results.cells import Cell
+from reports.tables.kept import Kept, Scale, read_kept
 from reports.tables.model import TableError
 from reports.tables.published import PAPERS
 from reports.tables.reading import (
@@ -21,6 +22,7 @@ from reports.tables.reading import (
     read_scores,
     read_similarities,
 )
+from reports.tables.samples import Rebuilt, read_rebuilt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """The result files of a reproduction, complete and consistent, and the paper's values."""
+    """The result files of a reproduction, complete and consistent, and the paper's values.
+
+    `kept` is what other profiles of the same size have left.
+    """
 
     root: Path
     params: Params
@@ -39,6 +44,8 @@ class Results:
     latency: Mapping[str, Mapping[str, Cell]]
     latency_provenance: Mapping[str, Any]
     published: Mapping[str, list[dict[str, str]]]
+    rebuilt: Rebuilt = field(default_factory=dict)
+    kept: tuple[Kept, ...] = ()
 
     @property
     def comparable(self) -> bool:
@@ -46,9 +53,13 @@ class Results:
         return self.params.profile in PAPERS
 
     @property
-    def scale(self) -> str:
-        """What these results are of: `paper`, or `toy` for models that are trained from scratch."""
-        return "paper" if self.comparable else "toy"
+    def scale(self) -> Scale:
+        return scale_of(self.params)
+
+
+def scale_of(params: Params) -> Scale:
+    """What results are of: `paper`, or `toy` for models that are trained from scratch."""
+    return "paper" if params.profile in PAPERS else "toy"
 
 
 def read(root: Path, params: Params) -> Results:
@@ -63,6 +74,8 @@ def read(root: Path, params: Params) -> Results:
     samples = read_samples(root, params, problems)
     latency, provenance = read_latency(root, params, problems)
     published = read_published(root, params, problems)
+    rebuilt = read_rebuilt(root, params, problems)
+    kept = read_kept(root, params.profile, scale_of(params), problems)
     if problems:
         raise TableError(problems)
     return Results(
@@ -75,4 +88,6 @@ def read(root: Path, params: Params) -> Results:
         latency,
         provenance,
         published,
+        rebuilt,
+        kept,
     )

@@ -1,4 +1,7 @@
-"""The tables of the number of thinking tokens a section, and of the share of tokens retained."""
+"""The tables of the number of thinking tokens a section, and of the share of tokens retained.
+
+Ours where a profile trains such chains, what other profiles of this family have kept, the paper's.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from heima.config import Params, ProtocolName
 from heima.results.scores import ACCURACY, MEAN, score_group
 from reports.tables import captions
 from reports.tables.ablation import lineage
+from reports.tables.kept import Kept, of_family
 from reports.tables.model import Block, Entry, Label, Panel
 from reports.tables.panels import ACCURACIES, DECODED
 from reports.tables.published import PUBLISHED, PUBLISHED_NAMES
@@ -43,14 +47,27 @@ def points(params: Params, name: str) -> dict[str, str]:
 
 
 def series_blocks(
-    params: Params, name: str, scores: Scores, published: Sequence[Mapping[str, str]]
+    params: Params,
+    name: str,
+    scores: Scores,
+    kept: Sequence[Kept],
+    published: Sequence[Mapping[str, str]],
 ) -> tuple[Block, ...]:
-    """Ours under each protocol, where more than heima itself is of the series, and the paper's."""
+    """Ours, what other profiles have kept of this family, and the paper's."""
+    beside = [
+        captions.kept_block(block, one)
+        for one in of_family(kept, params.published_family)
+        for block in one.blocks(name)
+    ]
+    return (*own_series(params, name, scores), *beside, *_published(name, published))
+
+
+def own_series(params: Params, name: str, scores: Scores) -> tuple[Block, ...]:
+    """Ours under each protocol, where more than heima itself is of the series."""
     rows = points(params, name)
-    ours: tuple[Block, ...] = ()
-    if any(variant != REFERENCE for variant in rows.values()):
-        ours = tuple(_ours(params, name, protocol, rows, scores) for protocol in params.protocols)
-    return (*ours, *_published(name, published))
+    if all(variant == REFERENCE for variant in rows.values()):
+        return ()
+    return tuple(_ours(params, name, protocol, rows, scores) for protocol in params.protocols)
 
 
 def _ours(

@@ -368,7 +368,7 @@ def test_the_tables_are_labelled(reproduction):
     tables = folder / "tables"
     assert "| toy | " in (folder / "claims.md").read_text(encoding="utf-8")
     assert (tables / "compact" / "benchmarks-lmms-column.tex").stat().st_size > 0
-    for name in ("benchmarks", "ablation", "interpreters", "latency", "reported"):
+    for name in ("benchmarks", "ablation", "interpreters", "latency", "samples", "reported"):
         for suffix in ("tex", "md", "csv"):
             assert (tables / f"{name}.{suffix}").stat().st_size > 0
         for suffix in ("tex", "md"):
@@ -392,6 +392,20 @@ def test_the_lock_and_the_results_name_no_path_of_this_machine(reproduction):
     files = [path for path in root.glob("reports/**/*") if path.is_file()]
     for path in [root / "dvc.lock", *root.glob("metrics/**/*.json"), *files]:
         assert str(root).encode() not in path.read_bytes(), path
+
+
+def test_what_another_profile_has_kept_re_runs_what_shows_it(reproduction):
+    """And results whose parameters no profile has are kept by nobody."""
+    added = reproduction.root / "reports" / "kept" / "notes.txt"
+    added.write_text("something new", encoding="utf-8")
+    try:
+        pending = json.loads(reproduction.checkout.run("dvc", "status", "--json").stdout)
+    finally:
+        added.unlink()
+    assert set(pending) == {"tables", "figures", "page"}
+    done = reproduction.checkout.run(sys.executable, "-m", "stages.keep", check=False)
+    assert done.returncode and "not those of profiles/toy.yaml" in done.stdout
+    assert not list((reproduction.root / "reports" / "kept").glob("*.json"))
 
 
 def edit(path: Path, text: str) -> None:

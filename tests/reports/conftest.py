@@ -7,8 +7,15 @@ import shutil
 import pytest
 
 from heima import config
-from reports import tables
+from heima.config.profiles import written_out
+from heima.results.files import write_json
+from reports import claims, tables
+from reports.tables import kept
+from stages import keep
 from tests import fabricated, fabricated_page
+
+COMMIT = "0123456789ab"
+OTHERS = ("toy-thinking", "toy-llava-next")
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +103,39 @@ def damaged(finished, tmp_path):
 @pytest.fixture(scope="session")
 def finished_params(finished):
     return config.load(finished / "params.yaml")
+
+
+def written(root, profile: str) -> config.Params:
+    """A finished fabricated reproduction of a profile, its claim sheet among it."""
+    text = written_out(fabricated.ROOT / "profiles" / f"{profile}.yaml")
+    params = fabricated.write(root, questions=8, params_text=text)
+    results = tables.read(root, params)
+    sheet = claims.sheet(results, tables.of_results(results))
+    write_json(root / f"reports/{profile}/claims.json", claims.as_json(sheet, params, {}))
+    return params
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory):
+    """Profile -> its results, and the record that was kept of them."""
+    found = {}
+    for profile in OTHERS:
+        root = tmp_path_factory.mktemp(profile)
+        params = written(root, profile)
+        found[profile] = tables.read(root, params), keep.keep(root, params, COMMIT)
+    return found
+
+
+@pytest.fixture(scope="session")
+def beside(results, others, tmp_path_factory):
+    """The toy's results, with those of the others beside them."""
+    root = shutil.copytree(results.root, tmp_path_factory.mktemp("beside") / "root")
+    for _, record in others.values():
+        (root / kept.FOLDER).mkdir(exist_ok=True)
+        shutil.copy(record, root / kept.FOLDER)
+    return tables.read(root, results.params)
+
+
+@pytest.fixture(scope="session")
+def beside_built(beside):
+    return tables.of_results(beside)

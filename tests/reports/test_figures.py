@@ -10,7 +10,7 @@ import pytest
 
 from heima import config
 from reports import figures
-from reports.figures import interpreters, latency, scores, style, training
+from reports.figures import interpreters, latency, scores, series, style, training
 from reports.tables import TableError
 from reports.tables.model import Entry
 from stages import figures as stage
@@ -162,3 +162,48 @@ def test_a_profile_without_a_judge_of_reconstructions_has_no_grades(damaged, fin
     )
     with pytest.raises(TableError, match="left-over cell"):
         _ = figures.Inputs(damaged, unjudged).similarities
+
+
+def test_the_series_has_a_row_for_each_run_and_one_for_the_paper(beside):
+    """Points and bars are those of the tables; the paper's are apart and say so."""
+    inputs = figures.Inputs(beside.root, beside.params)
+    with style.applied():
+        drawn = series.thinking_series(inputs)
+    grid = [drawn.axes[place : place + 2] for place in range(0, len(drawn.axes), 2)]
+    titles = [line[0].get_title(loc="left") for line in grid]
+    assert titles == [
+        "toy-thinking profile (toy: not comparable)",
+        "paper (llava-cot-11b, VLMEvalKit protocol, not comparable)",
+    ]
+    block = inputs.tables["tokens_per_stage"].blocks[0]
+    points = grid[0][0].containers[0].lines[0].get_xydata()
+    wanted = [(float(row), block.panels[0].entries[row, "mean"].value) for row in ("1", "4")]
+    assert points.tolist() == [pytest.approx(point) for point in wanted]
+    assert len(grid[1][0].containers[0].lines[0].get_xydata()) == 6
+    assert len(grid[1][1].containers[0].lines[0].get_xydata()) == 9
+
+
+def test_the_series_without_ours_is_the_paper_s_alone(inputs):
+    with style.applied():
+        drawn = series.thinking_series(inputs)
+    assert len(drawn.axes) == 2
+
+
+def test_metrics_of_interpreters_are_bars_beside_the_paper_s(inputs, finished_params):
+    with style.applied():
+        drawn = interpreters.interpreter_metrics(inputs)
+    ours, theirs = drawn.axes[:3], drawn.axes[3:6]
+    cells, _ = inputs.similarities["caption"]
+    heights = [bar.get_height() for bar in ours[1].patches]
+    for metric in ("bleu4", "rougeL"):
+        for control in ("own", "shuffled", "question-only"):
+            assert cells[control][metric].value in heights
+    grade = cells["own"]["embedded_rules_similarity"].value
+    assert any(height == pytest.approx(25 * (grade - 1)) for height in heights), (
+        "1 to 5 as 0 to 100"
+    )
+    [published] = [bar.get_height() for bar in theirs[1].patches if bar.get_height() == 71.4]
+    assert (
+        published and theirs[0].get_title(loc="left") == "the paper's (toy above: not comparable)"
+    )
+    assert ours[0].get_ylabel() == f"{finished_params.profile} profile (%)"

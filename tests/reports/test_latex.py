@@ -30,9 +30,9 @@ SETTINGS = {
 """Setting -> the beginning of a document, and the files that belong there."""
 
 
-def files_of(built: dict[str, tables.Table], params: config.Params) -> dict[str, str]:
+def files_of(built: dict[str, tables.Table], params: config.Params, kept=()) -> dict[str, str]:
     appendix = {f"{name}-full.tex": tables.latex(table) for name, table in built.items()}
-    return appendix | tables.compact_files(built, params)
+    return appendix | tables.compact_files(built, params, kept)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,12 @@ def files(built, params):
 @pytest.fixture(scope="module")
 def paper_files(paper_built, paper_results):
     return files_of(paper_built, paper_results.params)
+
+
+@pytest.fixture(scope="module")
+def beside_files(beside_built, beside):
+    """With what other profiles have kept."""
+    return files_of(beside_built, beside.params, beside.kept)
 
 
 def compiled(folder, files: dict[str, str], beginning: str) -> str:
@@ -74,7 +80,7 @@ def faults(said: str) -> list[str]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("of", ["files", "paper_files"])
+@pytest.mark.parametrize("of", ["files", "paper_files", "beside_files"])
 def test_every_table_fits_wherever_it_belongs(request, tmp_path, setting, of):
     beginning, belongs = SETTINGS[setting]
     chosen = {name: t for name, t in request.getfixturevalue(of).items() if belongs(name)}
@@ -155,19 +161,25 @@ def test_both_forms_of_a_table_say_the_same(files):
         wide = files[name.replace("-column", "")].partition("\\else")
         wide = wide[2] or wide[0]
         both = [
-            {label: sorted(cells) for label, cells in rows_of(text).items()}
+            {label: sorted(cells) for label, cells in rows_of(unboxed(text)).items()}
             for text in (narrow, wide)
         ]
         assert both[0] == both[1], name
         assert r"\begin{table}" in narrow and r"\begin{table*}" not in narrow
 
 
+def unboxed(text: str) -> str:
+    """Texts in one line, wherever a form breaks them."""
+    one_line = re.sub(r"\\parbox\[t\]\{[\d.]+pt\}\{\\raggedright (.*?)\\strut\}", r"\1", text)
+    return one_line.replace("\\allowbreak{}", "")
+
+
 def caption_of(text: str) -> str:
     return re.search(r"\\caption\{(.*?)\}\\label", text, re.DOTALL)[1]
 
 
-def test_captions_of_compact_tables_have_at_most_fifty_words(files, paper_files):
-    for name, text in {**files, **paper_files}.items():
+def test_captions_of_compact_tables_have_at_most_fifty_words(files, paper_files, beside_files):
+    for name, text in [*files.items(), *paper_files.items(), *beside_files.items()]:
         if not name.endswith("-full.tex"):
             assert 5 <= len(caption_of(text).split()) <= 50, name
 
@@ -286,7 +298,8 @@ def test_tables_of_a_family_without_published_values(tmp_path):
     built = tables.build(tmp_path, params)
     for name in ("tokens_per_stage", "retention_ratio", "reported"):
         assert "published nothing" in tables.markdown(built[name])
-    assert not any("published" in name for name in tables.compact_files(built, params))
+    published = {name for name in tables.compact_files(built, params) if "published" in name}
+    assert published == {"families-published.tex", "families-published-column.tex"}
     assert faults(compiled(tmp_path, files_of(built, params), ARTICLE)) == []
 
 
@@ -360,3 +373,51 @@ def test_names_of_categories_cannot_break_out_of_a_table(name):
         ]
 
     assert grid(tables.markdown(built(name))) == grid(tables.markdown(built("plain")))
+
+
+def test_kept_results_have_forms_of_their_own(files, beside_files):
+    """A float a profile and protocol, none in place of another; families are compared apart."""
+    more = set(beside_files) - set(files)
+    assert {name for name in more if not name.endswith("-column.tex")} == {
+        *(
+            f"{series}-toy-thinking-{protocol}.tex"
+            for series in ("tokens_per_stage", "retention_ratio")
+            for protocol in ("lmms", "vlmevalkit")
+        ),
+        "families-lmms.tex",
+        "families-vlmevalkit.tex",
+    }
+    text = beside_files["families-lmms-column.tex"]
+    assert [text.index(f"{{@{{}}l}}{{{name}}}") for name in ("toy-mllama", "toy-llava-next")]
+    assert "toy-thinking profile" in caption_of(
+        beside_files["tokens_per_stage-toy-thinking-lmms.tex"]
+    )
+
+
+def test_letters_beyond_ascii_compile_and_are_not_lost(tmp_path):
+    """Whatever the fonts lack is named by its number."""
+    text = "naïve “quoted” — it’s 5 °C → ∑ 你好 😀 ﬁ İ ǆ"
+    shown = layout.escape(text)
+    assert shown.isascii() and "na\\\"ive ``quoted'' --- it's" in shown
+    assert "[U+2192]" in shown and "[U+1F600]" in shown and "[U+4F60]" in shown
+    panel = tables.Panel(
+        text, "row", ("a",), {"text": 0}, {("a", "text"): tables.Label(text * 3 + "x" * 90, "f")}
+    )
+    table = tables.Table("t", (tables.Block("here", text, text, (panel,)),))
+    assert faults(compiled(tmp_path, {"t.tex": tables.latex(table)}, ARTICLE)) == []
+
+
+def test_one_interpreter_for_all_stands_beside_one_for_each(files, built, params):
+    text = files["interpreters-shared.tex"]
+    own, shared = built["interpreters"].blocks[0].panels, "Other interpreters: own state"
+    [others] = [panel for panel in own if panel.title == shared]
+    lines = [line for line in text.splitlines() if re.match("one (each|for all) &", line)]
+    assert len(lines) % (2 * len(params.sections)) == 0
+    for place, section in enumerate(params.sections):
+        [given] = [panel for panel in own if panel.title == f"{section}: state given"]
+        for line, value in (
+            (lines[2 * place], given.entries["own", "bleu4"].value),
+            (lines[2 * place + 1], others.entries[f"shared-{section}", "bleu4"].value),
+        ):
+            first = re.sub(r"\\textbf|[{}]", "", line.split("&")[1]).strip()
+            assert first == f"{value:.1f}"

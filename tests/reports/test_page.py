@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import networkx as nx
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from heima import config
+from heima.results.cells import write_metrics
 from heima.results.files import read_jsonl, write_jsonl
 from reports import page, tables
 from reports.finished import stage_names
@@ -26,6 +28,7 @@ from tests import fabricated_page
 from tests.conftest import ROOT
 from tests.fabricated_page import HOSTILE
 from tests.reports import chromium
+from tests.reports.conftest import COMMIT
 
 VOID = {"meta", "link", "img", "input", "br", "hr", "rect", "path"}
 
@@ -174,6 +177,10 @@ def test_cells_lead_to_their_samples(data, finished_params):
     addresses = {detail["at"] for detail in data["cells"].values() if "at" in detail}
     assert "questions?protocol=lmms&a=heima&benchmark=ai2d" in addresses
     assert "turns?reconstruction=caption&control=shuffled" in addresses
+    made = ("metrics/score/", "metrics/similarity/", "scores/", "reconstructions/")
+    for name, detail in data["cells"].items():
+        if data["sources"][detail["s"]]["file"].startswith(made):
+            assert "at" in detail, name
     for address in addresses:
         wanted = dict(part.split("=") for part in address.partition("?")[2].split("&"))
         assert wanted.get("a", "heima") in finished_params.variants
@@ -316,6 +323,23 @@ def test_costs_stand_beside_the_plan(finished, finished_params):
     assert (rows["all"].planned, rows["all"].judge_calls, rows["all"].runs) == (1.0, 1200, 4)
 
 
+def test_costs_are_those_of_the_stages_alone(tmp_path):
+    """Not of files that another profile or another seed has left there."""
+    for name, seconds in (
+        ("distill/p1/42", 3600.0), ("distill/p1/43", 7200.0), ("distill/p1-4/42", 1800.0),
+        ("interpret/shared/question-only/42", 360.0), ("interpret/old/own/42", 9e9),
+        ("teach/base", 720.0), ("teach/gone", 9e9),
+    ):  # fmt: skip
+        write_metrics(tmp_path / "metrics" / f"{name}.json", {}, {"seconds": seconds})
+    names = [
+        "distill@p1-42", "distill@p1-4-42", "interpret@shared-question-only-42", "teach@base",
+        "predict@heima",
+    ]  # fmt: skip
+    rows = {one.stage: one.recorded for one in costs.compared(tmp_path, names, [])}
+    assert rows["distill"] == pytest.approx(1.5) and rows["interpret"] == pytest.approx(0.1)
+    assert rows["teach"] == pytest.approx(0.2) and rows["predict"] is None
+
+
 def test_the_graph_is_that_of_dvc_yaml():
     """Whatever a stage reads of another, it stands below it, if only by a chain."""
     raw = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -420,6 +444,60 @@ def test_any_cell_leads_to_its_samples_in_two_clicks(browser, file, finished_par
         browser.value("document.getElementById('question-filters').elements.a.value")
         == "answer-only"
     )
+
+
+def test_each_address_of_a_cell_shows_samples(browser, file, data):
+    """Wherever a cell leads to, there is something to see, and it is what the cell is about."""
+    browser.look(width=1200)
+    browser.open(file)
+    addresses = sorted({detail["at"] for detail in data["cells"].values() if "at" in detail})
+    assert len(addresses) > 100
+    for address in addresses:
+        browser.value(f"location.hash = {json.dumps(address)}")
+        kind, _, wanted = address.partition("?")
+        form = f"document.getElementById('{kind.removesuffix('s')}-filters').elements"
+        for part in wanted.split("&"):
+            name, _, value = part.partition("=")
+            if value == "own":
+                continue  # It stands beside each control.
+            for _ in range(50):
+                # The page follows in an event of its own.
+                if browser.value(f"{form}['{name}'].value") == value:
+                    break
+                browser.listen(0.02)
+            assert browser.value(f"{form}['{name}'].value") == value, address
+        shown = f"document.getElementById('{kind.removesuffix('s')}-list').children.length"
+        assert browser.value(shown) > 0, address
+
+
+@pytest.fixture(scope="module")
+def beside_page(finished, finished_params, others, tmp_path_factory):
+    """A page with what other profiles have kept."""
+    root = shutil.copytree(finished, tmp_path_factory.mktemp("beside") / "copy")
+    for _, record in others.values():
+        shutil.copytree(record.parent, root / "reports" / "kept", dirs_exist_ok=True)
+    text = page.render(root, finished_params, plan=fabricated_page.plan(), commit="abc123")
+    path = root / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_kept_results_say_whose_they_are(browser, beside_page):
+    browser.look(width=1200)
+    browser.open(beside_page)
+    for table, profile in (("tokens_per_stage", "toy-thinking"), ("families", "toy-llava-next")):
+        browser.value(
+            f"document.querySelectorAll('[id^=\"{table}-0\"]').forEach(e => e.open = true)"
+        )
+        cells = f"[...document.querySelectorAll('#{table}-0 td button')]"
+        browser.value(f"{cells}.at(-1).click()")
+        told = browser.value("document.getElementById('cell').innerText")
+        assert f"reports/kept/{profile}.json" in told and COMMIT in told and "abc123" not in told
+        assert f"python -m stages.profile {profile} && make repro" in told
+        link = "document.querySelector('#cell .more a').getAttribute('href')"
+        assert browser.value(link) == f"../{profile}/index.html"
+        browser.value("document.getElementById('cell').close()")
+    assert "toy: not comparable" in browser.value("document.getElementById('tables').textContent")
 
 
 def test_filters_show_what_they_say(browser, file, data):

@@ -70,7 +70,7 @@ function show(button) {
   if (known.n !== undefined) tell("n", known.failed === undefined ? known.n : `${known.n}, of which failed ${known.failed}`);
   tell("source", source.file, true);
   tell("code", source.code.join(", "), true);
-  tell("commit", data.commit, true);
+  tell("commit", source.commit || data.commit, true);
   tell("remade by", source.command, true);
   const more = find("cell").querySelector(".more");
   more.replaceChildren();
@@ -79,6 +79,7 @@ function show(button) {
     link.addEventListener("click", () => find("cell").close());
     more.append(link);
   }
+  if (known.page) more.append(make("a", { href: known.page }, "That profile's page, with its samples"));
   find("cell").showModal();
 }
 
