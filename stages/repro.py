@@ -192,6 +192,7 @@ class Run:
                 self._server.close()
             self._watcher.close()
             self._progress.close()
+            self._watcher.tell(self._progress.say)
             self._write_lock()
             times.record(Path("."), self._times)
             if self.ended:
@@ -246,8 +247,7 @@ class Run:
                 for name, running in self._running.items()
             ]
             self._progress.tick(working, self._count(), self._left)
-            if said := self._watcher.fault():
-                self._progress.say(said)
+            self._watcher.tell(self._progress.say)
         for name in [name for name, one in self._running.items() if one.results in done]:
             with _undisturbed():
                 self._end(name)

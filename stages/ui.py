@@ -23,6 +23,7 @@ from reports.tracking.connection import is_server, link, shown, uri_of
 from stages import arguments
 
 HOST = "127.0.0.1"
+LOG = Path(".cache/logs/mlflow.log")
 _START = 180.0
 """Seconds that a server may take until it answers; importing MLflow alone takes many."""
 
@@ -38,15 +39,18 @@ def _is_taken(port: int) -> bool:
 
 
 def start(uri: str, port: int) -> subprocess.Popen[bytes]:
-    """A server of MLflow on 127.0.0.1 with its UI, two processes and .5 GB."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port),
-         "--workers", "1"],
-        # It starts ten processes for jobs that nobody has.
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-             "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_BACKEND_STORE_URI": uri},
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    """A server of MLflow on 127.0.0.1 with its UI: two processes, .5 GB; it writes to `LOG`."""
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    with LOG.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port),
+             "--workers", "1"],
+            # It would start ten processes for jobs that nobody has.
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                 "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_BACKEND_STORE_URI": uri},
+            stdout=log,
+            stderr=log,
+        )  # fmt: skip
 
 
 def wait(server: subprocess.Popen[bytes], address: str) -> None:
@@ -56,13 +60,13 @@ def wait(server: subprocess.Popen[bytes], address: str) -> None:
     until = time.monotonic() + _START
     while time.monotonic() < until:
         if server.poll() is not None:
-            raise TrackingError(f"MLflow's server has ended with {server.returncode}")
+            raise TrackingError(f"MLflow's server has ended ({server.returncode}): {LOG}")
         try:
             with opener.open(f"{address}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise TrackingError(f"MLflow's server has not answered on {address} for {_START:.0f} s")
+    raise TrackingError(f"MLflow's server has not answered on {address} for {_START:.0f} s: {LOG}")
 
 
 def _tell(address: str, where: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Watcher:
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
         self._process: subprocess.Popen[bytes] | None = None
+        self._said: str | None = None
 
     def started(self, name: str, outs: Sequence[Path]) -> None:
         """A stage has started that writes these outputs."""
@@ -43,19 +44,18 @@ class Watcher:
             assert self._process.stdin is not None
             # It is told, and never waited for.
             os.set_blocking(self._process.stdin.fileno(), False)
-        self._tell({"started": name, "at": time.time(), "outs": [str(one) for one in outs]})
+        self._write({"started": name, "at": time.time(), "outs": [str(one) for one in outs]})
 
     def ended(self, name: str, *, failed: bool) -> None:
-        self._tell({"ended": name, "status": "FAILED" if failed else "FINISHED"})
+        self._write({"ended": name, "status": "FAILED" if failed else "FINISHED"})
 
-    def fault(self) -> str | None:
-        """One line if the process has ended; once."""
-        if self._process is None or self._process.poll() is None:
-            return None
-        self.close()
-        self._wanted = False
-        said = progress.last_lines(progress.log_of("live"), 1)
-        return f"no live curves in MLflow ({progress.log_of('live')}): {' '.join(said)}"
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say in one line, and once, if the process has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        if self._said is not None:
+            say(self._said)
+            self._said = None
 
     def close(self) -> None:
         """End the process; what still trains is marked as killed there."""
@@ -65,13 +65,17 @@ class Watcher:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
-            self._process.wait(timeout=_PATIENCE)
+            if self._process.wait(timeout=_PATIENCE):
+                log = progress.log_of("live")
+                words = " ".join(progress.last_lines(log, 1))
+                self._said = f"no live curves in MLflow ({log}): {words}"
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._process = None
+        self._wanted = False
 
-    def _tell(self, what: Mapping[str, Any]) -> None:
+    def _write(self, what: Mapping[str, Any]) -> None:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError, BlockingIOError):
                 os.write(self._process.stdin.fileno(), json.dumps(what).encode() + b"\n")

@@ -180,7 +180,7 @@ def _lines(seconds: float) -> Iterator[list[str]]:
         yield lines
 
 
-def main() -> None:
+def main() -> int:
     os.nice(19)
     live = Live(Path("."))
     try:
@@ -190,8 +190,11 @@ def main() -> None:
             live.look()
         live.close()
     except TrackingError as error:
-        sys.exit(f"no more live curves: {error}")
+        print("no more live curves:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    # At once: to take all of MLflow down in order lasts seconds, for which a run would wait.
+    os._exit(main())

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 _BATCH = {"metrics": 800, "params": 100}
 """What goes into one `log_batch`, which takes 1000 of both and tags."""
 _PARENT = "mlflow.parentRunId"
+_COLORS = (
+    *("#7f7f7f", "#1f77b4", "#d62728", "#ff9896", "#ff7f0e"),
+    *("#9467bd", "#2ca02c", "#17becf", "#bcbd22", "#8c564b", "#e377c2"),
+)
+"""Of variants in charts, in their order."""
 
 
 def mirror(root: Path, *, uri: str | None = None) -> dict[str, Any]:
@@ -162,7 +167,8 @@ class _Mirror:
                 **self.git,
                 "kind": "reproduction",
                 "profile": self.summary["profile"],
-                "before": before.info.run_id if before else "",
+                **({"before": before.info.run_id} if before else {}),
+                "mlflow.source.name": "make repro",
                 "mirrored": str(get_current_time_millis()),
             },
         )
@@ -221,6 +227,7 @@ class _Mirror:
                 "digest": entry.digest,
                 "code": entry.code,
                 "times": time.source,
+                **({"mlflow.runColor": self._color(entry)} if entry.kind == "variant" else {}),
                 "profile": self.summary["profile"],
             },
         )
@@ -232,6 +239,10 @@ class _Mirror:
         if entry.model is not None:
             self.models[entry.name] = self._log_model(run_id, entry)
         return str(run_id)
+
+    def _color(self, entry: Entry) -> str:
+        """A colour for each variant; MLflow's own, by the run's id, fall on two alike."""
+        return _COLORS[[one.name for one in self._variants()].index(entry.name) % len(_COLORS)]
 
     def _fill(self, run_id: str, entry: Entry, run: Run | None) -> None:
         """Give an entry's run the numbers and samples that it does not have yet, and finish it."""
@@ -272,6 +283,21 @@ class _Mirror:
             dataset_name=data.name if data else None,
             dataset_digest=data.digest if data else None,
         )
+
+    def _log_all_data(self, run: Run) -> None:
+        """The data sets of the children, those that the parent does not have yet."""
+        from mlflow.entities import DatasetInput, InputTag
+
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        known = {(one.dataset.name, one.dataset.digest) for one in inputs}
+        found = dict.fromkeys(data for entry in self.entries.values() for data in entry.data)
+        new = [
+            DatasetInput(dataset(one), [InputTag("mlflow.data.context", one.context)])
+            for one in found
+            if (one.name, one.digest) not in known
+        ]
+        if new:
+            self.client.log_inputs(run.info.run_id, datasets=new)
 
     def _log_inputs(self, run_id: str, entry: Entry) -> None:
         from mlflow.entities import DatasetInput, InputTag, LoggedModelInput
@@ -334,7 +360,7 @@ class _Mirror:
         stages = list(self.stages.values())
         tags = {
             "key": self.summary["key"],
-            "unfinished": ", ".join(self.summary["unfinished"]),
+            "unfinished": ", ".join(self.summary["unfinished"]) or "none",
             "code": runs.as_text(runs.code(stages)),
             "versions": runs.as_text(runs.versions(stages)),
         }
@@ -346,6 +372,7 @@ class _Mirror:
         tags["mlflow.note.content"] = notes.of_reproduction(
             self.summary, differing, before.info.run_name if before else None, variants
         )
+        self._log_all_data(run)
         for what in ("tables", "figures", "claims.md", "index.html"):
             tags |= self._log_results(run, what)
         if run.info.run_name != name:

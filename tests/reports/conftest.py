@@ -96,3 +96,13 @@ def damaged(finished, tmp_path):
 @pytest.fixture(scope="session")
 def finished_params(finished):
     return config.load(finished / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """MLflow takes seconds to create one."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

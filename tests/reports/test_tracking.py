@@ -113,16 +113,6 @@ def expected(root):
     return {one.name: one for one in entries.entries(finished_stages(root)[0])}
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """MLflow takes seconds to create one."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def fresh(tmp_path, empty_database):
     """A small reproduction with nothing mirrored."""
@@ -358,6 +348,10 @@ def test_data_and_models_are_linked_to_the_metrics(mirrored):
     # A search leaves them out.
     reads = {one.model_id for one in api.get_run(heima.info.run_id).inputs.model_inputs}
     assert reads == {by_name[f"recover-{seed}"].model_id for seed in SEEDS}
+    (parent,) = parents(root)
+    assert inputs < {(one.dataset.name, one.dataset.digest) for one in parent.inputs.dataset_inputs}
+    colors = {run.data.tags["mlflow.runColor"] for run in of_kind(root, "variant")}
+    assert len(colors) == 7
     training = found["distill@p1-42"].inputs.dataset_inputs
     assert {(one.dataset.name, one.tags[0].value) for one in training} == {
         ("turns-train", "training"),
@@ -476,7 +470,7 @@ def test_a_pipeline_halfway_and_a_killed_mirror_are_continued(fresh, monkeypatch
     assert len(runs(root)) == 1 + 2 + summary["runs"]
     assert {run.info.status for run in runs(root)} == {"FINISHED"}
     (parent,) = parents(root)
-    assert (parent.data.tags["key"], parent.data.tags["unfinished"]) == (summary["key"], "")
+    assert (parent.data.tags["key"], parent.data.tags["unfinished"]) == (summary["key"], "none")
 
 
 def test_what_is_run_again_is_not_finished_nor_what_is_made_from_it(fresh):
