@@ -193,7 +193,7 @@ def _is_recorded(root: Path, entry: Mapping[str, Any], profile: str) -> bool:
         content = path.read_bytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != out["md5"]:
             return False
-        if json.loads(content)["provenance"].get("profile", profile) != profile:
+        if json.loads(content).get("provenance", {}).get("profile", profile) != profile:
             return False
     return True
 

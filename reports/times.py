@@ -92,7 +92,7 @@ def _seconds(content: Mapping[str, Any]) -> float:
         if "seconds_per_sample" in row
     ]
     decoding = sum(time["value"] * time["n"] for time in times)
-    return float(content["provenance"].get("seconds", decoding))
+    return float(content.get("provenance", {}).get("seconds", decoding))
 
 
 def _committed(root: Path) -> dict[str, float]:

@@ -418,7 +418,7 @@ def versions(stages: Sequence[FinishedStage]) -> dict[str, str]:
     found: dict[str, set[str]] = {}
     for stage in stages:
         for path in stage.metrics_files:
-            for name, version in read_json(path)["provenance"].get("versions", {}).items():
+            for name, version in read_json(path).get("provenance", {}).get("versions", {}).items():
                 found.setdefault(name, set()).add(str(version))
     return {name: ", ".join(sorted(several)) for name, several in sorted(found.items())}
 

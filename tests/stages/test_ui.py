@@ -241,7 +241,8 @@ def test_a_remote_server_by_mlflows_own_variable(tmp_path, monkeypatch):
         ui.wait(server, address)
         for _ in range(2):  # The second time adds nothing.
             told = Ui(root, code=ROOT, MLFLOW_TRACKING_URI=address)
-            assert told.variants.startswith(f"{address}/?workflowType") and told.close() == 0
+            assert told.variants.startswith(f"{address}/?workflowType")
+            assert told.process.wait(60) == 0
         assert not (root / "mlflow.db").exists() and not (root / "mlruns").exists()
         from mlflow import MlflowClient
 
