@@ -47,6 +47,21 @@ PAGE = {
 }
 
 
+def write_small(root):
+    """A small reproduction: 15 runs, and three above them."""
+    raw = yaml.safe_load(fabricated.toy_text())
+    raw["seeds"] = list(FEW)
+    raw["variants"] = {"base": {"model": "base"}, "heima": {"model": "recover"}}
+    for key, names in {
+        "reconstructions": ("summary", "caption", "reasoning"),
+        "checkpoints": ("p1", "p2", "p3", "recover"),
+    }.items():
+        raw[key] = {name: raw[key][name] for name in names}
+    raw["latency"]["cases"] = {"heima": {"variant": "heima"}}
+    params = fabricated.write(root, questions=5, params_text=yaml.safe_dump(raw))
+    fabricated.lock(root, params)
+
+
 def write_results(root):
     """What the parent shows: a table, a figure, the claims, the page."""
     folder = root / "reports" / "toy"
@@ -113,22 +128,19 @@ def expected(root):
     return {one.name: one for one in entries.entries(finished_stages(root)[0])}
 
 
-@pytest.fixture
-def fresh(tmp_path, empty_database):
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, empty_database):
     """A small reproduction with nothing mirrored."""
-    shutil.copy(empty_database, tmp_path)
-    raw = yaml.safe_load(fabricated.toy_text())
-    raw["variants"] = {name: raw["variants"][name] for name in ("base", "heima")}
-    raw["reconstructions"] = {
-        name: raw["reconstructions"][name] for name in ("summary", "caption", "reasoning")
-    }
-    raw["seeds"] = list(FEW)
-    raw["checkpoints"] = {name: raw["checkpoints"][name] for name in ("p1", "p2", "p3", "recover")}
-    raw["latency"]["cases"] = {"heima": {"variant": "heima"}}
-    raw["variants"]["heima"] = {"model": "recover"}
-    params = fabricated.write(tmp_path, questions=5, params_text=yaml.safe_dump(raw))
-    fabricated.lock(tmp_path, params)
-    return tmp_path
+    root = tmp_path_factory.mktemp("small")
+    shutil.copy(empty_database, root)
+    write_small(root)
+    return root
+
+
+@pytest.fixture
+def fresh(small, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(small, tmp_path / "reproduction")
 
 
 def change(root, key: str, value) -> None:

@@ -24,20 +24,13 @@ from stages import ui
 from tests import fabricated
 from tests.conftest import ROOT
 from tests.reports import chromium
-from tests.reports.test_tracking import write_results, write_times
+from tests.reports.test_tracking import write_results, write_small
 
 
 def free_port() -> int:
     with socket.socket() as one:
         one.bind((ui.HOST, 0))
         return one.getsockname()[1]
-
-
-def reproduction(root: Path) -> Path:
-    fabricated.lock(root, fabricated.write(root, questions=5))
-    write_results(root)
-    write_times(root)
-    return root
 
 
 def test_a_link_leads_to_the_runs_view():
@@ -231,7 +224,8 @@ def test_a_remote_server_by_mlflows_own_variable(tmp_path, monkeypatch):
     """A server with a database and artifacts of its own: the same runs, and a link to it."""
     root, elsewhere = tmp_path / "here", tmp_path / "server"
     root.mkdir()
-    reproduction(root)
+    write_small(root)
+    write_results(root)
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     port = free_port()
@@ -249,7 +243,7 @@ def test_a_remote_server_by_mlflows_own_variable(tmp_path, monkeypatch):
         api = MlflowClient(address)
         (experiment,) = (one for one in api.search_experiments() if one.name == "heima")
         found = api.search_runs([experiment.experiment_id], max_results=1000)
-        assert len(found) == 1 + 3 + 37
+        assert len(found) == 1 + 2 + 15
         assert all(run.info.status == "FINISHED" for run in found)
         (parent,) = (run for run in found if run.data.tags["kind"] == "reproduction")
         path = api.download_artifacts(parent.info.run_id, "tables/benchmarks.md", str(tmp_path))
