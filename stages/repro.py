@@ -194,7 +194,6 @@ class Run:
             self._progress.close()
             self._watcher.tell(self._progress.say)
             self._write_lock()
-            times.record(Path("."), self._times)
             if self.ended:
                 progress.remember(self.ended)
         self.not_run = [*self._unknown, *self._stale]
@@ -298,7 +297,8 @@ class Run:
     def _write_lock(self) -> None:
         if self._entries:
             self._pipeline.write_lock(self._entries)
-            self._entries = {}
+            times.record(Path("."), self._times)
+            self._entries, self._times = {}, {}
         self._written = time.monotonic()
 
     def _count(self) -> int:
