@@ -9,6 +9,7 @@ too: the results that git holds are mirrored, and nothing is run (docs/mlflow.md
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -91,6 +92,8 @@ def main(port: int) -> None:
         _tell(uri, summary["where"])
         return
     address = f"http://{HOST}:{port}"
+    # Whatever ends this process ends the server with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     server = start(uri, port)
     try:
         wait(server, address)

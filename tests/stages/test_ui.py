@@ -103,9 +103,12 @@ class Ui:
         self.variants, self.everything = links
 
     def close(self) -> int:
-        """End it as Ctrl-C does, if it has not ended."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        """End it, and see that its server has ended with it."""
+        self.process.terminate()
+        status = self.process.wait(60)
+        with socket.socket() as one:
+            assert one.connect_ex((ui.HOST, self.port)), "the server has been left behind"
+        return status
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ def clone(tmp_path_factory):
 def served(clone):
     found = Ui(clone)
     yield found
-    found.close()
+    assert found.close() == 128 + signal.SIGTERM
 
 
 @pytest.mark.slow
