@@ -68,9 +68,8 @@ lint: install ## Check style, spelling and types
 	codespell
 	mypy
 
-ui: install ## Mirror the results into MLflow and serve its UI on 127.0.0.1 (PORT=5000)
-	python -m stages.track
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
+ui: install ## Mirror the results into MLflow, serve its UI on 127.0.0.1, print the link (PORT=5000)
+	@python -m stages.ui --port $(PORT)
 
 clean: ## Remove what the pipeline made and git does not hold, and its cache (downloads and paid replies stay)
 	rm -rf data/source data/benchmarks data/rewritten data/.*.tmp models states interpreters reconstructions judgements predictions scores latency fingerprints

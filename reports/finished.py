@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from dvc.utils.flatten import flatten
 
 NO_RESULTS = ("resolve", "tables", "figures", "page", "track")
-"""Stages that compute nothing new; the tables are artifacts of the parent."""
+"""Stages that compute nothing new; what they make are artifacts of the parent."""
 
 SEEDED = ("distill", "states", "interpret", "reconstruct")
 """Stages that run once a training seed, which their names end with."""
@@ -26,11 +26,11 @@ class TrackingError(RuntimeError):
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A stage whose outputs are those that `dvc.lock` records.
+    """A stage whose metrics are those that `dvc.lock` records.
 
-    `recorded` has the parameters as `dvc.lock` names them. `params` leaves the stage's own item
-    out of the names, so that the runs of two items share them: `checkpoints.steps`, not
-    `checkpoints.recover.steps`.
+    `recorded` has its own parameters as `dvc.lock` names them, `reached` also those of all stages
+    that it is made from, directly or not, whose names `upstream` has in the order of the pipeline.
+    `data` is path -> MD5 of what it reads, `made` of what it writes.
     """
 
     name: str
@@ -38,7 +38,10 @@ class FinishedStage:
     command: str
     code: str
     recorded: Mapping[str, str]
-    params: Mapping[str, str]
+    reached: Mapping[str, str]
+    upstream: tuple[str, ...]
+    data: Mapping[str, str]
+    made: Mapping[str, str]
     metrics_files: tuple[Path, ...]
     curve_files: tuple[Path, ...]
 
@@ -103,8 +106,10 @@ def stage_names(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[
 def finished_stages(root: Path) -> tuple[list[FinishedStage], list[str]]:
     """The stages of `dvc.yaml` that stand finished in `dvc.lock`, and the names of the others.
 
-    An entry that `dvc.yaml` no longer names is ignored. A stage whose metrics file is not the
-    recorded one, or whose output is missing, is not finished: it is being run again.
+    An entry that `dvc.yaml` no longer names is ignored. A stage is not finished where a metrics
+    file is not the recorded one (it is being run again) or is of another profile, where it has read
+    another output of a stage than that one's entry records, or where a stage that it is made from
+    is not finished. Other outputs may be missing: in a fresh clone only what git holds is there.
     """
     lock_file = root / "dvc.lock"
     if not lock_file.is_file():
@@ -115,16 +120,22 @@ def finished_stages(root: Path) -> tuple[list[FinishedStage], list[str]]:
     pipeline, values = read_yaml(root / "dvc.yaml"), read_yaml(root / "params.yaml")
     for file in pipeline.get("vars", []):
         values |= read_yaml(root / file)
-    names = stage_names(pipeline, values)
-    finished, unfinished = [], []
-    for name in names:
-        if name.partition("@")[0] in NO_RESULTS:
-            continue
-        if name in entries and _is_finished(root, entries[name]):
-            finished.append(_finished_stage(root, name, entries))
-        else:
-            unfinished.append(name)
-    return finished, unfinished
+    names = [
+        name for name in stage_names(pipeline, values) if name.partition("@")[0] not in NO_RESULTS
+    ]
+    known = {name: entries[name] for name in names if name in entries}
+    upstream = _upstream(known)
+    whole: set[str] = set()
+    # Those that a stage is made from come first in the pipeline, and so here.
+    for name in sorted(known, key=lambda one: (len(upstream[one]), names.index(one))):
+        if upstream[name] <= whole and _is_recorded(root, known[name], values["profile"]):
+            whole |= {name} if _fits(known[name], known) else set()
+    found = [
+        _finished_stage(root, name, known, sorted(upstream[name], key=names.index))
+        for name in names
+        if name in whole
+    ]
+    return found, [name for name in names if name not in whole]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -135,22 +146,72 @@ def _is_metrics_file(out: Mapping[str, Any]) -> bool:
     return out["path"].startswith("metrics/")
 
 
-def _is_finished(root: Path, entry: Mapping[str, Any]) -> bool:
-    for out in entry.get("outs", []):
+def _outs(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {out["path"]: out["md5"] for out in entry.get("outs", [])}
+
+
+def _data(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> MD5 of what a stage reads, its code aside."""
+    return {
+        dep["path"]: dep["md5"]
+        for dep in entry.get("deps", [])
+        if not dep["path"].startswith("fingerprints/")
+    }
+
+
+def _upstream(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
+    """For each stage, all that it is made from, directly or not."""
+    makers = [(PurePath(out), name) for name, entry in entries.items() for out in _outs(entry)]
+    direct = {
+        name: {
+            maker
+            for dep in map(PurePath, _data(entry))
+            for out, maker in makers
+            if out.is_relative_to(dep) or dep.is_relative_to(out)
+        }
+        for name, entry in entries.items()
+    }
+    found: dict[str, set[str]] = {}
+
+    def all_of(name: str) -> set[str]:
+        if name not in found:
+            found[name] = set(direct[name])
+            for one in direct[name]:
+                found[name] |= all_of(one)
+        return found[name]
+
+    for name in entries:
+        all_of(name)
+    return found
+
+
+def _is_recorded(root: Path, entry: Mapping[str, Any], profile: str) -> bool:
+    for out in filter(_is_metrics_file, entry.get("outs", [])):
         path = root / out["path"]
-        if not path.exists():
+        if not path.is_file():
             return False
-        if (
-            _is_metrics_file(out)
-            and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != out["md5"]
-        ):
+        content = path.read_bytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != out["md5"]:
+            return False
+        if json.loads(content).get("provenance", {}).get("profile", profile) != profile:
             return False
     return True
 
 
-def _finished_stage(root: Path, name: str, entries: Mapping[str, Any]) -> FinishedStage:
+def _fits(entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a stage has read what the others have made last."""
+    made = {path: digest for other in entries.values() for path, digest in _outs(other).items()}
+    return all(made.get(path, digest) == digest for path, digest in _data(entry).items())
+
+
+def _finished_stage(
+    root: Path, name: str, entries: Mapping[str, Any], upstream: Sequence[str]
+) -> FinishedStage:
     entry = entries[name]
     outs = entry.get("outs", [])
+    reached: dict[str, str] = {}
+    for one in (*upstream, name):
+        reached |= _leaves(_lock_params(entries[one]))
     return FinishedStage(
         name=name,
         dvc_hash=md5(entry),
@@ -164,7 +225,10 @@ def _finished_stage(root: Path, name: str, entries: Mapping[str, Any]) -> Finish
             "unknown",
         ),
         recorded=_leaves(_lock_params(entry)),
-        params=_params_with_origin(name, entries),
+        reached=reached,
+        upstream=tuple(upstream),
+        data=_data(entry),
+        made=_outs(entry),
         metrics_files=tuple(root / out["path"] for out in outs if _is_metrics_file(out)),
         curve_files=tuple(
             curve for out in outs if (curve := root / out["path"] / "loss.jsonl").is_file()
@@ -175,43 +239,6 @@ def _finished_stage(root: Path, name: str, entries: Mapping[str, Any]) -> Finish
 def md5(value: Any) -> str:
     text = json.dumps(value, sort_keys=True)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-
-
-def _params_with_origin(name: str, entries: Mapping[str, Any]) -> dict[str, str]:
-    """A stage's parameters; for a benchmark also those that its model was trained with.
-
-    Without them a comparison of two scores would show no parameter that differs.
-    """
-    stage = name.partition("@")[0]
-    item, seed = _item(name)
-    params = _own_params(entries[name], item)
-    if item:
-        params["item"] = item
-    if seed is not None:
-        params["training_seed"] = str(seed)
-    if stage == "score" and f"predict@{item}" in entries:
-        return {**_params_with_origin(f"predict@{item}", entries), **params}
-    if stage == "predict":
-        model = params["variants.model"]
-        trained = (n for n in entries if n.startswith("distill@") and _is_of(n, model))
-        # Its training seeds differ in nothing but the seed.
-        if first := next(trained, None):
-            origin = _params_with_origin(first, entries)
-            del origin["training_seed"]
-            return {**origin, **params}
-    return params
-
-
-def _is_of(name: str, checkpoint: str) -> bool:
-    item, seed = _item(name)
-    return item == checkpoint and seed is not None
-
-
-def _own_params(entry: Mapping[str, Any], item: str) -> dict[str, str]:
-    return {
-        ".".join(part for part in key.split(".") if part != item): value
-        for key, value in _leaves(_lock_params(entry)).items()
-    }
 
 
 def _lock_params(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,10 @@ class Pipeline:
     def command(self, name: str) -> str:
         return str(self._stages[name].cmd)
 
+    def outs(self, name: str) -> list[Path]:
+        """The paths of a stage's outputs, from the root of the repository."""
+        return [Path(one.fs_path).relative_to(Path.cwd()) for one in self._stages[name].outs]
+
     def keep(self, name: str) -> None:
         """Copy those outputs of a stage that DVC deletes as it starts and has no cache of."""
         outs = [Path(one.fs_path) for one in self._stages[name].outs if not one.use_cache]

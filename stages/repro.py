@@ -14,8 +14,10 @@ A stage that fails stops only what depends on it; the exit code is 1 at the end,
 failed than those that `--may-fail` names. Ctrl-C ends all stages. After that, or after any kill,
 the same command goes on: finished stages stay finished.
 Output of stages, and of their libraries, is in `.cache/logs/<stage>.log`, what each took in
-`.cache/logs/durations.json`. From the second stage on, a process that has imported everything once
-runs the stages' commands as forked children (stages/warm.py).
+`.cache/logs/durations.json`, when it ran in `reports/<profile>/times.json`. With `track` among the
+stages, curves appear in MLflow while they train (stages/watching.py). From the second stage on, a
+process that has imported everything once runs the stages' commands as forked children
+(stages/warm.py).
 """
 
 from __future__ import annotations
@@ -47,10 +49,12 @@ from dvc.exceptions import DvcException
 
 from heima import config
 from heima.results import machine
+from reports import times
 from stages import canary, handover, leftovers, parent_death, progress, runs, schedule
 from stages.pipeline import Pipeline
 from stages.progress import Ended, Progress, Result, Working
 from stages.schedule import Needs, Slots
+from stages.watching import Watcher
 
 _TICK = 0.25
 """Seconds between two looks at what runs."""
@@ -139,7 +143,14 @@ class WarmServer:
 class Run:
     """One run of the pipeline."""
 
-    def __init__(self, pipeline: Pipeline, slots: Slots, wanted: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        slots: Slots,
+        wanted: Callable[[str], int],
+        *,
+        live: bool = False,
+    ) -> None:
         self.failed: list[str] = []
         self.not_run: list[str] = []
         self.ended: list[Ended] = []
@@ -155,6 +166,8 @@ class Run:
         self._entries: dict[str, Any] = {}
         self._written = time.monotonic()
         self._server: WarmServer | None = None
+        self._watcher = Watcher(wanted=live)
+        self._times: dict[str, times.Ran] = {}
         self._seconds = progress.durations()
         self._progress = Progress(len(pipeline.upstream))
 
@@ -177,7 +190,9 @@ class Run:
                 self.stopped.append(name)
             if self._server is not None:
                 self._server.close()
+            self._watcher.close()
             self._progress.close()
+            self._watcher.tell(self._progress.say)
             self._write_lock()
             if self.ended:
                 progress.remember(self.ended)
@@ -218,6 +233,7 @@ class Run:
                 process.start()
                 self._running[name] = Running(process, results, gpus)
             theirs.close()
+            self._watcher.started(name, self._pipeline.outs(name))
         return bool(self._running)
 
     def _wait(self) -> None:
@@ -230,6 +246,7 @@ class Run:
                 for name, running in self._running.items()
             ]
             self._progress.tick(working, self._count(), self._left)
+            self._watcher.tell(self._progress.say)
         for name in [name for name, one in self._running.items() if one.results in done]:
             with _undisturbed():
                 self._end(name)
@@ -265,6 +282,9 @@ class Run:
             self._entries.update(entry)
             self._finished.add(name)
             self._seconds[name] = wall
+            if ran:
+                self._times[name] = times.Ran(entry[name], time.time() - wall, time.time())
+        self._watcher.ended(name, failed=entry is None)
         self.ended.append(one)
         self._progress.ended(one, self._count(), self._left())
 
@@ -277,7 +297,8 @@ class Run:
     def _write_lock(self) -> None:
         if self._entries:
             self._pipeline.write_lock(self._entries)
-            self._entries = {}
+            times.record(Path("."), self._times)
+            self._entries, self._times = {}, {}
         self._written = time.monotonic()
 
     def _count(self) -> int:
@@ -426,6 +447,9 @@ def main() -> None:
         metavar="STAGE",
         help="a stage whose failure is told, and leaves the exit code 0",
     )
+    parser.add_argument(
+        "--no-live", action="store_true", help="no curves in MLflow while stages train"
+    )
     arguments = parser.parse_args()
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("--jobs must be at least 1")
@@ -447,7 +471,9 @@ def main() -> None:
             if unknown := sorted(set(arguments.may_fail) - pipeline.upstream.keys()):
                 parser.error(f"--may-fail: not among the stages to run: {', '.join(unknown)}")
             progress.LOGS.mkdir(parents=True, exist_ok=True)
-            run = Run(pipeline, Slots(jobs, gpus), gpus_wanted(gpus))
+            # Whoever does not ask for the mirror wants no part of it.
+            live = not arguments.no_live and "track" in pipeline.upstream
+            run = Run(pipeline, Slots(jobs, gpus), gpus_wanted(gpus), live=live)
             run.run()
     except DvcException as error:
         sys.exit(f"error: {error}")

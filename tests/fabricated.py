@@ -133,7 +133,16 @@ def _write_score(
     write_metrics(
         root / "metrics" / "score" / f"{variant}.json",
         cells,
-        provenance(f"score@{variant}", params, judge={"model": "embedded-rules"}),
+        provenance(
+            f"score@{variant}",
+            params,
+            judge={"model": "embedded-rules"},
+            seeds={protocol: list(rules.seeds) for protocol, rules in params.protocols.items()},
+            data={
+                protocol: {name: f"{protocol}-{name}" for name in params.benchmarks}
+                for protocol in params.protocols
+            },
+        ),
     )
 
 
@@ -250,6 +259,7 @@ PIPELINE = """
 vars: [runs.yaml]
 stages:
   rewrite: {cmd: python -m stages.rewrite}
+  latency: {cmd: python -m stages.latency}
   distill:
     foreach: ${runs.distill}
     do: {cmd: "python -m stages.distill ${item.checkpoint} ${item.seed}"}
@@ -273,7 +283,7 @@ def lock(root: Path, params: config.Params) -> None:
     plain = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     stages = {}
 
-    def add(name: str, outs: list[str], **used: object) -> None:
+    def add(name: str, outs: list[str], reads: tuple[str, ...] = (), **used: object) -> None:
         entries = []
         for out in outs:
             path = root / out
@@ -283,7 +293,10 @@ def lock(root: Path, params: config.Params) -> None:
             entries.append({"path": out, "md5": digest})
         stages[name] = {
             "cmd": f"python -m stages.{name.replace('@', ' ')}",
-            "deps": [{"path": f"fingerprints/{name.partition('@')[0]}.json", "md5": "c" * 32}],
+            "deps": [
+                {"path": f"fingerprints/{name.partition('@')[0]}.json", "md5": "c" * 32},
+                *({"path": path, "md5": "0" * 32} for path in reads),
+            ],
             "params": {"resolved.yaml": {"seed": params.seed, **used}},
             "outs": entries,
         }
@@ -292,7 +305,8 @@ def lock(root: Path, params: config.Params) -> None:
         root / "metrics" / "rewrite.json",
         {"turns": {"train": 90, "heldout": 10}, "examples": {"p1": "text"}, "provenance": {}},
     )
-    add("rewrite", ["metrics/rewrite.json"], rewrite=plain["rewrite"])
+    add("rewrite", ["data/rewritten", "metrics/rewrite.json"], rewrite=plain["rewrite"])
+    add("latency", ["metrics/latency.json"], ("models",), latency=plain["latency"])
     for run, one in runs.runs(params)["distill"].items():
         name, seed = one["checkpoint"], one["seed"]
         place, metrics = params.trained(name, seed), f"metrics/distill/{name}/{seed}.json"
@@ -304,17 +318,26 @@ def lock(root: Path, params: config.Params) -> None:
         write_metrics(
             root / metrics,
             {"heldout": {"loss": Cell(0.5, 0.4, 0.6, n=10, seeds={seed: 0.5})}},
-            provenance(f"distill@{run}", params, training_seed=seed, seconds=1.5),
+            provenance(
+                f"distill@{run}",
+                params,
+                training_seed=seed,
+                seconds=1.5,
+                updates=params.checkpoints[name].steps,
+            ),
         )
         used = {f"checkpoints.{name}": plain["checkpoints"][name]}
-        add(f"distill@{run}", [f"models/{place}", metrics], **used)
+        reads = ("data/rewritten", f"models/{one['init']}")
+        add(f"distill@{run}", [f"models/{place}", metrics], reads, **used)
     for name in params.reconstructions:
         add(f"similarity@{name}", [f"metrics/similarity/{name}.json"])
     for variant in params.variants:
         (root / "predictions" / variant).mkdir(parents=True, exist_ok=True)
-        used = {f"variants.{variant}": plain["variants"][variant]}
-        add(f"predict@{variant}", [f"predictions/{variant}"], **used)
-        add(f"score@{variant}", [f"metrics/score/{variant}.json"], judge=plain["judge"])
+        model = params.variants[variant].model
+        used = {f"variants.{variant}": params.variants[variant].model_dump(mode="json")}
+        add(f"predict@{variant}", [f"predictions/{variant}"], (f"models/{model}",), **used)
+        reads = (f"predictions/{variant}",)
+        add(f"score@{variant}", [f"metrics/score/{variant}.json"], reads, judge=plain["judge"])
     text = yaml.safe_dump({"schema": "2.0", "stages": stages})
     (root / "dvc.lock").write_text(text, encoding="utf-8")
 

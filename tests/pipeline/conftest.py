@@ -54,7 +54,7 @@ class Checkout:
 
     def restore(self, *targets: str) -> None:
         """Bring back what a test has changed: side by side, from the run cache where it can."""
-        self.run(sys.executable, "-m", "stages.repro", *targets)
+        self.run(sys.executable, "-m", "stages.repro", "--no-live", *targets)
 
 
 def ran(output: str) -> list[str]:

@@ -139,3 +139,13 @@ def beside(results, others, tmp_path_factory):
 @pytest.fixture(scope="session")
 def beside_built(beside):
     return tables.of_results(beside)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """MLflow takes seconds to create one."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

@@ -164,7 +164,8 @@ CHANGES = {
     "the judge's client": ("eval/judge/client.py", None, "X = 1", {"judge", "score"}),
     "a figure": ("reports/figures/scores.py", None, "X = 1", {"figures", "page"}),
     "the page": ("reports/page/findings.py", None, "X = 1", {"page"}),
-    "the mirror": ("reports/mlflow_mirror.py", None, "X = 1", {"track"}),
+    "the mirror": ("reports/tracking/mirror.py", None, "X = 1", {"track"}),
+    "live curves": ("reports/tracking/live.py", None, "X = 1", set()),
 }
 """Change -> a module, the words replaced in it (none: a line is added), and what runs again."""
 
