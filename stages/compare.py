@@ -6,9 +6,9 @@
     python -m stages.compare heima samples_mmstar.jsonl   # a file that lmms-eval has written
     python -m stages.compare MODEL_MMStar.xlsx heima      # or VLMEvalKit, scored or not (.tsv too)
 
-A or B is a variant or checkpoint of the results here, PLACE:VARIANT, or a PLACE (a git revision, or
-a folder with another clone) for each of its variants; or a file, or folder of files, of lmms-eval
-(`*_samples_<task>.jsonl`) or VLMEvalKit (`MODEL_<dataset>….xlsx` or `.tsv`).
+A or B is a variant or checkpoint of the results here, PLACE:VARIANT, or a PLACE (a git revision, an
+experiment of DVC's, or a folder with another clone) for each of its variants; or a file, or folder
+of files, of lmms-eval (`*_samples_<task>.jsonl`) or VLMEvalKit (`MODEL_<dataset>….xlsx` or `.tsv`).
 
 Printed are, for each protocol and benchmark, accuracy of both sides, the paired difference with its
 95 % interval (questions about one image are resampled together, and so are training seeds), whether

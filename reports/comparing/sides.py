@@ -7,6 +7,7 @@ of its own `params.yaml`, which may be older or newer than this code, so it is r
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -199,8 +200,8 @@ def _named(argument: str, here: Place) -> Named:
         return path
     known = here.allowed() if (here.root / "params.yaml").is_file() else "no params.yaml here"
     raise CompareError(
-        f"{argument!r} is no variant or checkpoint here ({known}), no git revision, no folder of "
-        "a reproduction, and no file"
+        f"{argument!r} is no variant or checkpoint here ({known}), no git revision or experiment, "
+        "no folder of a reproduction, and no file"
     )
 
 
@@ -213,9 +214,28 @@ def _place(argument: str, here: Place) -> Place | None:
     if path.exists():
         return None
     asked = _git(here.root, "rev-parse", "--verify", "--quiet", f"{argument}^{{commit}}")
+    commit = asked.stdout.decode().strip()
     if asked.returncode:
-        return None
-    return Place(here.root, argument, asked.stdout.decode().strip())
+        commit = _experiment(argument, here.root)
+    return Place(here.root, argument, commit) if commit else None
+
+
+def _experiment(name: str, root: Path) -> str:
+    """The commit of one of DVC's experiments, which git knows below another name; "": none.
+
+    Of several of one name (of other commits) it is the newest.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        return ""
+    found = _git(
+        root,
+        "for-each-ref",
+        "--sort=-committerdate",
+        "--count=1",
+        "--format=%(objectname)",
+        f"refs/exps/*/*/{name}",
+    )
+    return found.stdout.decode().strip()
 
 
 def _variant(place: Place, name: str, argument: str) -> str:

@@ -266,6 +266,10 @@ def test_a_revision_is_what_git_and_dvc_hold(root, params, tmp_path):
         assert group.b.value == 0 and group.difference.value == group.a.value > 0
     with pytest.raises(comparing.CompareError, match="HEAD has no 'nonesuch'"):
         one(here, params, "HEAD:nonesuch", "heima")
+    # An experiment of DVC's is a commit that git knows below a longer name.
+    name = "refs/exps/0a/1b2c3d4e5f/odd-name"
+    subprocess.run(["git", "update-ref", name, "HEAD"], cwd=here, check=True)
+    assert groups(one(here, params, "odd-name:heima", "HEAD:heima"))["lmms", "ai2d"].runs
     # Gone from here, the file is that of dvc.lock again.
     (here / "scores" / "heima.jsonl").unlink()
     assert not one(here, params, "HEAD:heima", "heima").flips
