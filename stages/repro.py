@@ -47,7 +47,7 @@ from dvc.exceptions import DvcException
 
 from heima import config
 from heima.results import machine
-from stages import canary, handover, leftovers, parent_death, progress, runs, schedule
+from stages import canary, handover, leftovers, parent_death, progress, runs, schedule, spending
 from stages.pipeline import Pipeline
 from stages.progress import Ended, Progress, Result, Working
 from stages.schedule import Needs, Slots
@@ -139,13 +139,20 @@ class WarmServer:
 class Run:
     """One run of the pipeline."""
 
-    def __init__(self, pipeline: Pipeline, slots: Slots, wanted: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        slots: Slots,
+        wanted: Callable[[str], int],
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
         self.failed: list[str] = []
         self.not_run: list[str] = []
         self.ended: list[Ended] = []
         self._pipeline = pipeline
         self._slots = slots
         self._wanted = wanted
+        self._tick = tick
         self._needs = {name: _needs(name, pipeline) for name in pipeline.upstream}
         self._running: dict[str, Running] = {}
         self._finished: set[str] = set()
@@ -155,7 +162,7 @@ class Run:
         self._entries: dict[str, Any] = {}
         self._written = time.monotonic()
         self._server: WarmServer | None = None
-        self._seconds = progress.durations()
+        self._seconds = progress.recorded(pipeline.metrics) | progress.durations()
         self._progress = Progress(len(pipeline.upstream))
 
     def run(self) -> None:
@@ -182,6 +189,11 @@ class Run:
             if self.ended:
                 progress.remember(self.ended)
         self.not_run = [*self._unknown, *self._stale]
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return self._progress.elapsed
 
     def table(self) -> str:
         places = {name: place for place, name in enumerate(self._pipeline.upstream)}
@@ -230,6 +242,7 @@ class Run:
                 for name, running in self._running.items()
             ]
             self._progress.tick(working, self._count(), self._left)
+            self._tick()
         for name in [name for name, one in self._running.items() if one.results in done]:
             with _undisturbed():
                 self._end(name)
@@ -254,13 +267,14 @@ class Run:
         if entry is None:
             status = running.process.exitcode
             why = "" if status == 1 else f" (exit code {status})"
-            one = Ended(name, Result.FAILED, wall, cpu, peak_mb, why)
+            one = Ended(name, Result.FAILED, wall, cpu, peak_mb, why, gpus=len(running.gpus))
             self.failed.append(name)
             self._pipeline.bring_back(name)
         else:
             log = progress.log_of(name).read_text(encoding="utf-8", errors="replace")
             ran = f"Running stage '{name}':" in log
-            one = Ended(name, Result.RAN if ran else Result.RESTORED, wall, cpu, peak_mb)
+            how = Result.RAN if ran else Result.RESTORED
+            one = Ended(name, how, wall, cpu, peak_mb, gpus=len(running.gpus))
             self._pipeline.note(entry)
             self._entries.update(entry)
             self._finished.add(name)
@@ -426,6 +440,7 @@ def main() -> None:
         metavar="STAGE",
         help="a stage whose failure is told, and leaves the exit code 0",
     )
+    parser.add_argument("--gpu-hour-price", type=float, help="US dollars, for what it took")
     arguments = parser.parse_args()
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("--jobs must be at least 1")
@@ -435,19 +450,21 @@ def main() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     gpus = visible_gpus()
     jobs = arguments.jobs or len(gpus) or len(os.sched_getaffinity(0))
-    pipeline = run = None
+    pipeline = run = account = params = None
     try:
         with leftovers.scratch():
             if Path("params.yaml").exists():
                 # dvc.yaml reads what to repeat stages over from this list, before any stage runs.
-                runs.write(config.load())
+                runs.write(params := config.load())
             if machine.wants_pins():
                 _say_whether_the_bits_are_the_recorded_ones()
             pipeline = Pipeline(arguments.targets)
             if unknown := sorted(set(arguments.may_fail) - pipeline.upstream.keys()):
                 parser.error(f"--may-fail: not among the stages to run: {', '.join(unknown)}")
             progress.LOGS.mkdir(parents=True, exist_ok=True)
-            run = Run(pipeline, Slots(jobs, gpus), gpus_wanted(gpus))
+            account = spending.Account(params, gpus, arguments.gpu_hour_price)
+            slots = Slots(jobs, gpus)
+            run = Run(pipeline, slots, gpus_wanted(gpus), account.meter.tick)
             run.run()
     except DvcException as error:
         sys.exit(f"error: {error}")
@@ -456,8 +473,11 @@ def main() -> None:
     except Interrupted as interrupted:
         _say_how_to_go_on(str(interrupted), run, pipeline)
         sys.exit(128 + interrupted.number)
+    finally:
+        joules = account.meter.close() if account else {}
     if run.ended:
-        print(f"\n{run.table()}")
+        print(f"\n{run.table()}\n")
+        print(*account.report(run.ended, run.elapsed, joules), sep="\n", flush=True)
     if run.failed:
         print(f"\nfailed: {', '.join(run.failed)}", file=sys.stderr)
         for name in run.failed:
