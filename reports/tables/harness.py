@@ -58,8 +58,7 @@ def _file(
             results[task]["decoded_tokens,none"] = tokens.value
         configs[task] = {
             "task": task,
-            "dataset_name": BENCHMARKS[benchmark].dataset.title,
-            "test_split": BENCHMARKS[benchmark].dataset.split,
+            "dataset_name": BENCHMARKS[benchmark].spelling,
             "num_fewshot": 0,
             "metadata": {"protocol": protocol, "benchmark": benchmark},
         }

@@ -264,7 +264,7 @@ FACT_CHANGES = {
     "the paper's name of it": ({"published": "MM-Star"}, TABLES),
     "its rows, for plans": ({"rows": 1400}, set()),
     "its judge, for plans": ({"judged": ("lmms",), "judge_tokens": 100}, set()),
-    "its task": ({"task": "mmstar_cn"}, ASKED),
+    "its task": ({"task": "mmstar_cn"}, {*ASKED, "tables"}),
     "its chance level": ({"scoring": {"option_count": 5}}, {"score"}),
     "its title": (
         {"dataset": {"title": "MM-Star"}},
