@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eval.resources import MissingResource, check_hash
 from heima.config import Similarity
+from heima.results.bars import bar
 from heima.results.files import sha256
 from heima.results.measures import BERTSCORE
 from heima.vlm import kernels
@@ -82,9 +83,11 @@ class BertScore:
             key=lambda pair: (len(pair[0]), *pair),
         )
         scores: dict[tuple[str, str], float] = {}
-        for start in range(0, len(todo), _CHUNK_PAIRS):
-            chunk = todo[start : start + _CHUNK_PAIRS]
-            scores.update(zip(chunk, self._match(chunk), strict=True))
+        with bar("BERTScore", len(todo), "pair") as shown:
+            for start in range(0, len(todo), _CHUNK_PAIRS):
+                chunk = todo[start : start + _CHUNK_PAIRS]
+                scores.update(zip(chunk, self._match(chunk), strict=True))
+                shown.update(len(chunk))
         return np.array([scores.get(pair, 0.0) for pair in pairs], dtype=np.float64)
 
     def _match(self, pairs: Sequence[tuple[str, str]]) -> list[float]:

@@ -31,13 +31,25 @@ class ChatModel(lmms):
         raise NotImplementedError(f"{type(self).__name__} answers single questions")
 
 
+def params_below(root: str, params: str) -> config.Params:
+    """The parameters of the repository `root`; raises `FileNotFoundError`, saying what to do."""
+    path = Path(root) / params
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.absolute()} does not exist: give the folder of the repository as "
+            "--model_args root=FOLDER"
+        )
+    return config.load(path)
+
+
 class HeimaReplay(ChatModel):
     """`--model heima-replay --model_args predictions=predictions/heima/lmms/42`: saved answers.
 
-    `predictions` is the folder of one run. lmms-eval scores its answers as if they had just been
-    decoded, whichever protocol's task asks for a benchmark. Its command line always names a batch
-    size, which changes nothing here. Control characters are replaced: some tasks write the answers
-    into a spreadsheet, which holds none. Raises `KeyError` for a sample that was not predicted.
+    `predictions` is the folder of one run, below `root`, the repository (by default the current
+    folder). lmms-eval scores its answers as if they had just been decoded, whichever protocol's
+    task asks for a benchmark. Its command line always names a batch size, which changes nothing
+    here. Control characters are replaced: some tasks write the answers into a spreadsheet, which
+    holds none. Raises `KeyError` for a sample that was not predicted.
     """
 
     def __init__(
@@ -45,12 +57,13 @@ class HeimaReplay(ChatModel):
         predictions: str,
         params: str = "params.yaml",
         batch_size: int | str | None = None,
+        root: str = ".",
     ) -> None:
         super().__init__()
         self._rows = {
             (task, row["doc_id"]): row
-            for benchmark in config.load(params).benchmarks
-            for row in read_jsonl(Path(predictions) / f"{benchmark}.jsonl")
+            for benchmark in params_below(root, params).benchmarks
+            for row in read_jsonl(Path(root) / predictions / f"{benchmark}.jsonl")
             for task in BENCHMARKS[benchmark].tasks.values()
         }
         self._folder = predictions

@@ -11,7 +11,8 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from PIL import Image
 
 from eval.benchmark_rows import Rows
-from eval.chat_models import ChatModel, result_of
+from eval.chat_models import ChatModel, params_below, result_of
+from eval.tasks import scored_text
 from heima import config
 from heima.data.pictures import PIL_FAULTS, worded
 from heima.vlm.generation import Prompt, generate
@@ -21,13 +22,17 @@ from heima.vlm.models import load_vlm, vocabulary
 class Heima(ChatModel):
     """`--model heima --model_args name=recover/42 --batch_size 64`: a model of the pipeline.
 
-    `name` is a folder below `models`: a checkpoint and a training seed. Decoding follows `predict`
-    and a `protocol` of the parameter file, with the protocol's first seed, and with the batch size
-    of the command line where there is one. `forced_prefix` is that of `variants`. All requests of
-    all tasks are batched together, and a task's own generation limits do not count.
+    `name` is a folder below `models`: a checkpoint and a training seed. `root` is the repository
+    that ran the pipeline, by default the current folder; `models` and `params` lie below it.
+    Decoding follows `predict` and a `protocol` of the parameter file, with the protocol's first
+    seed, and with the batch size of the command line where there is one. `forced_prefix` is that of
+    `variants`. All requests of all tasks are batched together, and a task's own generation limits
+    do not count.
 
-    On lmms-eval's command line a task scores the whole text; `eval.tasks` lets it score the
-    conclusion. Raises `KeyError` for a protocol that the parameter file does not have.
+    On lmms-eval's command line a task scores the whole text, or with `conclusion=True` what stands
+    in the answer's `<CONCLUSION>`, where it has one; `eval.tasks` lets it score that. Raises
+    `KeyError` for a protocol that the parameter file does not have, and `FileNotFoundError` where
+    no reproduction lies.
     """
 
     def __init__(
@@ -38,17 +43,20 @@ class Heima(ChatModel):
         protocol: config.ProtocolName = "lmms",
         forced_prefix: str | None = None,
         batch_size: int | str | None = None,
+        root: str = ".",
+        conclusion: bool = False,
     ) -> None:
         super().__init__()
-        self._params = config.load(params)
+        self._params = params_below(root, params)
         if protocol not in self._params.protocols:
             raise KeyError(f"protocol {protocol!r} is not one of {sorted(self._params.protocols)}")
+        self._conclusion = conclusion
         self._seed = self._params.protocols[protocol].seeds[0]
         self._decoding = self._params.decoding(protocol)
         if batch_size is not None:
             self._decoding = self._decoding.model_copy(update={"batch_size": int(batch_size)})
         self._prefix = self._params.prefix(name.partition("/")[0], forced_prefix)
-        self._model, self._processor = load_vlm(Path(models), name, self._params)
+        self._model, self._processor = load_vlm(Path(root) / models, name, self._params)
         self.device = self._model.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
@@ -67,9 +75,14 @@ class Heima(ChatModel):
             prefix=self._prefix,
         )
         return [
-            result_of(one.text, one.counts.prompt, one.counts.decoded, one.counts.thinking)
+            result_of(
+                self._said(one.text), one.counts.prompt, one.counts.decoded, one.counts.thinking
+            )
             for one in answers
         ]
+
+    def _said(self, text: str) -> str:
+        return scored_text(text) if self._conclusion else text
 
 
 def prompts_of(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from eval import wordnet
 from eval.resources import MissingResource
 from heima.config import Similarity
+from heima.results.bars import tracked
 from heima.results.measures import BLEU_STATISTICS, METEOR
 
 if TYPE_CHECKING:
@@ -326,7 +327,8 @@ def scores(
     }
     counts = []
     known: dict[tuple[str, str], tuple[tuple[int, ...], tuple[float, ...]]] = {}
-    for pair in zip(references, hypotheses, strict=True):
+    pairs = zip(references, hypotheses, strict=True)
+    for pair in tracked(pairs, "BLEU, METEOR, ROUGE", len(references), "pair"):
         if pair not in known:
             found = bleu_statistics(*pair)
             known[pair] = (

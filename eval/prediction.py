@@ -24,6 +24,7 @@ from heima import config
 from heima.config import Params, ProtocolName
 from heima.cot import parsing
 from heima.families.images import ImageCache
+from heima.results.bars import bar
 from heima.results.cells import write_metrics
 from heima.results.files import atomic, write_json, write_jsonl
 from heima.results.provenance import provenance
@@ -181,9 +182,12 @@ def _decode(
             continue
         # Weights are loaded where there is something to decode, once.
         decoder = decoder or load()
-        with kept[run] as journal:
+        wanted = sum(len(planned.batches[batch]) for batch in own)
+        name = f"{title}, {'/'.join(map(str, run))}"
+        with kept[run] as journal, bar(name, wanted, "answer", show=shared.first) as shown:
             for batch, answers in zip(own, decoder.each(planned, own), strict=True):
                 journal.append(batch, answers)
+                shown.update(len(answers))
 
 
 def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Decoder:

@@ -5,11 +5,16 @@
 - An .xlsx has its rows on the first sheet below a line of names. Writers of spreadsheets make a
   formula of a text that begins with `=` and an error of `#N/A`: such a cell is its own text, never
   what a formula would give. (XlsxWriter keeps one `=` of several at the beginning.)
+- A .tsv is UTF-8 with a line of names, tabs between cells, and quotes around those that hold tabs
+  or line breaks, as pandas writes and VLMEvalKit asks of it.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -39,17 +44,18 @@ class InputError(ValueError):
 
 
 def is_spreadsheet(file: Path) -> bool:
-    return file.suffix.lower() == ".xlsx"
+    """Whether a file is a table with a line of names, as VLMEvalKit writes."""
+    return file.suffix.lower() in (".xlsx", ".tsv")
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl or .xlsx file; raises `InputError` for anything else."""
+    """The rows of a .jsonl, .xlsx or .tsv file; raises `InputError` for anything else."""
     if not file.is_file():
         raise InputError(f"{file} does not exist")
-    if is_spreadsheet(file):
+    if file.suffix.lower() == ".xlsx":
         return _spreadsheet(file)
-    if file.suffix.lower() != ".jsonl":
-        raise InputError(f"{file} must be a .jsonl or an .xlsx file")
+    if file.suffix.lower() not in (".jsonl", ".tsv"):
+        raise InputError(f"{file} must be a .jsonl, an .xlsx or a .tsv file")
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -57,6 +63,8 @@ def read(file: Path) -> list[dict[str, Any]]:
             f"{file} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): save "
             "it so"
         ) from error
+    if file.suffix.lower() == ".tsv":
+        return _separated(file, text)
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -96,13 +104,39 @@ def _spreadsheet(file: Path) -> list[dict[str, Any]]:
     while table and all(cell == "" for cell in table[-1]):
         del table[-1]
     names = [str(name).strip() for name in table[0]] if table else []
-    twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
-    if twice:
-        raise InputError(f"{file} has more than one column {', '.join(twice)}")
+    _check_names(file, names)
     # As they stand: "NA" and "None" are options like any other.
     return [
         {name: cell for name, cell in zip(names, line, strict=True) if name} for line in table[1:]
     ]
+
+
+def _separated(file: Path, text: str) -> list[dict[str, Any]]:
+    """The rows of a table with tabs, each cell the text that it is."""
+    # VLMEvalKit's own tables hold images.
+    csv.field_size_limit(sys.maxsize)
+    try:
+        names, *lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    except ValueError as error:
+        raise InputError(f"{file} is empty") from error
+    except csv.Error as error:
+        raise InputError(f"{file} cannot be read as a table with tabs: {error}") from error
+    names = [name.strip() for name in names]
+    _check_names(file, names)
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        if not line:
+            continue
+        if len(line) != len(names):
+            raise InputError(f"{file}, row {number} has {len(line)} cells, not {len(names)}")
+        rows.append({name: cell for name, cell in zip(names, line, strict=True) if name})
+    return rows
+
+
+def _check_names(file: Path, names: list[str]) -> None:
+    twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
+    if twice:
+        raise InputError(f"{file} has more than one column {', '.join(twice)}")
 
 
 def _cell(cell: Any) -> Any:

@@ -8,7 +8,7 @@ FILE is either of
 - a .jsonl of rows {doc_id or index, text or prediction}, such as our own predictions. `doc_id`
   counts the benchmark's rows from 0, `index` is the row's own name. The questions come from the
   data of params, or from `--data FOLDER`;
-- an .xlsx as VLMEvalKit writes it (or a .jsonl with its columns), which holds the questions.
+- an .xlsx or .tsv as VLMEvalKit writes it (or a .jsonl with its columns), with the questions.
   Protocol `vlmevalkit` needs no data then; protocol `lmms` always does.
 
 An answer with `<CONCLUSION> … </CONCLUSION>` is scored by the first of these. The judge is that of

@@ -40,6 +40,7 @@ from transformers.generation import BaseStreamer
 from heima.config import Peaks
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
+from heima.results.bars import tracked
 
 BATCHES = 4
 """Batches of one size in a round, at most: at batch 1 a few samples tell enough."""
@@ -168,7 +169,8 @@ def _measure_size(setup: Setup, size: int, batches: int, rounds: int) -> Measure
     names = list(setup.cases)
     first = range(size)
     measured = Measured([], {(name, size): _work(setup, name, first) for name in names})
-    for number in range(rounds * batches):
+    turns = tracked(range(rounds * batches), f"batches of {size}", rounds * batches, "batch")
+    for number in turns:
         turn, batch = divmod(number, batches)
         rows = range(batch * size, (batch + 1) * size)
         start = number % len(names)

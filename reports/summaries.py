@@ -1,7 +1,9 @@
-"""What `dvc metrics show` lists: a row a variant or section, a column a number.
+"""What `dvc metrics show` lists: a row a variant or reconstruction, a few numbers each.
 
-DVC spreads every key of a metrics file over its own column. The files with all cells, intervals
-and provenance would fill thousands, so these small ones stand beside them.
+DVC spreads every key of every metrics file over a column of its own, and in `dvc exp show` over one
+for each file. The files with all cells, intervals and provenance would fill thousands, so these
+small ones stand beside them; the numbers of each benchmark are in the tables, and drawn by `dvc
+plots show` (reports/figures/plots.py).
 """
 
 from __future__ import annotations
@@ -11,8 +13,14 @@ from pathlib import Path
 from heima.config import Params
 from heima.results.cells import Cell, read_metrics
 from heima.results.files import write_json
-from heima.results.measures import NLL_GAIN, difference, metrics_of
+from heima.results.measures import NLL_GAIN, difference
 from heima.results.scores import ACCURACY, MEAN, score_group
+
+DECODED = "decoded"
+"""Decoded tokens of an answer, under the protocol that is named first."""
+
+CONTROLS = ("shuffled", "question-only")
+"""Controls whose gains are listed, where they were run: another turn's state, and none."""
 
 
 def _rounded(cell: Cell) -> float:
@@ -20,23 +28,20 @@ def _rounded(cell: Cell) -> float:
 
 
 def summarise_scores(metrics_file: Path, summary_file: Path, params: Params) -> None:
-    """For each protocol: accuracy of each benchmark in percent, their mean, and decoded tokens."""
+    """For each protocol the mean accuracy of the benchmarks in percent; and decoded tokens."""
     cells, _ = read_metrics(metrics_file)
-    summary = {}
-    for protocol in params.protocols:
-        groups = {b: cells[score_group(protocol, b)] for b in (*params.benchmarks, MEAN)}
-        summary[protocol] = {name: _rounded(group[ACCURACY]) for name, group in groups.items()}
-        summary[protocol]["decoded"] = _rounded(groups[MEAN]["decoded_tokens"])
-    write_json(summary_file, summary)
+    means = {protocol: cells[score_group(protocol, MEAN)] for protocol in params.protocols}
+    summary = {protocol: _rounded(group[ACCURACY]) for protocol, group in means.items()}
+    first = next(iter(means.values()))
+    write_json(summary_file, {**summary, DECODED: _rounded(first["decoded_tokens"])})
 
 
 def summarise_similarity(metrics_file: Path, summary_file: Path, params: Params) -> None:
-    """Metrics of the own state, and what its likelihood gains over each control in nats."""
+    """BLEU-4 of the own state, and what its likelihood gains over `CONTROLS` in nats a text."""
     cells, _ = read_metrics(metrics_file)
-    row = {name: _rounded(cells["own"][name]) for name in metrics_of("own", params)}
     gains = {
         f"{NLL_GAIN}_{control}": _rounded(cells[difference(control)][NLL_GAIN])
-        for control in params.reconstruct.controls
-        if control != "own"
+        for control in CONTROLS
+        if control in params.reconstruct.controls
     }
-    write_json(summary_file, {**row, **gains})
+    write_json(summary_file, {"bleu4": _rounded(cells["own"]["bleu4"]), **gains})

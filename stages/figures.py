@@ -3,7 +3,8 @@
 Reads  metrics/score, metrics/similarity, metrics/latency.json, scores/, models/**/loss.jsonl,
        interpreters/**/loss.jsonl, states/*/heldout.safetensors and data/rewritten: what params.yaml
        names, no other file
-Writes reports/<profile>/figures/<name>.{svg,pdf}, for each name of reports.figures.FIGURES
+Writes reports/<profile>/figures/<name>.{svg,pdf}, for each name of reports.figures.FIGURES, and
+       reports/<profile>/plots/<name>.csv, what `dvc plots show` draws
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from stages import arguments
 
 def main() -> None:
     from reports import figures
+    from reports.figures import plots
     from reports.tables import TableError
 
     params = config.load_resolved()
     try:
-        with atomic(reports.folder(params.profile) / "figures") as temporary:
-            temporary.mkdir()
-            figures.write(figures.Inputs(Path("."), params), temporary)
+        inputs = figures.Inputs(Path("."), params)
+        for name, write in (("figures", figures.write), ("plots", plots.write)):
+            with atomic(reports.folder(params.profile) / name) as temporary:
+                temporary.mkdir()
+                write(inputs, temporary)
     except (TableError, figures.FigureError) as error:
         raise SystemExit(f"no figure was written:\n{error}") from error
 

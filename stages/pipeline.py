@@ -140,6 +140,16 @@ class Pipeline:
         """The paths of a stage's outputs, from the root of the repository."""
         return [Path(one.fs_path).relative_to(Path.cwd()) for one in self._stages[name].outs]
 
+    @property
+    def metrics(self) -> dict[str, Path]:
+        """The metrics file of each stage that has one below `metrics/`."""
+        return {
+            name: Path(out.fs_path)
+            for name, stage in self._stages.items()
+            for out in stage.outs
+            if Path(out.fs_path).is_relative_to(Path.cwd() / "metrics")
+        }
+
     def keep(self, name: str) -> None:
         """Copy those outputs of a stage that DVC deletes as it starts and has no cache of."""
         outs = [Path(one.fs_path) for one in self._stages[name].outs if not one.use_cache]

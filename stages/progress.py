@@ -1,7 +1,8 @@
 """What a run prints: a line for each stage that has ended, one live line for each that runs.
 
-On a terminal the live lines stay below and are drawn anew; elsewhere a line every half minute says
-what runs. A stage's own output is in its log, `.cache/logs/<stage>.log`.
+On a terminal the live lines stay below and are drawn anew; elsewhere a line a minute says what
+runs. How far a stage is comes from its log and its snapshots (stages/advance.py). A stage's own
+output is in its log, `.cache/logs/<stage>.log`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.text import Text
 from tabulate import tabulate
 
 from heima.results.files import atomic
+from stages import advance
 
 LOGS = Path(".cache/logs")
 DURATIONS = LOGS / "durations.json"
@@ -30,7 +32,7 @@ Left = tuple[float, int]
 
 _LAST_LINES = 15
 """Of the log of a stage that has failed."""
-_SECONDS_BETWEEN_WORDS = 30.0
+_SECONDS_BETWEEN_WORDS = 60.0
 _TAIL_BYTES = 8192
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -48,7 +50,7 @@ class Result(StrEnum):
 class Ended:
     """A stage that has ended: seconds by the clock and of CPU, and the peak of its memory (MB).
 
-    A stage that was killed has said nothing of its CPU time.
+    A stage that was killed has said nothing of its CPU time. `gpus` is how many it held.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Ended:
     cpu: float | None = None
     peak_mb: float | None = None
     why: str = ""
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,25 @@ def durations() -> dict[str, float]:
         return {}
     found = json.loads(DURATIONS.read_text(encoding="utf-8"))
     return {name: taken["wall"] for name, taken in found.items()}
+
+
+def recorded(files: Mapping[str, Path]) -> dict[str, float]:
+    """Seconds that stages took where their results were made, as their metrics files say.
+
+    What a clone that has run nothing goes by. `files` are the metrics of stages; those of stages
+    that take no time worth noting have none.
+    """
+    found = {}
+    for name, path in files.items():
+        if not path.is_file():
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        seconds = content.get("provenance", {}).get("seconds")
+        times = [row.get("seconds_per_sample") for row in content.get("cells", {}).values()]
+        decoding = sum(time["value"] * time["n"] for time in times if time)
+        if seconds or decoding:
+            found[name] = float(seconds or decoding)
+    return found
 
 
 def remember(ended: Sequence[Ended]) -> None:
@@ -127,6 +149,10 @@ class Progress:
         self._started = time.monotonic()
         self._spoken = self._started
         self._live: Live | None = None
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._started
 
     def say(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
@@ -170,17 +196,23 @@ class Progress:
         self._live.update(text, refresh=True)
 
     def _line(self, one: Working) -> str:
-        last = last_lines(log_of(one.name), 1)
+        last = last_lines(log_of(one.name), _LAST_LINES)
         gpus = f" on GPU {','.join(one.gpus)}" if one.gpus else ""
-        said = f": {last[0].strip()}" if last else ""
-        return f"{one.name}{gpus}, {clock(time.monotonic() - one.since)}{said}"
+        spent = time.monotonic() - one.since
+        parts = [f"{one.name}{gpus}, {clock(spent)}"]
+        if (found := advance.read(last, one.name)) is not None:
+            left = found.left(spent)
+            parts.append(f"{found}" + ("" if left is None else f", about {clock(left)} left"))
+        said = f": {last[-1].strip()}" if last else ""
+        return f"{' '.join(parts)}{said}"
 
     def _position(self, left: Left) -> str:
         elapsed = clock(time.monotonic() - self._started)
         seconds, untimed = left
-        if untimed:
+        if untimed and not seconds:
             return f"{elapsed} elapsed, {untimed} stages never timed"
-        return f"{elapsed} elapsed, about {clock(seconds)} left"
+        more = f" and what {untimed} stages take that were never timed" if untimed else ""
+        return f"{elapsed} elapsed, about {clock(seconds)} left{more}"
 
     def table(self, all_ended: Sequence[Ended], places: Mapping[str, int]) -> str:
         """What each stage took, in the order of the pipeline, and all together."""

@@ -50,7 +50,7 @@ from dvc.exceptions import DvcException
 from heima import config
 from heima.results import machine
 from reports import times
-from stages import canary, handover, leftovers, parent_death, progress, runs, schedule
+from stages import canary, handover, leftovers, parent_death, progress, runs, schedule, spending
 from stages.pipeline import Pipeline
 from stages.progress import Ended, Progress, Result, Working
 from stages.schedule import Needs, Slots
@@ -148,6 +148,7 @@ class Run:
         pipeline: Pipeline,
         slots: Slots,
         wanted: Callable[[str], int],
+        tick: Callable[[], None] = lambda: None,
         *,
         live: bool = False,
     ) -> None:
@@ -166,9 +167,10 @@ class Run:
         self._entries: dict[str, Any] = {}
         self._written = time.monotonic()
         self._server: WarmServer | None = None
+        self._tick = tick
         self._watcher = Watcher(wanted=live)
         self._times: dict[str, times.Ran] = {}
-        self._seconds = progress.durations()
+        self._seconds = progress.recorded(pipeline.metrics) | progress.durations()
         self._progress = Progress(len(pipeline.upstream))
 
     def run(self) -> None:
@@ -197,6 +199,11 @@ class Run:
             if self.ended:
                 progress.remember(self.ended)
         self.not_run = [*self._unknown, *self._stale]
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return self._progress.elapsed
 
     def table(self) -> str:
         places = {name: place for place, name in enumerate(self._pipeline.upstream)}
@@ -247,6 +254,7 @@ class Run:
             ]
             self._progress.tick(working, self._count(), self._left)
             self._watcher.tell(self._progress.say)
+            self._tick()
         for name in [name for name, one in self._running.items() if one.results in done]:
             with _undisturbed():
                 self._end(name)
@@ -271,13 +279,14 @@ class Run:
         if entry is None:
             status = running.process.exitcode
             why = "" if status == 1 else f" (exit code {status})"
-            one = Ended(name, Result.FAILED, wall, cpu, peak_mb, why)
+            one = Ended(name, Result.FAILED, wall, cpu, peak_mb, why, gpus=len(running.gpus))
             self.failed.append(name)
             self._pipeline.bring_back(name)
         else:
             log = progress.log_of(name).read_text(encoding="utf-8", errors="replace")
             ran = f"Running stage '{name}':" in log
-            one = Ended(name, Result.RAN if ran else Result.RESTORED, wall, cpu, peak_mb)
+            how = Result.RAN if ran else Result.RESTORED
+            one = Ended(name, how, wall, cpu, peak_mb, gpus=len(running.gpus))
             self._pipeline.note(entry)
             self._entries.update(entry)
             self._finished.add(name)
@@ -450,6 +459,7 @@ def main() -> None:
     parser.add_argument(
         "--no-live", action="store_true", help="no curves in MLflow while stages train"
     )
+    parser.add_argument("--gpu-hour-price", type=float, help="US dollars, for what it took")
     arguments = parser.parse_args()
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error("--jobs must be at least 1")
@@ -459,12 +469,12 @@ def main() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     gpus = visible_gpus()
     jobs = arguments.jobs or len(gpus) or len(os.sched_getaffinity(0))
-    pipeline = run = None
+    pipeline = run = account = params = None
     try:
         with leftovers.scratch():
             if Path("params.yaml").exists():
                 # dvc.yaml reads what to repeat stages over from this list, before any stage runs.
-                runs.write(config.load())
+                runs.write(params := config.load())
             if machine.wants_pins():
                 _say_whether_the_bits_are_the_recorded_ones()
             pipeline = Pipeline(arguments.targets)
@@ -473,7 +483,9 @@ def main() -> None:
             progress.LOGS.mkdir(parents=True, exist_ok=True)
             # Whoever does not ask for the mirror wants no part of it.
             live = not arguments.no_live and "track" in pipeline.upstream
-            run = Run(pipeline, Slots(jobs, gpus), gpus_wanted(gpus), live=live)
+            account = spending.Account(params, gpus, arguments.gpu_hour_price)
+            slots = Slots(jobs, gpus)
+            run = Run(pipeline, slots, gpus_wanted(gpus), account.meter.tick, live=live)
             run.run()
     except DvcException as error:
         sys.exit(f"error: {error}")
@@ -482,8 +494,11 @@ def main() -> None:
     except Interrupted as interrupted:
         _say_how_to_go_on(str(interrupted), run, pipeline)
         sys.exit(128 + interrupted.number)
+    finally:
+        joules = account.meter.close() if account else {}
     if run.ended:
-        print(f"\n{run.table()}")
+        print(f"\n{run.table()}\n")
+        print(*account.report(run.ended, run.elapsed, joules), sep="\n", flush=True)
     if run.failed:
         print(f"\nfailed: {', '.join(run.failed)}", file=sys.stderr)
         for name in run.failed:

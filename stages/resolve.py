@@ -42,6 +42,7 @@ fingerprint."""
 DECIDES_NOTHING = {
     "heima.config": "what it makes of the parameters stands in resolved.yaml, which stages read",
     "heima.data.licences": "words",
+    "heima.results.bars": "says how far a stage is",
     "stages.arguments": "checks names, and makes nothing",
     "heima.data.hub": "fetches a commit's files, whose checksums `prepare` and `teach` write down",
 }

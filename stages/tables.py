@@ -5,7 +5,8 @@ Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, metrics/
        what other profiles have kept in reports/kept: what params.yaml names, no other file
 Writes reports/<profile>/tables/{name}.{tex,md,csv} for each name of `reports.tables.NAMES`,
        reports/<profile>/tables/compact/*.tex (for papers: `table*`, and `-column` for one column),
-       reports/<profile>/claims.{md,json}, and reports/<profile>/logbook (the same for Trackio)
+       reports/<profile>/claims.{md,json}, reports/<profile>/logbook (the same for Trackio), and
+       reports/<profile>/lm_eval/<variant>.json (the scores as lm-evaluation-harness writes them)
 
 `--show NAME` prints the written Markdown of a table or of the claims and changes nothing, and
 `--verdicts` prints what the verdicts come to.
@@ -14,6 +15,7 @@ Writes reports/<profile>/tables/{name}.{tex,md,csv} for each name of `reports.ta
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,6 +69,7 @@ def _written(path: Path) -> Path:
 def write(folder: Path, params: config.Params) -> None:
     """Write the tables and the claims of the results in the working directory."""
     from reports import claims, tables
+    from reports.tables import harness
 
     try:
         results = tables.read(Path("."), params)
@@ -89,6 +92,18 @@ def write(folder: Path, params: config.Params) -> None:
         folder / "tables", files | {f"compact/{name}": text for name, text in compact.items()}
     )
     _write_all(folder / "logbook", claims.pages(found, params, counts))
+    made = harness.files(
+        results.scores,
+        {
+            variant: read_json(results.root / source)["provenance"]
+            for variant, (_, source) in results.scores.items()
+        },
+        {name: variant.model for name, variant in params.variants.items()},
+    )
+    _write_all(
+        folder / "lm_eval",
+        {f"{name}.json": json.dumps(one, indent=1) + "\n" for name, one in made.items()},
+    )
     write_json(folder / f"{CLAIMS}.json", claims.as_json(found, params, counts))
     with atomic(folder / f"{CLAIMS}.md") as temporary:
         temporary.write_text(claims.markdown(found, params, counts), encoding="utf-8")

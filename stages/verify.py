@@ -27,10 +27,12 @@ from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.state import StateNoop
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
+from tqdm import tqdm
 
 from eval.judge import JudgeError
 from eval.judge.cache import ReplyCache
 from heima import config
+from heima.results.bars import bar
 from heima.training import snapshots
 from heima.vlm import kept_answers
 from stages import arguments
@@ -43,8 +45,9 @@ _PACKED = ".dir"
 class Verification:
     """What was hashed, and what of it differs."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, shown: tqdm | None = None) -> None:
         self.hashed = 0
+        self._shown = shown
         self.absent: list[str] = []
         self._repo = Repo(str(root))
         self._root = root
@@ -70,6 +73,11 @@ class Verification:
                     yield f"{cache}: the reply {key} is not what was kept"
         except JudgeError as error:
             yield str(error)
+
+    def _count(self, files: int) -> None:
+        self.hashed += files
+        if self._shown is not None:
+            self._shown.update(files)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
@@ -98,7 +106,7 @@ class Verification:
         _, meta, found = build(
             self._database, full, localfs, "md5", ignore=self._repo.dvcignore, dry_run=True
         )
-        self.hashed += meta.nfiles or 1
+        self._count(meta.nfiles or 1)
         if found.hash_info.value == expected:
             return
         recorded = self._files_of(expected)
@@ -132,7 +140,7 @@ class Verification:
         for file in sorted(folder.glob("[0-9a-f][0-9a-f]/*")):
             if not _OBJECT.fullmatch(file.name):
                 continue
-            self.hashed += 1
+            self._count(1)
             if _md5(file) != f"{file.parent.name}{file.name}".removesuffix(_PACKED):
                 yield f"{self._name(file)}: an object of DVC's cache does not have its hash"
 
@@ -141,7 +149,7 @@ class Verification:
         for file in sorted(folder.glob("*/*/*")):
             if not re.fullmatch("[0-9a-f]{64}", file.name):
                 continue
-            self.hashed += 1
+            self._count(1)
             try:
                 entry: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError):
@@ -160,14 +168,15 @@ def main() -> None:
     caches = {Path(".cache/judge.sqlite")}
     if isinstance(params.judge, config.OpenAIJudge):
         caches.add(Path(params.judge.cache))
-    verification = Verification(Path.cwd())
     count = 0
-    lines = [verification.differences()]
-    lines += [verification.of_replies(cache) for cache in sorted(caches) if cache.exists()]
-    for part in lines:
-        for line in part:
-            print(line, flush=True)
-            count += 1
+    with bar("hashed", None, "file") as shown:
+        verification = Verification(Path.cwd(), shown)
+        lines = [verification.differences()]
+        lines += [verification.of_replies(cache) for cache in sorted(caches) if cache.exists()]
+        for part in lines:
+            for line in part:
+                print(line, flush=True)
+                count += 1
     absent = len(verification.absent)
     print(
         f"{verification.hashed} files hashed; different: {count}; named by dvc.lock and not here: "

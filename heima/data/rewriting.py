@@ -32,6 +32,7 @@ from heima.data.images import ImageFault, ImageZip
 from heima.data.official import PHASES, RULE, Merges, TokenizerMerges
 from heima.data.records import Drop, parse_records
 from heima.data.turns import SCHEMA, TurnFile
+from heima.results.bars import tracked
 from heima.results.files import write_jsonl
 
 RECORDS = "train.jsonl"
@@ -407,7 +408,9 @@ def rewrite(
     spool = folder / "spool"
     spool.mkdir()
     places = list(_places(source / RECORDS, spool, block))
-    blocks = _blocks(source, places, params, decoding, workers)
+    blocks = tracked(
+        _blocks(source, places, params, decoding, workers), "records", len(places), "block"
+    )
     write_jsonl(folder / "dropped.jsonl", (drop._asdict() for drop in tallies.drops(blocks)))
     kept = tallies.of[params.compat]
     held = kept.heldout(params.split, params.heldout, seed)

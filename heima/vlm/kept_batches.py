@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from heima.results.bars import tracked
 from heima.vlm.processes import Processes
 
 ROOT = Path(".cache/batches")
@@ -92,7 +93,8 @@ def compute(
     if shared.first:
         print(f"{title}: {count - len(missing)} of {count} batches known", flush=True)
     if own := shared.share(missing):
-        for batch, content in zip(own, work(own), strict=True):
+        contents = zip(own, work(own), strict=True)
+        for batch, content in tracked(contents, title, len(own), "batch", show=shared.first):
             kept.put(batch, content)
     shared.meet()
     return shared.first

@@ -103,6 +103,45 @@ def test_registered_through_the_entry_point():
         assert get_model(name).is_simple is False
 
 
+@pytest.mark.parametrize("name", ["Heima", "HeimaReplay"])
+def test_outside_of_a_repository_it_says_what_to_give(tmp_path, monkeypatch, name):
+    from eval import chat_models, decoding
+
+    monkeypatch.chdir(tmp_path)
+    model = getattr(decoding if name == "Heima" else chat_models, name)
+    with pytest.raises(FileNotFoundError, match=r"give the folder of the repository as --model_ar"):
+        model("recover/42")
+
+
+@pytest.mark.slow
+def test_lmms_eval_runs_it_from_another_folder(models, workspace, tmp_path_factory):
+    """As docs/benchmarks.md has it: a task of lmms-eval's on local data, from anywhere."""
+    import lmms_eval
+
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    task = Path(lmms_eval.__file__).parent / "tasks" / "mmstar" / "mmstar.yaml"
+    data = (workspace / "data" / "benchmarks" / "mmstar").resolve()
+    (elsewhere / "tasks").mkdir()
+    (elsewhere / "tasks" / "local.yaml").write_text(
+        f"include: {task}\ntask: local_mmstar\ndataset_path: {data}\n", encoding="utf-8"
+    )
+    command = [sys.executable, "-m", "lmms_eval", "--model", "heima", "--tasks", "local_mmstar"]
+    command += ["--model_args", f"root={workspace},models={models},name=text-cot,conclusion=True"]
+    command += ["--include_path", "tasks", "--batch_size", "8", "--limit", "4", "--log_samples"]
+    done = subprocess.run(
+        [*command, "--output_path", "out", "--verbosity", "DEBUG"],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [samples] = (elsewhere / "out").rglob("*_samples_local_mmstar.jsonl")
+    rows = read_jsonl(samples)
+    assert [row["doc_id"] for row in rows] == [0, 1, 2, 3]
+    assert all("average" in row for row in rows)
+
+
 def test_the_plug_in_is_light():
     """lmms-eval imports it at every start."""
     heavy = "{'torch', 'transformers', 'heima.vlm.models'}"

@@ -108,7 +108,7 @@ def _workbook(change):
         ("x.jsonl", b'{"index": 0}\n{"index": ' + DIGITS + b"}", "line 2 cannot be read: Exceeds"),
         ("x.jsonl", b'{"text": "\\ud800"}', "line 1 cannot be read: 'utf-8' codec can't encode"),
         ("x.jsonl", b"[" * 100_000, "line 1 cannot be read"),
-        ("x.csv", b"index,prediction\n0,B\n", "must be a .jsonl or an .xlsx file"),
+        ("x.csv", b"index,prediction\n0,B\n", "must be a .jsonl, an .xlsx or a .tsv file"),
         ("x.xlsx", b"index,prediction\n0,B\n", "cannot be read as a spreadsheet"),
         ("x.xlsx", b"", "cannot be read as a spreadsheet"),
         ("x.xlsx", b"\xd0\xcf\x11\xe0" * 200, "cannot be read as a spreadsheet"),
@@ -139,3 +139,29 @@ def test_an_empty_file_has_no_rows(tmp_path, empty):
     file = tmp_path / "x.jsonl"
     file.write_bytes(empty)
     assert read(file) == []
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "a\tb", 'say "yes"', "two\nlines", "NA", "nan", "  x "])
+def test_a_cell_of_a_tsv_is_its_own_text(tmp_path, text):
+    """As pandas writes it, and reads it without its own ideas of what is missing."""
+    file = tmp_path / "x.tsv"
+    table = pd.DataFrame({"index": ["0", "1"], "prediction": [text, "B"]})
+    table.to_csv(file, sep="\t", index=False)
+    assert read(file) == table.to_dict("records")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"index\tprediction\n0\tA\n1\n", "row 3 has 1 cells, not 2"),
+        (b"index\tindex\n0\t1\n", "more than one column index"),
+        (b'index\tprediction\n0\t"A', "cannot be read as a table with tabs"),
+        (b"index\tprediction\n0\t\xff\n", "is not UTF-8"),
+    ],
+)
+def test_a_damaged_tsv_is_named(tmp_path, content, said):
+    file = tmp_path / "x.tsv"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read(file)

@@ -281,7 +281,7 @@ def test_rotations_that_are_absent(capsys):
     ("name", "content", "message"),
     [
         ("absent.jsonl", None, "does not exist"),
-        ("table.csv", "index,prediction\n", "must be a .jsonl or an .xlsx file"),
+        ("table.csv", "index,prediction\n", "must be a .jsonl, an .xlsx or a .tsv file"),
         ("broken.jsonl", '{"index": 0, "text": "A"}\n{"index": ', "line 2 is not JSON"),
         ("list.jsonl", "[1]\n", "line 1 is not a JSON object"),
     ],

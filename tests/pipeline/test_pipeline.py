@@ -30,6 +30,7 @@ from heima.results.cells import read_metrics
 from heima.results.files import read_jsonl
 from heima.vlm import models
 from reports.figures import FIGURES
+from reports.figures.plots import PLOTS
 from tests.conftest import ROOT
 from tests.pipeline.conftest import ran
 
@@ -357,10 +358,23 @@ def test_dvc_lists_the_cells(reproduction, small):
     } == set(rows)
     cells, _ = read_metrics(reproduction.root / "metrics" / "score" / "heima.json")
     for protocol in small.protocols:
-        for benchmark in (*small.benchmarks, "mean"):
-            value = rows["reports/toy/summary/heima.json"][header.index(f"{protocol}.{benchmark}")]
-            expected = cells[f"{protocol}/{benchmark}"]["accuracy"].value
-            assert float(value) == pytest.approx(expected, abs=1e-3)
+        value = rows["reports/toy/summary/heima.json"][header.index(protocol)]
+        expected = cells[f"{protocol}/mean"]["accuracy"].value
+        assert float(value) == pytest.approx(expected, abs=1e-3)
+    assert len(header) <= 7, "it fits a terminal"
+
+
+def test_dvc_draws_its_plots(reproduction, tmp_path):
+    """Each file of dvc.yaml's `plots`, by our templates, with every row."""
+    shown = reproduction.checkout.run("dvc", "plots", "show", "--out", str(tmp_path)).stdout
+    assert shown.strip().endswith("index.html"), shown
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    specs = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*?\});\n", text, re.S)]
+    assert len(specs) == len(PLOTS)
+    folder = reproduction.root / "reports" / "toy" / "plots"
+    counts = {len((folder / f"{name}.csv").read_text().splitlines()) - 1 for name in PLOTS}
+    assert {len(spec["data"]["values"]) for spec in specs} == counts
+    assert "DVC_METRIC" not in text
 
 
 def test_the_tables_are_labelled(reproduction):

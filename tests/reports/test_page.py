@@ -500,6 +500,17 @@ def test_kept_results_say_whose_they_are(browser, beside_page):
     assert "toy: not comparable" in browser.value("document.getElementById('tables').textContent")
 
 
+def test_a_question_has_an_address(browser, file, data):
+    """What `stages.compare` links to; the next address forgets it."""
+    browser.look(width=1200)
+    browser.open(file)
+    titles = "[...document.querySelectorAll('#question-list h3')].map(e => e.textContent)"
+    follow(browser, "questions?protocol=lmms&benchmark=ai2d&doc=7&a=base&b=heima")
+    assert browser.value(titles) == ["ai2d 7, lmms"]
+    follow(browser, "questions?protocol=lmms&benchmark=mmvet&a=heima")
+    assert len(browser.value(titles)) > 1
+
+
 def test_filters_show_what_they_say(browser, file, data):
     browser.look(width=1200)
     browser.open(file)

@@ -170,7 +170,10 @@ def test_wrong_words_are_named(new):
 def test_what_stages_took_is_told_and_kept(new):
     repository = new("repository")
     output = repository.finished(repository.repro())
-    table = output.splitlines()[-11:]
+    *lines, blank, time_, energy, dollars = output.splitlines()
+    assert not blank and time_.startswith("time: ") and " of CPU time" in time_
+    assert energy.startswith("energy: ") and dollars.startswith("dollars: none")
+    table = lines[-11:]
     assert [line.split()[0] for line in table] == [
         "stage", "-----------", *progress_order(), "all",
     ]  # fmt: skip

@@ -202,6 +202,7 @@ const updateQuestions = browser(asked, "question", () => {
   const text = at.text.value.toLowerCase(), protocol = at.protocol.value;
   const there = data.questions.filter((q) => q.answers[protocol] && (!at.benchmark.value || q.benchmark === at.benchmark.value));
   return [there.filter((q) => {
+    if (at.doc.value !== "" && q.doc !== Number(at.doc.value)) return false;
     const answers = q.answers[protocol];
     if (!["a", "b"].every((side) => holds(answers[at[side].value], at[`${side}-is`].value))) return false;
     return !text || [q.question, q.answer, ...Object.values(answers).map((answer) => data.texts[answer[0]])].some((said) => said.toLowerCase().includes(text));
@@ -234,15 +235,18 @@ const updateTurns = browser(rebuilding, "turn", () => {
   }), there.length];
 }, (one) => turn(one, of.reconstruction.value));
 
-// Addresses: #<cell>, #questions?benchmark=ai2d&a=heima&a-is=wrong, #turns?reconstruction=caption
+// Addresses: #<cell>, #questions?benchmark=ai2d&doc=15&a=heima&a-is=wrong, #turns?reconstruction=caption
 const browsers = { questions: [at, updateQuestions], turns: [of, updateTurns] };
 function go() {
   const [place, query] = decodeURIComponent(location.hash.slice(1)).split("?");
   if (query !== undefined && browsers[place]) {
     const [fields, update] = browsers[place], wanted = new URLSearchParams(query);
-    if (place === "questions") { at["a-is"].value = "any"; at["b-is"].value = "any"; at.benchmark.value = ""; }
+    if (place === "questions") {
+      for (const side of ["a", "b"]) at[`${side}-is`].value = "any";
+      for (const name of ["benchmark", "doc", "text"]) at[name].value = "";
+    }
     for (const [name, value] of wanted) {
-      if (fields[name] && [...(fields[name].options || [])].some((option) => option.value === value)) fields[name].value = value;
+      if (fields[name] && (!fields[name].options || [...fields[name].options].some((option) => option.value === value))) fields[name].value = value;
     }
     update();
     find(place).scrollIntoView();
