@@ -18,7 +18,7 @@ import psutil
 
 _LEVELS = 4
 """dvc, its shell, a launcher, this process: no ancestor that counts is further away."""
-_GUARDIANS = ("dvc", "stages.repro", "stages.warm")
+_GUARDIANS = ("dvc", "stages.repro", "stages.warm", "stages.slurm_task")
 """How the commands are called that start stages; a forked child of one is called like it."""
 _SECONDS = 0.2
 

@@ -9,6 +9,7 @@ up to `--jobs` (default: as many as there are GPUs, else CPU cores), those that 
 chain first. What a stage runs on is its `meta: {needs: cpu | gpu | machine}` in dvc.yaml: a stage
 that needs `gpu` gets as many GPUs as `hardware.processes` says, by default all; with `processes: 1`
 such stages run side by side, one a GPU. One that needs `machine` measures times and runs alone.
+With `hardware.slurm` such stages are jobs of a cluster (docs/clusters.md).
 
 A stage that fails stops only what depends on it; the exit code is 1 at the end, unless no other
 failed than those that `--may-fail` names. Ctrl-C ends all stages. After that, or after any kill,
@@ -366,6 +367,16 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(names)
 
 
+def _on_a_cluster() -> bool:
+    """Whether stages compute on other machines, whose GPUs are not shared out here."""
+    if not Path("params.yaml").exists():
+        return False
+    try:
+        return config.load().hardware.slurm is not None
+    except config.ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
 def gpus_wanted(gpus: Sequence[str]) -> Callable[[str], int]:
     """How many of these GPUs a stage uses, by its name: one for each process that it starts.
 
@@ -433,7 +444,7 @@ def main() -> None:
         signal.signal(number, _interrupt)
     # Commands of stages say `python`: this one, also where its environment is not active.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    gpus = visible_gpus()
+    gpus = () if _on_a_cluster() else visible_gpus()
     jobs = arguments.jobs or len(gpus) or len(os.sched_getaffinity(0))
     pipeline = run = None
     try:

@@ -43,6 +43,7 @@ DECIDES_NOTHING = {
     "heima.config": "what it makes of the parameters stands in resolved.yaml, which stages read",
     "heima.data.licences": "words",
     "stages.arguments": "checks names, and makes nothing",
+    "stages.slurm": "starts the same elsewhere: what a node computes, it would compute here",
     "heima.data.hub": "fetches a commit's files, whose checksums `prepare` and `teach` write down",
 }
 """Modules, and packages with all that lies in them, that no fingerprint holds, and why."""
