@@ -82,6 +82,7 @@ class _Job:
     process: subprocess.Popen[str]
     number: str | None = None
     tasks: dict[int, socket.socket] = field(default_factory=dict)
+    ended: dict[int, str] = field(default_factory=dict)
     meeting: str | None = None
     started: bool = False
     queued: str | None = None
@@ -140,11 +141,11 @@ def run(options: Slurm, module: str, *arguments: str) -> NoReturn:
     with _watchdog(name) as watched:
         for again in range(options.requeues + 1):
             job = _submitted(options, name, watched, module, *arguments)
-            status = job.process.returncode
+            status = _status(job, options.nodes)
             if status == 0:
                 break
-            _cancel(name)
             state = _state(job.number)
+            _asked("scancel", "--quiet", f"--name={name}")
             if state not in _LOST or again == options.requeues:
                 _say_why(job, state, what, options)
                 break
@@ -153,7 +154,24 @@ def run(options: Slurm, module: str, *arguments: str) -> NoReturn:
                 f"({again + 1} of {options.requeues}) and goes on from what is kept",
                 flush=True,
             )
-    sys.exit(128 - status if status < 0 else status)
+    sys.exit(status)
+
+
+def _status(job: _Job, nodes: int) -> int:
+    """The exit code of a job: 0 only where every task says so, as `srun` ends with 0, too, where it
+    has lost a node."""
+    status = job.process.returncode
+    if status == 0:
+        return 0 if job.ended == dict.fromkeys(range(nodes), "0") else 1
+    return 128 - status if status < 0 else status
+
+
+def _last_word(connection: socket.socket) -> str:
+    """The exit code that a task has told; nothing where it was killed before."""
+    try:
+        return connection.recv(_HELLO).decode().strip()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager
@@ -224,7 +242,8 @@ def _submitted(options: Slurm, name: str, watched: IO[str], module: str, *argume
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-            for connection in job.tasks.values():
+            for node, connection in job.tasks.items():
+                job.ended[node] = _last_word(connection)
                 connection.close()
         telling.join(timeout=_ENDING)
     return job
@@ -327,14 +346,17 @@ def _asked(*command: str) -> str:
     return ended.stdout.strip() if ended.returncode == 0 else ""
 
 
-def _cancel(name: str) -> None:
-    _asked("scancel", "--quiet", f"--name={name}")
-
-
 def _state(number: str | None) -> str:
     """How Slurm says that a job has ended (`JobState`); `unknown` where it does not."""
-    found = re.search(r"JobState=(\w+)", _asked("scontrol", "show", "job", number or "0", "-o"))
-    return found[1] if found else "unknown"
+    state, until = "", time.monotonic() + _ENDING
+    while state in ("", "COMPLETING") and time.monotonic() < until:
+        said = _asked("scontrol", "show", "job", number or "0", "-o")
+        found = re.search(r"JobState=(\w+)", said)
+        if not found:
+            return "unknown"
+        state = found[1]
+        time.sleep(_TICK)
+    return state
 
 
 def _say_why(job: _Job, state: str, what: str, options: Slurm) -> None:
@@ -361,5 +383,8 @@ def _say_why(job: _Job, state: str, what: str, options: Slurm) -> None:
             f"from what is kept (hardware.slurm.requeues = {options.requeues} does it by itself)"
         )
     else:
-        text = f"job {job.number} of {what} ended as {state} ({said}); what it printed is above"
+        text = (
+            f"job {job.number} of {what} ended as {state} ({said}); what it printed is above, and "
+            "the same command goes on from what is kept"
+        )
     print(f"error: {text}", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 """What `srun` starts on each node for a stage: python -m stages.slurm_task MODULE [ARGUMENT ...]
 
-It tells the stage's command (stages/slurm.py) that it is here, is told where the nodes meet, and
-runs `python -m MODULE ARGUMENT ...` until that ends. When the connection breaks, that command has
-ended, or has given this job up: what runs here is killed, and the job is cancelled.
+It tells the stage's command (stages/slurm.py) that it is here, is told where the nodes meet, runs
+`python -m MODULE ARGUMENT ...` until that ends, and tells how. When the connection breaks, that
+command has ended, or has given this job up: what runs here is killed, and the job is cancelled.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ def run(command: list[str], connection: socket.socket, environment: dict[str, st
             if shutil.which("scancel"):
                 subprocess.run(["scancel", "--quiet", os.environ["SLURM_JOB_ID"]])
             return 1
-    return 128 - status if status < 0 else status
+    status = 128 - status if status < 0 else status
+    with contextlib.suppress(OSError):
+        connection.sendall(f"{status}\n".encode())
+    return status
 
 
 def end(number: int) -> None:
