@@ -304,7 +304,8 @@ def _greet(job: _Job, connection: socket.socket, token: str) -> None:
         said = json.loads(connection.recv(_HELLO))
     except (OSError, ValueError):
         said = None
-    if not isinstance(said, dict) or not secrets.compare_digest(str(said.get("token")), token):
+    known = said.get("token") if isinstance(said, dict) else None
+    if not secrets.compare_digest(str(known).encode(), token.encode()):
         connection.close()
         return
     hold(connection)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from heima import config
 from heima.config import Slurm
@@ -240,6 +242,34 @@ def test_a_stage_gives_the_same_bytes_on_nodes(workspace, cluster, nodes):  # no
     assert ("states on 2 processes" in output) == (nodes == 2), output
     assert not list(kept_batches.ROOT.rglob("*.batch"))
     until(lambda: not cluster.jobs())
+
+
+@installed
+@pytest.mark.slow
+def test_training_is_divided_over_nodes_as_over_processes(workspace, cluster):  # noqa: F811
+    """`accelerate launch` on two nodes, sharded; and torchrun's two processes of one machine."""
+    adapters = []
+    for hardware in ({"processes": 2}, {"processes": 1, "slurm": {"nodes": 2}}):
+        raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+        raw["seeds"] = [42]
+        raw["checkpoints"]["p1"]["steps"] = 3
+        for name, checkpoint in raw["checkpoints"].items():
+            if "p1" in checkpoint.get("matched", ()):
+                others = [raw["checkpoints"][one]["steps"] for one in checkpoint["matched"]]
+                raw["checkpoints"][name]["steps"] = sum(others)
+        raw["hardware"].update(
+            hardware, accelerate=str(ROOT / "profiles/accelerate/fsdp2-cpu.yaml")
+        )
+        Path("params.yaml").write_text(yaml.safe_dump(raw))
+        resolve.write(config.load())
+        output = ended(start(cluster, "stages.distill", "p1", "42"), 0)
+        assert "stages.distill on 2 processes" in output
+        adapters.append(load_file("models/p1/42/adapter_model.safetensors"))
+        shutil.rmtree("models/p1")
+    one, other = adapters
+    assert one.keys() == other.keys() and any(value.any() for value in one.values())
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value)
 
 
 def test_without_slurm_a_sentence_says_so(monkeypatch):
