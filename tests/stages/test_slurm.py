@@ -60,7 +60,7 @@ def stage(cluster, seconds: float, **options) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], status: int) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == status, output
     return output
 
@@ -81,6 +81,17 @@ def journal() -> list[str]:
 
 def nothing_left(cluster, folder: Path) -> bool:
     return not cluster.jobs() and not tasks(folder)
+
+
+def pipeline(cluster, seconds: int, *outs: str) -> None:
+    """A repository of DVC in the current folder, with a stage for each output."""
+    stages = {
+        name: {"cmd": f"{sys.executable} -m {STAGE} {seconds} '{{}}' {name}", "outs": [name]}
+        for name in outs
+    }
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    for arguments in (("init", "--quiet", "--no-scm"), ("config", "core.analytics", "false")):
+        ended(start(cluster, "dvc", *arguments), 0)
 
 
 @installed
@@ -106,10 +117,7 @@ KILLS = ("dvc", STAGE, "srun", "everything")
 @pytest.mark.parametrize("killed", KILLS)
 def test_no_job_is_left_whatever_is_killed(cluster, folder, killed):
     """SIGKILL; of a job that runs, and (everything) of one that waits in the queue, too."""
-    command = f"{sys.executable} -m {STAGE} 300 '{{}}'"
-    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"one": {"cmd": command}}}))
-    for arguments in (("init", "--quiet", "--no-scm"), ("config", "core.analytics", "false")):
-        ended(start(cluster, "dvc", *arguments), 0)
+    pipeline(cluster, 300, "out")
     process = start(cluster, "dvc", "repro")
     until(journal, 60)
     if killed == "everything":
@@ -185,20 +193,26 @@ def test_a_node_that_dies_takes_no_job_with_it(cluster, folder, requeues):
 
 @installed
 @pytest.mark.slow
+def test_stages_side_by_side_end_with_the_run_that_was_killed(cluster, folder):
+    """One of them was forked by the server of `stages.repro`."""
+    pipeline(cluster, 300, "left", "right")
+    process = start(cluster, "stages.repro", "--jobs", "2")
+    until(lambda: len(list(folder.glob("*.journal"))) == 2, 60)
+    process.kill()
+    process.communicate(timeout=GONE)
+    until(lambda: nothing_left(cluster, folder), GONE)
+
+
+@installed
+@pytest.mark.slow
 def test_two_branches_run_at_once(cluster, folder):
     """They wait, so that what is measured is the pipeline and not how busy this machine is."""
     seconds = {}
     for jobs in (1, 2):
         root = folder / str(jobs)
         root.mkdir()
-        stages = {
-            name: {"cmd": f"{sys.executable} -m {STAGE} 30 '{{}}' {name}", "outs": [name]}
-            for name in ("left", "right")
-        }
-        (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
         os.chdir(root)
-        for arguments in (("init", "--quiet", "--no-scm"), ("config", "core.analytics", "false")):
-            ended(start(cluster, "dvc", *arguments), 0)
+        pipeline(cluster, 30, "left", "right")
         began = time.monotonic()
         ended(start(cluster, "stages.repro", "--jobs", str(jobs)), 0)
         seconds[jobs] = time.monotonic() - began
