@@ -394,6 +394,20 @@ def test_a_stage_gets_a_gpu_for_each_of_its_processes(
     assert {name: wanted(name) for name in expected} == expected
 
 
+def test_on_a_cluster_the_gpus_here_are_not_shared_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not repro._on_a_cluster(), "a pipeline without parameters"
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for slurm, asked in ((None, False), ({"nodes": 2}, True)):
+        raw["hardware"]["slurm"] = slurm
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        assert repro._on_a_cluster() is asked
+    raw["hardware"]["slurm"] = {"gpus": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"hardware\.slurm\.gpus = 2: unknown key"):
+        repro._on_a_cluster()
+
+
 def fake_gpus(folder: Path, count: int) -> None:
     """An `nvidia-smi` that lists so many."""
     tool = folder / "nvidia-smi"
