@@ -49,6 +49,7 @@ SlurmdLogFile={folder}/%n.log
 SlurmctldTimeout=10
 SlurmdTimeout=9
 KillWait=3
+MinJobAge=86400
 ReturnToService=2
 SlurmdParameters=config_overrides
 {nodes}
