@@ -8,6 +8,7 @@ asks who somebody is (`auth/none`): it is for loopback alone.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -108,6 +109,15 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        # What a killed slurmd has left waits for it; jobs that a failed test has left end here.
+        ours = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                # Not psutil's reading of it, which ends where slurmstepd has written its title.
+                variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                of_a_job = any(one.startswith(b"SLURM_JOB_ID=") for one in variables)
+                if ours in variables and (process.name() == "slurmstepd" or of_a_job):
+                    process.kill()
 
     def start_node(self, name: str) -> None:
         stepd = shutil.which("slurmstepd", path=self.environment["PATH"])
