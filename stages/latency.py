@@ -23,7 +23,7 @@ def main() -> None:
     from heima.vlm import models
     from stages import launch
 
-    launch.require_gpu(config.load_resolved())
+    launch.on_one_device(config.load_resolved(), "stages.latency")
     try:
         latency(
             Path("latency/samples.jsonl"),

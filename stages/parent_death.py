@@ -19,7 +19,7 @@ import psutil
 
 _LEVELS = 4
 """dvc, its shell, a launcher, this process: no ancestor that counts is further away."""
-_GUARDIANS = ("dvc", "stages.repro", "stages.warm")
+_GUARDIANS = ("dvc", "stages.repro", "stages.warm", "stages.slurm_task")
 """How the commands are called that start stages; a forked child of one is called like it."""
 _SECONDS = 0.2
 
@@ -52,7 +52,12 @@ def watch() -> None:
 
 
 def _is_started() -> bool:
-    """Whether this is no process that somebody has started by hand."""
+    """Whether this is no process that somebody has started by hand.
+
+    On a node of a cluster the job's own processes come first, which end with the job.
+    """
+    if "stages.slurm_task" in sys.orig_argv:
+        return False
     return "DVC_STAGE" in os.environ or "stages.warm" in sys.orig_argv
 
 

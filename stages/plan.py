@@ -41,6 +41,8 @@ def machine(arguments: argparse.Namespace, params: config.Params) -> Machine:
     name = arguments.gpu or ("h100" if full_size else "cpu")
     gpu = CPU if name == "cpu" else GPUS[name]
     gpus = arguments.gpus or ((params.hardware.processes or 1) if name == "cpu" else 8)
+    if (slurm := params.hardware.slurm) and not arguments.gpus:
+        gpus = slurm.nodes * (params.hardware.processes or slurm.gpus_per_node or gpus)
     return Machine(name, gpu, gpus, arguments.mfu, arguments.mbu, arguments.gpu_hour_price)
 
 

@@ -30,10 +30,11 @@ def main(variant: str, *, fresh: bool) -> None:
     from stages import launch
 
     params = config.load_resolved()
-    launch.require_gpu(params)
-    if params.predict.engine == "transformers":  # vLLM has one process
-        again = ["--fresh"] if fresh else []
+    again = ["--fresh"] if fresh else []
+    if params.predict.engine == "transformers":
         launch.on_all_devices(params, "stages.predict", variant, *again)
+    else:  # vLLM has one process
+        launch.on_one_device(params, "stages.predict", variant, *again)
     try:
         predict(
             variant,

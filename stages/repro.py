@@ -9,6 +9,7 @@ up to `--jobs` (default: as many as there are GPUs, else CPU cores), those that 
 chain first. What a stage runs on is its `meta: {needs: cpu | gpu | machine}` in dvc.yaml: a stage
 that needs `gpu` gets as many GPUs as `hardware.processes` says, by default all; with `processes: 1`
 such stages run side by side, one a GPU. One that needs `machine` measures times and runs alone.
+With `hardware.slurm` such stages are jobs of a cluster (docs/clusters.md).
 
 A stage that fails stops only what depends on it; the exit code is 1 at the end, unless no other
 failed than those that `--may-fail` names. Ctrl-C ends all stages. After that, or after any kill,
@@ -50,7 +51,17 @@ from dvc.exceptions import DvcException
 from heima import config
 from heima.results import machine
 from reports import times
-from stages import canary, handover, leftovers, parent_death, progress, runs, schedule, spending
+from stages import (
+    canary,
+    gpus,
+    handover,
+    leftovers,
+    parent_death,
+    progress,
+    runs,
+    schedule,
+    spending,
+)
 from stages.pipeline import Pipeline
 from stages.progress import Ended, Progress, Result, Working
 from stages.schedule import Needs, Slots
@@ -228,17 +239,17 @@ class Run:
         ready = sorted(self._stale, key=lambda name: (-chains[name], places[name]))
         taken = {name: running.gpus for name, running in self._running.items()}
         chosen = schedule.admitted(ready, taken, self._needs, self._slots, self._wanted)
-        for name, gpus in chosen.items():
+        for name, devices in chosen.items():
             # One stage alone is sooner done than the imports of all.
             if self._server is None and (self.ended or self._running):
                 self._server = WarmServer(self._modules)
             self._stale.discard(name)
             results, theirs = _FORK.Pipe(duplex=False)
-            process = _FORK.Process(target=_child, args=(self._pipeline, name, gpus, theirs))
+            process = _FORK.Process(target=_child, args=(self._pipeline, name, devices, theirs))
             with _undisturbed():
                 self._pipeline.keep(name)
                 process.start()
-                self._running[name] = Running(process, results, gpus)
+                self._running[name] = Running(process, results, devices)
             theirs.close()
             self._watcher.started(name, self._pipeline.outs(name))
         return bool(self._running)
@@ -379,36 +390,6 @@ def _needs(name: str, pipeline: Pipeline) -> Needs:
     return Needs(stated)
 
 
-def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that stages may use, by their name for CUDA."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, check=True, capture_output=True, text=True).stdout
-    except FileNotFoundError:
-        return ()
-    rows = [line.split(", ") for line in lines.splitlines()]
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
-        return tuple(index for index, _ in rows)
-    found = {name for row in rows for name in row}
-    names = [name for name in chosen.split(",") if name]
-    if unknown := [name for name in names if name not in found]:
-        raise SystemExit(f"error: CUDA_VISIBLE_DEVICES: nvidia-smi lists no {', '.join(unknown)}")
-    return tuple(names)
-
-
-def gpus_wanted(gpus: Sequence[str]) -> Callable[[str], int]:
-    """How many of these GPUs a stage uses, by its name: one for each process that it starts.
-
-    That is what `stages.launch` goes by. Stages that have but one process get one.
-    """
-    if not gpus:
-        return lambda name: 0
-    params = config.load()
-    alone = {"teach"} | ({"predict"} if params.predict.engine == "vllm" else set())
-    several = params.hardware.processes or len(gpus)
-    return lambda name: 1 if name.partition("@")[0] in alone else several
-
-
 def _say_whether_the_bits_are_the_recorded_ones() -> None:
     """One line; where that has to be found out, by a process of its own, which imports torch."""
     if line := canary.known():
@@ -467,8 +448,8 @@ def main() -> None:
         signal.signal(number, _interrupt)
     # Commands of stages say `python`: this one, also where its environment is not active.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    gpus = visible_gpus()
-    jobs = arguments.jobs or len(gpus) or len(os.sched_getaffinity(0))
+    devices = () if gpus.on_a_cluster() else gpus.visible()
+    jobs = arguments.jobs or len(devices) or len(os.sched_getaffinity(0))
     pipeline = run = account = params = None
     try:
         with leftovers.scratch():
@@ -483,9 +464,9 @@ def main() -> None:
             progress.LOGS.mkdir(parents=True, exist_ok=True)
             # Whoever does not ask for the mirror wants no part of it.
             live = not arguments.no_live and "track" in pipeline.upstream
-            account = spending.Account(params, gpus, arguments.gpu_hour_price)
-            slots = Slots(jobs, gpus)
-            run = Run(pipeline, slots, gpus_wanted(gpus), account.meter.tick, live=live)
+            account = spending.Account(params, devices, arguments.gpu_hour_price)
+            slots = Slots(jobs, devices)
+            run = Run(pipeline, slots, gpus.wanted(devices), account.meter.tick, live=live)
             run.run()
     except DvcException as error:
         sys.exit(f"error: {error}")

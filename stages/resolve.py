@@ -44,6 +44,7 @@ DECIDES_NOTHING = {
     "heima.data.licences": "words",
     "heima.results.bars": "says how far a stage is",
     "stages.arguments": "checks names, and makes nothing",
+    "stages.slurm": "starts the same elsewhere: what a node computes, it would compute here",
     "heima.data.hub": "fetches a commit's files, whose checksums `prepare` and `teach` write down",
 }
 """Modules, and packages with all that lies in them, that no fingerprint holds, and why."""

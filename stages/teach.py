@@ -26,7 +26,7 @@ from heima.results.files import atomic, write_json
 from heima.results.provenance import provenance
 from heima.vlm import models, pretrained
 from heima.vlm.pointer import ModelError
-from stages import arguments
+from stages import arguments, launch
 
 
 def train_toy(name: str, params: config.Params) -> None:
@@ -107,7 +107,11 @@ def name_pretrained(name: str, params: config.Params) -> None:
 def main(name: str) -> None:
     params = config.load_resolved()
     part = params.teach.llm if name == "interpreter" else params.teach.vlm
-    (train_toy if part.kind == "train" else name_pretrained)(name, params)
+    if part.kind == "train":
+        launch.on_one_device(params, "stages.teach", name)
+        train_toy(name, params)
+    else:  # where the hub is: a cluster's nodes may not reach it
+        name_pretrained(name, params)
 
 
 if __name__ == "__main__":

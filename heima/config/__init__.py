@@ -60,6 +60,7 @@ from heima.config.evaluation import (
 from heima.config.families import TOY_FAMILIES
 from heima.config.params import Params
 from heima.config.profiles import written_out
+from heima.config.slurm import Slurm
 from heima.config.training import (
     Checkpoint,
     Distill,
@@ -126,6 +127,7 @@ __all__ = [
     "Section",
     "Seed",
     "Similarity",
+    "Slurm",
     "States",
     "Teach",
     "Tiles",

@@ -21,6 +21,7 @@ from heima.config.base import (
 from heima.config.data import (
     Place,
 )
+from heima.config.slurm import Slurm
 from heima.cot.rendering import RENDERINGS
 from heima.cot.thinking import ONE_TOKEN, Thinking
 
@@ -108,6 +109,8 @@ class Hardware(Model):
     - `allow_cpu`: models that are not the toy's may run on a CPU, where no GPU is seen.
     - `accelerate`: the configuration that training is launched with (`accelerate launch`), of
       `profiles/accelerate/`; none: each process holds the whole model.
+    - `slurm`: the stages that train or predict run on the nodes of a Slurm cluster, by these
+      options of `srun`; `processes` then counts for a node. None: they run on this machine.
 
     Of training:
 
@@ -123,12 +126,18 @@ class Hardware(Model):
     processes: PositiveInt | None = None
     allow_cpu: bool = False
     accelerate: str | None = Field(default=None, min_length=1)
+    slurm: Slurm | None = None
     micro_batch_size: PositiveInt | None = None
     gradient_checkpointing: bool = False
     labelled_only: bool = True
     logits_chunk: PositiveInt = 1024
     workers: Annotated[int, Field(ge=0)] = 0
     snapshot_steps: PositiveInt = 100
+
+    @property
+    def nodes(self) -> int:
+        """On how many machines a stage that can use several runs."""
+        return self.slurm.nodes if self.slurm else 1
 
 
 class Training(Model):

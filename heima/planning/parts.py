@@ -84,7 +84,8 @@ class Parts:
     @property
     def processes(self) -> int:
         """On how many devices a stage runs that can use several, as `stages.launch` starts it."""
-        return self.params.hardware.processes or self.machine.gpus
+        hardware = self.params.hardware
+        return hardware.nodes * hardware.processes if hardware.processes else self.machine.gpus
 
     # Images
 

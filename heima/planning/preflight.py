@@ -44,6 +44,14 @@ def missing(params: Params, estimate: Estimate) -> Iterator[str]:
     yield from _disk(estimate, fetched)
     yield from _judge(params, estimate)
     yield from _devices(params, estimate)
+    if params.hardware.slurm:
+        # This machine only submits: nothing of its own decides.
+        if shutil.which("srun") is None:
+            yield (
+                "hardware.slurm: this machine has no srun; run the pipeline on a login node of the "
+                "cluster, or take hardware.slurm away"
+            )
+        return
     yield from _driver()
     yield from _free_memory(estimate)
     yield from _shared_memory(params, estimate)
@@ -159,12 +167,14 @@ def _devices(params: Params, estimate: Estimate) -> Iterator[str]:
     if machine.name == "cpu":
         if params.source.kind != "toy":
             yield "GPUs: the plan is for a CPU; models of billions of parameters need GPUs (--gpu)"
-    elif (here := torch.cuda.device_count()) < machine.gpus:
+    elif not params.hardware.slurm and (here := torch.cuda.device_count()) < machine.gpus:
         yield f"GPUs: the plan is for {machine.gpus} of them, this machine has {here}"
-    if (processes := params.hardware.processes or 1) > machine.gpus and machine.name != "cpu":
+    processes, nodes = params.hardware.processes or 1, params.hardware.nodes
+    if processes * nodes > machine.gpus and machine.name != "cpu":
+        where = f" on each of {nodes} nodes" if nodes > 1 else ""
         yield (
-            f"hardware.processes = {processes} is more than the {machine.gpus} GPUs of the plan; "
-            "each process has one for itself"
+            f"hardware.processes = {processes}{where} is more than the {machine.gpus} GPUs of the "
+            "plan; each process has one for itself"
         )
     best = sharding.choice(estimate).way
     if machine.gpus > 1 and estimate.levers.sharded != (best == "fsdp2"):

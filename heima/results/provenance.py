@@ -26,6 +26,7 @@ def provenance(stage: str, params: Params, **details: Any) -> dict[str, Any]:
 
     The code fingerprint is that of the stage's module (`fingerprints/<module>.json`); it is
     "unknown" only where no fingerprint was taken, as in a direct call outside the pipeline.
+    `hardware` is left out of `params`, as of what DVC watches: where a stage ran decides nothing.
     """
     fingerprint = Path("fingerprints") / f"{stage.partition('@')[0]}.json"
     code = sha256(fingerprint)[:16] if fingerprint.exists() else "unknown"
@@ -35,7 +36,7 @@ def provenance(stage: str, params: Params, **details: Any) -> dict[str, Any]:
         "family": params.family,
         "seed": params.seed,
         "code": code,
-        "params": digest(params),
+        "params": digest(params.model_dump(mode="json", exclude={"hardware"})),
         **details,
         "versions": machine.versions(),
         "machine": machine.facts(),

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import constants
 
 from heima import config
-from heima.config import PretrainedModel
+from heima.config import PretrainedModel, Slurm
 from heima.config.benchmarks import BENCHMARKS
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import architectures, preflight, sharding, workload
@@ -242,6 +242,25 @@ def test_both_ways_to_divide_training_are_configurations_of_accelerate(paper):
         hardware = paper.hardware.model_copy(update={"accelerate": str(ROOT / file)})
         assert sharding.shards(paper.model_copy(update={"hardware": hardware})) == (way == "fsdp2")
     assert paper.hardware.accelerate == sharding.FILES["ddp"]
+
+
+def test_on_a_cluster_the_plan_is_for_its_nodes(estimate, paper, monkeypatch):
+    """And what this machine has counts for nothing, but that it can submit."""
+    asking = Slurm(nodes=2, gpus_per_node=4)
+    hardware = paper.hardware.model_copy(update={"slurm": asking})
+    there = paper.model_copy(update={"hardware": hardware})
+    arguments = SimpleNamespace(gpu=None, gpus=None, mfu=0.35, mbu=0.25, gpu_hour_price=None)
+    assert plan.machine(arguments, there).gpus == 8 and plan.machine(arguments, paper).gpus == 8
+    wider = hardware.model_copy(update={"slurm": asking.model_copy(update={"nodes": 3})})
+    assert plan.machine(arguments, paper.model_copy(update={"hardware": wider})).gpus == 12
+    each = there.model_copy(update={"hardware": hardware.model_copy(update={"processes": 2})})
+    assert stage(planned(each, work=estimate.workload), "states@42").gpus == 4
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
+    lines = list(preflight.missing(there, estimate))
+    assert any(line.startswith("hardware.slurm: this machine has no srun") for line in lines)
+    assert not any(line.startswith(("GPUs: the plan", "driver", "free memory")) for line in lines)
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert not any("srun" in line for line in preflight.missing(there, estimate))
 
 
 @pytest.mark.parametrize(("processes", "used"), [(None, 8), (1, 1), (4, 4)])

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from stages import handover, progress, repro, schedule, warm
+from stages import gpus, handover, progress, repro, schedule, warm
 from stages.schedule import Needs, Slots
 from tests.conftest import ROOT
 from tests.stages.conftest import PIPELINE, STAGES, Repository, alive, until
@@ -368,7 +368,7 @@ def test_gpus_are_those_that_cuda_may_see(tmp_path, monkeypatch, chosen, names):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if chosen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    assert list(repro.visible_gpus()) == names
+    assert list(gpus.visible()) == names
 
 
 @pytest.mark.parametrize(
@@ -393,8 +393,22 @@ def test_a_stage_gets_a_gpu_for_each_of_its_processes(
     raw["predict"]["engine"] = engine
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    wanted = repro.gpus_wanted("abcd")
+    wanted = gpus.wanted("abcd")
     assert {name: wanted(name) for name in expected} == expected
+
+
+def test_on_a_cluster_the_gpus_here_are_not_shared_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not gpus.on_a_cluster(), "a pipeline without parameters"
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for slurm, asked in ((None, False), ({"nodes": 2}, True)):
+        raw["hardware"]["slurm"] = slurm
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        assert gpus.on_a_cluster() is asked
+    raw["hardware"]["slurm"] = {"gpus": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"hardware\.slurm\.gpus = 2: unknown key"):
+        gpus.on_a_cluster()
 
 
 def fake_gpus(folder: Path, count: int) -> None:
@@ -430,11 +444,11 @@ def test_variants_run_side_by_side_each_on_its_gpu(tmp_path, processes, at_once)
     commands.finished(commands.repro())
     held: dict[str, set[str]] = {}
     most = 0
-    for word, name, gpus in map(str.split, (tmp_path / "journal").read_text().splitlines()):
+    for word, name, devices in map(str.split, (tmp_path / "journal").read_text().splitlines()):
         if word == "end":
             del held[name]
             continue
-        seen = set(gpus.split(","))
+        seen = set(devices.split(","))
         assert len(seen) == (processes or 3) and seen <= {"0", "1", "2"}
         assert not any(seen & others for others in held.values())
         held[name] = seen

@@ -150,6 +150,8 @@ CHANGES = {
     "a new control's name": ("heima/config/base.py", '"noise"', '"noise", "other"', set()),
     "a plan's": ("heima/planning/estimate.py", "160e9", "170e9", set()),
     "a command line's": ("stages/arguments.py", "parser.exit(2", "parser.exit(3", set()),
+    "how a cluster is asked": ("stages/slurm.py", "_ENDING = 15.0", "_ENDING = 25.0", set()),
+    "what a cluster is asked": ("heima/config/slurm.py", "le=100", "le=200", set()),
     "a download's": ("heima/data/hub.py", "_TIMEOUT = 60", "_TIMEOUT = 90", set()),
     # what decides
     "a control": ("heima/interpreting/controls.py", "** 0.5", "** 0.4", {"reconstruct"}),
