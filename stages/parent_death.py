@@ -58,7 +58,7 @@ def _is_started() -> bool:
     """
     if "stages.slurm_task" in sys.orig_argv:
         return False
-    return "DVC_STAGE" in os.environ or "stages.warm" in sys.orig_argv
+    return "DVC_STAGE" in os.environ
 
 
 def _watch(watched: list[psutil.Process]) -> None:

@@ -68,14 +68,24 @@ class Child:
             os.killpg(self.process, signal.SIGKILL)
 
 
-def warm(modules: list[str]) -> None:
-    """Import the modules, and what they import once they run."""
+def warm(modules: list[str], control: socket.socket) -> None:
+    """Import the modules, and what they import once they run, for as long as the run goes on."""
     for module in modules:
         for name in (module, *LATER.get(module, ())):
+            if _is_closed(control):
+                sys.exit("error: the run that started this server has ended")
             importlib.import_module(name)
     gc.collect()
     # What a child never frees is never copied.
     gc.freeze()
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the other end is closed; nothing is taken from what it has sent."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
 
 
 class Server:
@@ -211,7 +221,7 @@ def main() -> None:
     from eval import lmms_start
 
     lmms_start.quiet()
-    warm(modules)
+    warm(modules, control)
     request = Server(listener, control).serve()
     if request is not None:
         run(request, environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -38,12 +39,22 @@ def test_whose_parent_has_ended_already(tmp_path, started, lives):
     assert mark.exists() is lives
 
 
-def test_a_warm_server_whose_run_has_ended_already(tmp_path):
+def test_a_warm_server_whose_run_has_ended_already_imports_nothing():
     """It would import for seconds before it sees that nobody asks."""
-    code = ORPHAN.replace("import stages\n", 'sys.orig_argv.append("stages.warm"); import stages\n')
-    mark = tmp_path / "went on"
-    _leave_behind(code, mark, dict(os.environ))
-    assert not mark.exists()
+    ours, control = socket.socketpair()
+    with control, socket.socket(socket.AF_UNIX) as listener:
+        ours.close()
+        numbers = [one.fileno() for one in (listener, control)]
+        server = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "stages.warm", *map(str, numbers), "torch"],
+            cwd=ROOT,
+            pass_fds=numbers,
+            capture_output=True,
+            text=True,
+        )
+    assert server.returncode == 1
+    assert "the run that started this server has ended" in server.stderr
+    assert " torch._tensor" not in server.stderr
 
 
 def _leave_behind(code: str, mark: Path, environment: dict[str, str]) -> None:
