@@ -74,7 +74,7 @@ def main(name: str, seed: int) -> None:
         samples,
         heldout,
         collate,
-        checkpoint,
+        checkpoint,  # type: ignore[arg-type]  # a given one has its stage, `adopt`
         params,
         seed=seed,
         groups=[sample.image for sample in samples] if params.training.images_once else None,

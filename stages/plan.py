@@ -186,7 +186,7 @@ def main() -> None:
                     "family": params.family,
                     "machine": asdict(machine_),
                     "training": asdict(how),
-                    "sharding": asdict(sharing),
+                    "sharding": sharing and asdict(sharing),
                     "workload": asdict(work),
                     "stages": [{**asdict(stage), "hours": stage.hours} for stage in planned.stages],
                     "total": asdict(whole),
@@ -205,7 +205,10 @@ def main() -> None:
     print()
     print(summary(planned, whole))
     print()
-    if planned.processes > 1:
+    if sharing is None:
+        print("Nothing is trained: all adapters are given.")
+        print()
+    elif planned.processes > 1:
         print(divided(sharing))
         print()
     print("Missing here:" if lacking else "Nothing is missing here.")

@@ -63,6 +63,8 @@ from heima.config.profiles import written_out
 from heima.config.training import (
     Checkpoint,
     Distill,
+    GivenAdapter,
+    GivenCheckpoint,
     Hardware,
     Interpret,
     Interpreter,
@@ -96,6 +98,8 @@ __all__ = [
     "Distill",
     "EmbeddedRules",
     "FolderSource",
+    "GivenAdapter",
+    "GivenCheckpoint",
     "GivenSource",
     "Hardware",
     "HubSource",
@@ -197,7 +201,9 @@ def _explain(name: str, error: ValidationError) -> str:
     """One line a fault: key = value: what is allowed."""
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        # Kinds of one key's values, such as <given>, are no part of its name.
+        parts = [part for part in map(str, fault["loc"]) if not part.startswith("<")]
+        key = ".".join(parts) or "(whole file)"
         message = re.sub(r"^Value error, ", "", fault["msg"])
         shown = f"{key} = {fault['input']!r}" if not isinstance(fault["input"], dict) else key
         if fault["type"] == "extra_forbidden":
