@@ -157,12 +157,7 @@ CHANGES = {
     "a filter": ("heima/data/arrangements.py", None, "X = 1", {"rewrite"}),
     "the toy's optimiser": ("heima/toy/optim.py", None, "X = 1", {"teach"}),
     "the order of batches": ("heima/training/batch_order.py", None, "X = 1", MODELS),
-    "a collator": (
-        "heima/families/mllama.py",
-        None,
-        "X = 1",
-        MODELS | {"adopt", "predict", "latency"},
-    ),  # fmt: skip
+    "a collator": ("heima/families/mllama.py", None, "X = 1", LOADING),
     "how given adapters are read": ("heima/vlm/given_adapter.py", None, "X = 1", {"adopt"}),
     "torchtune's names": ("heima/vlm/torchtune.py", None, "X = 1", {"adopt"}),
     "decoding": ("heima/vlm/generation.py", None, "X = 1", {"predict"}),
