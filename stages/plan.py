@@ -40,7 +40,9 @@ def machine(arguments: argparse.Namespace, params: config.Params) -> Machine:
     full_size = params.family in architectures.FULL_SIZE
     name = arguments.gpu or ("h100" if full_size else "cpu")
     gpu = CPU if name == "cpu" else GPUS[name]
-    gpus = arguments.gpus or ((params.hardware.processes or 1) if name == "cpu" else 8)
+    # Models that are drawn or made here are small.
+    usual = 1 if params.source.kind == "toy" else 8
+    gpus = arguments.gpus or ((params.hardware.processes or 1) if name == "cpu" else usual)
     return Machine(name, gpu, gpus, arguments.mfu, arguments.mbu, arguments.gpu_hour_price)
 
 

@@ -181,17 +181,21 @@ class Params(Model):
             raise ValueError(f"{key} lacks {', '.join(lacking)}")
 
     def _check_teach(self) -> None:
-        kind = "train" if families.RECORDS[self.family].toy else "pretrained"
-        for name, part in (("vlm", self.teach.vlm), ("llm", self.teach.llm)):
+        record = families.RECORDS[self.family]
+        kinds = ("train", "train") if record.toy else record.kinds
+        for name, part, kind in zip(
+            ("vlm", "llm"), (self.teach.vlm, self.teach.llm), kinds, strict=True
+        ):
             if part.kind != kind:
                 raise ValueError(
                     f"teach.{name}.kind = {part.kind!r} must be {kind!r} for the family "
                     f"{self.family}: the models of {' and '.join(families.TOY_FAMILIES)} are "
-                    "trained from scratch, all others are pretrained"
+                    "trained from scratch, those of smol are made of SmolLM2, all others are "
+                    "pretrained"
                 )
-            if kind == "train" and self.source.kind != "toy":
+            if kind in ("train", "grow") and self.source.kind != "toy":
                 raise ValueError(
-                    f"teach.{name}.kind = 'train' needs source.kind = 'toy': only the toy world's "
+                    f"teach.{name}.kind = {kind!r} needs source.kind = 'toy': only the toy world's "
                     "models are trained from scratch"
                 )
 

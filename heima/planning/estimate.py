@@ -111,6 +111,8 @@ class Estimate(Parts):
         disk = held.frozen * self._size
         if part.kind == "pretrained":
             return Stage(f"teach@{name}", disk=disk, note="downloads weights, trains nothing")
+        if part.kind == "gguf":
+            return Stage(f"teach@{name}", disk=disk, note="converts a GGUF file, trains nothing")
         samples = part.steps * part.batch_size
         if name == "interpreter":
             text = self._reading("own", self._mean_section)

@@ -12,12 +12,21 @@ import psutil
 import torch
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 
-from heima.config import GivenAdapter, GivenCheckpoint, OpenAIJudge, Params, PretrainedModel, given
+from heima.config import (
+    GgufLlm,
+    GivenAdapter,
+    GivenCheckpoint,
+    OpenAIJudge,
+    Params,
+    PretrainedModel,
+    given,
+)
 from heima.data.licences import terms
 from heima.planning import sharding
 from heima.planning.estimate import SOURCE_BYTES, Estimate
 from heima.planning.sharding import SPARE
 from heima.results.files import read_json
+from heima.toy import smol
 from heima.vlm.pointer import ADAPTER
 
 GATED = ("meta-llama/",)
@@ -41,6 +50,11 @@ def missing(params: Params, estimate: Estimate) -> Iterator[str]:
         if not is_here(model):
             fetched.add(f"teach@{name}")
             yield from _lacking_model(key, model)
+    if isinstance(params.teach.llm, GgufLlm):
+        try:
+            smol.gguf(params.teach.llm)
+        except smol.SmolError as error:
+            yield f"teach.llm: {error}"
     for key, adapter in _adapters(params):
         yield from _lacking_adapter(key, adapter)
     yield from _source(params)
