@@ -119,8 +119,9 @@ def take_llm(params: Params, heldout: Sequence[Turn]) -> Taught:
         for turn in heldout
         for section in COMPRESSIBLE
     ]
-    nothing = torch.zeros(0, llm.config.hidden_size)
-    held = [Reading(encoded, nothing) for encoded in vocabulary.encode_all(chats)]
+    # No token of a prompt stands for it.
+    unread = torch.zeros(1, llm.config.hidden_size)
+    held = [Reading(encoded, unread) for encoded in vocabulary.encode_all(chats)]
     reader = StateReader(llm, [])
     answering = loop.AnswerLoss(reader, params.hardware, body=reader.forward)
     collate = ReadingCollator(tokenizer.pad_token_id)

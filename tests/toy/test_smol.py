@@ -6,10 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from heima import config
 from heima.config import GgufLlm
@@ -23,46 +20,13 @@ from heima.vlm.added_tokens import equip
 from stages import plan
 from tests.conftest import ROOT
 from tests.planning.test_plan import assumed
-
-DEFAULT = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
-    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
-)
-
-
-def tokenizer_like_smollm2() -> PreTrainedTokenizerFast:
-    """Bytes as tokens, and SmolLM2's traps: it pads with its end of turn, and reserves nothing."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    ids = {token: number for number, token in enumerate([*special, *sorted(letters)])}
-    backend = Tokenizer(BPE(ids, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        chat_template=DEFAULT,
-    )
+from tests.toy.like_smollm2 import llama_like_smollm2, tokenizer_like_smollm2
 
 
 @pytest.fixture(scope="module")
 def llm():
     """A small Llama with tied embeddings and that tokenizer, as `teach` leaves them."""
-    tokenizer = tokenizer_like_smollm2()
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=15,
-            num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-            bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        )
-    ).eval()  # fmt: skip
+    model, tokenizer = llama_like_smollm2()
     before = model.get_input_embeddings().weight.detach().clone()
     smol.reserve(model, tokenizer)
     assert torch.equal(model.get_input_embeddings().weight[: len(before)], before)
