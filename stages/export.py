@@ -1,9 +1,11 @@
 """Take a trained checkpoint away: a folder that transformers and peft load without this package.
 
-    python -m stages.export recover FOLDER [--seed 42] [--merged] [--push OWNER/NAME [--public]]
+    python -m stages.export recover FOLDER [--seed 42] [--merged] [--interpreters]
+                                           [--push OWNER/NAME [--public]]
 
 Writes the adapter as a peft folder, or with --merged one model in safetensors; beside it the
-processor, `thinking_tokens.json`, and a model card with what the result files say of it. --push
+processor, `thinking_tokens.json`, and a model card with what the result files say of it; with
+--interpreters what reads its thinking tokens, for `heima.chat --exported`. --push
 sends the folder to the hub with the token HF_TOKEN, into a repository that its owner alone sees
 unless --public says otherwise. No stage of the pipeline: it reads `models/` and `metrics/` and
 changes nothing there.
@@ -17,6 +19,7 @@ from pathlib import Path
 from heima import config
 from heima.data.hub import HubError, push
 from heima.data.licences import terms
+from heima.interpreting import readers
 from heima.vlm import export, models
 from reports.model_card import model_card
 from stages import arguments
@@ -28,14 +31,20 @@ def main(
     seed: int,
     *,
     merged: bool,
+    interpreters: bool = False,
     repository: str | None = None,
     public: bool = False,
 ) -> None:
     params = config.load_resolved()
+    if interpreters and checkpoint != params.states.checkpoint:
+        sys.exit(f"error: the interpreters read {params.states.checkpoint}, not {checkpoint}")
     base = export.base_of(models.ROOT)
     card = model_card(Path("."), params, checkpoint, seed, base, merged=merged)
     try:
+        read_by = readers.of_pipeline(params, seed) if interpreters else None
         export.export(models.ROOT, checkpoint, seed, params, folder, card, merged=merged)
+        if read_by is not None:
+            readers.save(read_by, folder)
     except (export.ExportError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     what = f"{checkpoint}, training seed {seed}, {'merged' if merged else 'adapter'}"
@@ -56,6 +65,9 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--seed", help="training seed (the first of `seeds`)")
     parser.add_argument("--merged", action="store_true", help="one model, not an adapter")
+    parser.add_argument(
+        "--interpreters", action="store_true", help="what reads its thinking tokens, too"
+    )
     parser.add_argument("--push", metavar="OWNER/NAME", help="send it to this repository, too")
     parser.add_argument("--public", action="store_true", help="everybody may see that repository")
     given = parser.parse_args()
@@ -75,6 +87,7 @@ if __name__ == "__main__":
         given.folder,
         int(given.seed),
         merged=given.merged,
+        interpreters=given.interpreters,
         repository=given.push,
         public=given.public,
     )
