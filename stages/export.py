@@ -42,6 +42,8 @@ def main(
     card = model_card(Path("."), params, checkpoint, seed, base, merged=merged)
     try:
         read_by = readers.of_pipeline(params, seed) if interpreters else None
+        if read_by is not None and not read_by.adapters:
+            sys.exit("error: no interpreter is trained: `dvc repro interpret` trains them")
         export.export(models.ROOT, checkpoint, seed, params, folder, card, merged=merged)
         if read_by is not None:
             readers.save(read_by, folder)

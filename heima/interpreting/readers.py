@@ -110,12 +110,7 @@ def _others(sections: Mapping[str, object], seed: int) -> dict[str, torch.Tensor
 
 
 def save(readers: Readers, folder: Path) -> None:
-    """Write the readers of the pipeline to the new `folder`/`FOLDER`.
-
-    Raises `FileNotFoundError` where none is trained.
-    """
-    if not readers.adapters:
-        raise FileNotFoundError("no interpreter is trained: `dvc repro interpret` trains them")
+    """Write the readers of the pipeline to the new `folder`/`FOLDER`."""
     place = folder / FOLDER
     place.mkdir()
     pointer = models.ROOT / "interpreter" / POINTER

@@ -112,6 +112,7 @@ def test_what_cannot_be_taken_along_is_told(made):
     shutil.rmtree("interpreters")
     with pytest.raises(SystemExit, match="no interpreter is trained: `dvc repro interpret`"):
         export.main("recover", Path("other"), 42, merged=True, interpreters=True)
+    assert not Path("other").exists()
 
 
 def test_an_llm_of_the_hub_is_named_and_not_copied(made):
