@@ -82,7 +82,9 @@ def of_pipeline(params: Params, seed: int) -> Readers:
         name = params.reconstructions[section].interpreter
         folder = Path("interpreters") / name / "own" / str(seed)
         if folder.exists():
-            adapters[section] = folder, f"dvc repro interpret@{name}-own-{seed}"
+            given = params.interpreters[name].adapter is not None
+            stage = "adopt@interpreter-" if given else "interpret@"
+            adapters[section] = folder, f"dvc repro {stage}{name}-own-{seed}"
     return Readers(
         lambda: models.load_llm(models.ROOT, params),
         models.vocabulary(models.load_tokenizer(models.ROOT, params), params),

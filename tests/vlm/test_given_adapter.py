@@ -166,6 +166,15 @@ def test_torchtunes_adapter_gives_the_logits_of_the_same_lora_by_hand(
     assert (bare - expected).abs().max() > 0.1
     facts = read_json("metrics/adopt/checkpoint-released-42.json")["provenance"]["adapter"]
     assert facts["weights"] == len(weights) and facts["left"] == []
+    # An adapter that was altered since names the stage that makes it.
+    file = Path("models/released/42/adapter_model.safetensors")
+    whole = file.read_bytes()
+    stored = load_file(file)
+    del stored[max(stored)]
+    save_file(stored, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"`dvc repro adopt@checkpoint-released-42` makes it anew"):
+        models.load_vlm(models.ROOT, "released/42", params)
+    file.write_bytes(whole)
     # Every key is used, each once.
     stored = load_file("models/released/42/adapter_model.safetensors")
     assert sum(one.numel() for one in stored.values()) == facts["parameters"]
