@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -118,6 +119,9 @@ def test_the_plan_says_that_it_is_meant_for_half_an_hour_on_one_gpu():
         params, architectures.of(params), assumed(params), machine, plan.levers(params)
     )
     assert sum(stage.hours for stage in planned.stages) < 0.5
+    said = plan.launches(params, planned)
+    assert int(re.search(r"about (\d+) minutes in all", said)[1]) <= 30
+    assert "meant for 30 minutes on one GPU" in said
     few = config.load(ROOT / "profiles" / "smol-few.yaml")
     assert set(few.checkpoints) == {"p1", "p2", "p3", "recover"}
 
