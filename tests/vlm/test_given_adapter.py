@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def work(tmp_path, saved, monkeypatch):
     return tmp_path
 
 
-def named(name: str, cross=CROSS) -> str:
+def named(name: str, cross) -> str:
     """torchtune's name of a module of a Mllama."""
     if name == "lm_head":
         return "decoder.output"
@@ -111,7 +112,7 @@ def drawn(model) -> tuple[dict[str, torch.Tensor], torch.nn.Module]:
             continue
         outputs, inputs = module.weight.shape
         a, b = torch.randn(RANK, inputs) * 0.05, torch.randn(outputs, RANK) * 0.05
-        key = named(name)
+        key = named(name, text.cross_attention_layers)
         adapter[f"{key}.lora_a.weight"], adapter[f"{key}.lora_b.weight"] = a, b
         if "language_model" in name and ".self_attn." in name:
             last = name.rpartition(".")[2]
@@ -384,6 +385,23 @@ def test_a_file_of_torchtune_that_cannot_be_used_is_refused_with_what_to_do(
     parameters({"path": "adapter_0.pt"})
     assert re.search(said, failure("models/released/42"))
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [b"", b".", b"garbage", b"\x80\x02}q\x00", b"\x80\x02h\x07.", b"\x80\x02cos\nsystem\n."],
+)
+def test_a_zip_whose_pickle_is_broken_is_told_so(work, vlm, pickled):
+    torch.save(drawn(vlm)[0], "whole.pt")
+    with zipfile.ZipFile("whole.pt") as whole, zipfile.ZipFile("adapter_0.pt", "w") as broken:
+        for name in whole.namelist():
+            is_it = name.endswith("data.pkl")
+            broken.writestr(name, pickled if is_it else whole.read(name))
+    parameters({"path": "adapter_0.pt"})
+    said = failure("models/released/42")
+    # An instruction that no tensor needs may be anything.
+    more = pickled == b"garbage" or b"system" in pickled
+    assert ("is a pickle of more than tensors" if more else "or not whole") in said
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world", b"\x80\x02}q\x00.", b"PK\x03\x04", None])
