@@ -60,5 +60,5 @@ def test_sections_are_found_again_as_they_were_written():
         scene = draw_scene(rng)
         said = in_english(ask(scene, kind, rng), scene)
         found = parsing.parse(answer_text(said))
-        assert found["sections"] if "sections" in found else found["summary"] == said.summary
-        assert found["caption"] == said.caption and found["reasoning"] == said.reasoning
+        for section in ("summary", "caption", "reasoning", "conclusion"):
+            assert found[section] == getattr(said, section)
