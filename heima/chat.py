@@ -6,7 +6,8 @@
 Prints the answer; then, for each section with a thinking token in it, what the section's
 interpreter makes of that token's state and, as a control, of a state from another question: a text
 that comes out of any state says nothing about this one. Interpreters are those of `reconstructions`
-in params.yaml. A folder of `stages.export` has none, and answers alone.
+in params.yaml that are named like a section, or those of an exported folder (`stages.export
+--interpreters`); one without any answers alone.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -30,13 +29,14 @@ from transformers import (
 
 from heima import config
 from heima.config import Decoding
-from heima.cot.sections import meant, thinking_token
+from heima.cot.sections import meant
 from heima.data import hub_cache, pictures
 from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.families import registry
 from heima.families.batches import Collator
-from heima.interpreting import interpreter, states
+from heima.interpreting import readers, states
+from heima.interpreting.readers import Readers
 from heima.results.files import read_json
 from heima.vlm import models, weights
 from heima.vlm.export import BASE
@@ -147,55 +147,33 @@ def readings(
     image: Image.Image,
     question: str,
     text: str,
-    params: config.Params,
+    reading: Readers,
     seed: int,
 ) -> Iterator[Reading]:
     """What the interpreters make of each thinking token in an answer `text`, section by section.
 
-    The states are those of the answer that the model gave. A section without its own interpreter
-    is left out. Raises `ChatError` for an answer without its thinking tokens.
+    The states are those of the answer that the model gave. A section without an interpreter is left
+    out. Raises `ChatError` for an answer without its thinking tokens, or an interpreter that is not
+    whole.
     """
     sample = Sample(vocabulary.encode(question, "first", meant(text)), "image")
     collate = Collator(registry.of(model), processor, _OneImage(image))
-    thinking = params.thinking(params.states.checkpoint)
     try:
         found = states.extract(
             model,
             collate([sample]),
             vocabulary,
-            thinking,
-            position=params.states.position,
+            reading.thinking,
+            position=reading.position,
         )
     except ValueError as error:
         raise ChatError(f"the answer has no thinking tokens to read: {error}") from error
-    words = models.vocabulary(models.load_tokenizer(models.ROOT, params), params)
-    for named in params.reconstructions.values():
-        folder = Path("interpreters") / named.interpreter / "own" / str(seed)
-        section = named.section
-        if named.interpreter != section or not folder.exists():
-            continue
-        again = f"dvc repro interpret@{named.interpreter}-own-{seed}"
-        merged = _merged(models.load_llm(models.ROOT, params), folder, again=again)
-        merged = merged.to(models.device())
-        reader = interpreter.StateReader(merged, [words.thinking_ids[thinking_token(section)]])
-        given = [found[section].values]
-        if (other := _other_states(section, seed)) is not None:
-            given.append(other)
-        wordings = params.interpret.wordings
-        asked = [interpreter.ask(question, section, one, words, wordings=wordings) for one in given]
-        written = interpreter.write(reader, asked, words, decoding=params.reconstruct, seed=seed)
-        own, *shuffled = (words.decode(row) for row in written)
-        yield Reading(section, own, shuffled[0] if shuffled else None)
-
-
-def _other_states(section: str, seed: int) -> torch.Tensor | None:
-    """The states of a held-out turn, (count, hidden_size); None where none were extracted."""
-    path = Path("states") / str(seed) / "heldout.safetensors"
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        values, counts = file.get_tensor(section), file.get_tensor(f"{section}.counts").tolist()
-    return values.split(counts)[int(np.random.default_rng(seed).integers(len(counts)))]
+    for section in reading.adapters:
+        try:
+            own, other = reading.read(section, question, found[section].values, seed)
+        except ValueError as error:
+            raise ChatError(str(error)) from error
+        yield Reading(section, own, other)
 
 
 def main() -> None:
@@ -219,7 +197,11 @@ def _chat(given: argparse.Namespace) -> None:
     if given.exported:
         image = open_image(given.image)
         loaded = load_exported(given.exported)
-        print(answer(*loaded, image, given.question, max_new_tokens=given.max_new_tokens))
+        text = answer(*loaded, image, given.question, max_new_tokens=given.max_new_tokens)
+        print(text)
+        reading = readers.load(given.exported, registry.of(loaded[0]), loaded[0].dtype)
+        if reading is not None:
+            _show(readings(*loaded, image, given.question, text, reading, given.seed or 0))
         return
     params = config.load_resolved()
     image = open_image(given.image, params.image_decoding)
@@ -237,7 +219,12 @@ def _chat(given: argparse.Namespace) -> None:
     if checkpoint != params.states.checkpoint:
         print(f"\n(the interpreters read {params.states.checkpoint}, not {checkpoint})")
         return
-    for one in readings(model, processor, vocabulary, image, given.question, text, params, seed):
+    reading = readers.of_pipeline(params, seed)
+    _show(readings(model, processor, vocabulary, image, given.question, text, reading, seed))
+
+
+def _show(found: Iterator[Reading]) -> None:
+    for one in found:
         print(f"\n{one.section}\n  its own state: {one.own}")
         print(f"  another question's: {one.shuffled or '(no states are extracted here)'}")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from heima.config import Checkpoint, Params
+from heima.config import Checkpoint, GivenCheckpoint, Params
 from heima.data.licences import terms
 from heima.results.cells import Cell, read_metrics
 from heima.results.measures import judge_name
@@ -54,7 +54,7 @@ def model_card(
 
 def _training(params: Params, checkpoint: str) -> list[str]:
     """A line for each checkpoint on the way, from text-CoT on."""
-    chain: list[tuple[str, Checkpoint]] = []
+    chain: list[tuple[str, Checkpoint | GivenCheckpoint]] = []
     while checkpoint in params.checkpoints:
         one = params.checkpoints[checkpoint]
         chain.insert(0, (checkpoint, one))
@@ -64,13 +64,20 @@ def _training(params: Params, checkpoint: str) -> list[str]:
         f"LoRA of rank {lora.rank} (alpha {lora.alpha:g}, dropout {lora.dropout:g}), continued "
         "from phase to phase:",
         "",
-        *(
-            f"- {name}: trained on `{one.data}`, "
-            + (f"{one.steps} updates" if one.steps else f"{one.epochs} epochs")
-            + f" of {one.batch_size} samples, learning rate {one.learning_rate:g}"
-            for name, one in chain
-        ),
+        *(f"- {name}: {_trained(one)}" for name, one in chain),
     ]
+
+
+def _trained(one: Checkpoint | GivenCheckpoint) -> str:
+    if isinstance(one, GivenCheckpoint):
+        place = one.adapter
+        where = f"`{place.id or place.path}`{f', `{place.within}`' if place.within else ''}"
+        return f"not trained here; the adapter of {where}"
+    return (
+        f"trained on `{one.data}`, "
+        + (f"{one.steps} updates" if one.steps else f"{one.epochs} epochs")
+        + f" of {one.batch_size} samples, learning rate {one.learning_rate:g}"
+    )
 
 
 def _measured(root: Path, params: Params, checkpoint: str, seed: int) -> str:

@@ -35,7 +35,7 @@ _TILE_SAMPLES = 64
 def main(name: str, seed: int) -> None:
     params = config.load_resolved()
     launch.on_all_devices(params, "stages.distill", name, str(seed), shard=True)
-    checkpoint = params.checkpoints[name]
+    checkpoint = config.expected(config.Checkpoint, params.checkpoints[name], f"checkpoints.{name}")
     root = models.ROOT
 
     # Data, before the weights: turns that are too long are known in seconds, in every process alike
@@ -120,6 +120,11 @@ def _snapshots(name: str, seed: int, params: config.Params) -> snapshots.Resume:
 
 if __name__ == "__main__":
     name, seed = arguments.read(
-        __doc__, checkpoint=lambda params: params.checkpoints, seed=lambda params: params.seeds
+        __doc__,
+        # A given one is not trained: its stage is `adopt`.
+        checkpoint=lambda params: [
+            name for name, one in params.checkpoints.items() if isinstance(one, config.Checkpoint)
+        ],
+        seed=lambda params: params.seeds,
     )
     main(name, int(seed))

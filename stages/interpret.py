@@ -103,7 +103,10 @@ def _snapshots(name: str, source: str, seed: int, params: config.Params) -> snap
 if __name__ == "__main__":
     name, source, seed = arguments.read(
         __doc__,
-        interpreter=lambda params: params.interpreters,
+        # A given one is not trained: its stage is `adopt`.
+        interpreter=lambda params: [
+            name for name, one in params.interpreters.items() if one.adapter is None
+        ],
         input=lambda params: get_args(config.InterpreterInput),
         seed=lambda params: params.seeds,
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import warnings
 from dataclasses import asdict, fields
@@ -40,7 +41,9 @@ def machine(arguments: argparse.Namespace, params: config.Params) -> Machine:
     full_size = params.family in architectures.FULL_SIZE
     name = arguments.gpu or ("h100" if full_size else "cpu")
     gpu = CPU if name == "cpu" else GPUS[name]
-    gpus = arguments.gpus or ((params.hardware.processes or 1) if name == "cpu" else 8)
+    # Models that are drawn or made here are small.
+    usual = 1 if params.source.kind == "toy" else 8
+    gpus = arguments.gpus or ((params.hardware.processes or 1) if name == "cpu" else usual)
     if (slurm := params.hardware.slurm) and not arguments.gpus:
         gpus = slurm.nodes * (params.hardware.processes or slurm.gpus_per_node or gpus)
     return Machine(name, gpu, gpus, arguments.mfu, arguments.mbu, arguments.gpu_hour_price)
@@ -121,6 +124,39 @@ def summary(planned: Estimate, whole: Stage) -> str:
     return "\n".join(lines)
 
 
+_UPDATE, _STEP, _START = 0.1, 0.03, 10.0
+"""Seconds of an update, of a decoded token of a batch, and of a stage's start, where a GPU waits
+for kernels to be launched: about what 34 narrow layers take. Assumed, not measured."""
+
+
+def launches(params: config.Params, planned: Estimate) -> str | None:
+    """How long a run takes that FLOPs say little about, for the model is so small; else None."""
+    vlm = params.teach.vlm
+    if planned.machine.name == "cpu" or not isinstance(vlm, config.GrownVlm):
+        return None
+    # `base` has bare answers, and so about twice as many updates for the same FLOPs.
+    updates = vlm.vision_steps * 2 + vlm.steps * 3
+    trained = [
+        *(one.steps or 0 for one in params.checkpoints.values() if hasattr(one, "steps")),
+        *(2 * (params.interpret.of(one).steps or 0) for one in params.interpreters.values()),
+    ]
+    updates += sum(trained) * len(params.seeds)
+    steps = 0.0
+    for kind, decoding in (("predict", params.predict), ("reconstruct", params.reconstruct)):
+        stages = [one for one in planned.stages if one.name.startswith(f"{kind}@")]
+        batches = sum(math.ceil(one.samples / decoding.batch_size) for one in stages)
+        # Half of what an answer may have, about.
+        steps += batches * decoding.max_new_tokens / 2
+    starts = len(planned.stages)
+    minutes = (updates * _UPDATE + steps * _STEP + starts * _START) / 60
+    return (
+        f"With a model this small a GPU waits for its launches: about {minutes:.0f} minutes in "
+        f"all, for {updates:,} updates at {_UPDATE} s, {steps:,.0f} decoding steps at {_STEP} s "
+        f"and {starts} stages that start in {_START:.0f} s (assumed, not measured). The profile is "
+        "meant for 30 minutes on one GPU."
+    )
+
+
 def table(stages: list[Stage], total: Stage) -> str:
     rows = [
         (
@@ -188,7 +224,7 @@ def main() -> None:
                     "family": params.family,
                     "machine": asdict(machine_),
                     "training": asdict(how),
-                    "sharding": asdict(sharing),
+                    "sharding": sharing and asdict(sharing),
                     "workload": asdict(work),
                     "stages": [{**asdict(stage), "hours": stage.hours} for stage in planned.stages],
                     "total": asdict(whole),
@@ -207,7 +243,13 @@ def main() -> None:
     print()
     print(summary(planned, whole))
     print()
-    if planned.processes > 1:
+    if slow := launches(params, planned):
+        print(slow)
+        print()
+    if sharing is None:
+        print("Nothing is trained: all adapters are given.")
+        print()
+    elif planned.processes > 1:
         print(divided(sharing))
         print()
     print("Missing here:" if lacking else "Nothing is missing here.")

@@ -40,7 +40,7 @@ def main() -> None:
                 "mix": params.source.mix,
                 "seed": params.seed,
             }
-            write_source(source, **drawing)
+            write_source(source, **drawing, english=params.source.english)
             write_benchmarks(
                 benchmarks,
                 sizes=params.source.benchmark_sizes,

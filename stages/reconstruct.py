@@ -118,7 +118,9 @@ def _written(
     for source in dict.fromkeys(source for source, _, _ in jobs):
         llm = models.load_llm(models.ROOT, params)
         folder = Path("interpreters") / named.interpreter / source / str(seed)
-        again = f"dvc repro interpret@{named.interpreter}-{source}-{seed}"
+        given = params.interpreters[named.interpreter].adapter is not None
+        stage = "adopt@interpreter-" if given else "interpret@"
+        again = f"dvc repro {stage}{named.interpreter}-{source}-{seed}"
         merged = models.load_adapter(llm, folder, again=again).merge_and_unload()
         readers[source] = interpreter.StateReader(merged.to(models.device()), [token])
     for source, number, batch in jobs:

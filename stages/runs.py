@@ -1,15 +1,17 @@
 """List the runs that dvc.yaml repeats a stage over: `python -m stages.runs`
 
 DVC's matrix cannot look up what a name stands for (which checkpoint another one continues), so that
-`runs.yaml` holds every checkpoint and every reconstruction once for each training seed, with what
-its stage depends on. It follows from params.yaml alone, and lies in git because DVC reads it before
-any stage runs. `python -m stages.repro`, `stages.profile` and the stage `resolve` keep it.
+`runs.yaml` holds every checkpoint, interpreter and reconstruction once for each training seed, with
+what its stage depends on; and every given adapter once. It follows from params.yaml alone, and lies
+in git because DVC reads it before any stage runs. `python -m stages.repro`, `stages.profile` and
+the stage `resolve` keep it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -24,9 +26,11 @@ _HEADER = "# Follows from params.yaml: `python -m stages.runs` writes it (see th
 def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
     """Stage -> run -> the values of its item.
 
-    `init` and `interpreter` name folders below `models/` and `interpreters/`.
+    `init`, `base` and `interpreter` name folders below `models/` and `interpreters/`.
     """
+    inputs = get_args(config.InterpreterInput)
     return {
+        "adopt": dict(_given(params)),
         "distill": {
             f"{name}-{seed}": {
                 "checkpoint": name,
@@ -35,6 +39,14 @@ def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
                 "init": params.trained(one.init, seed),
             }
             for name, one in params.checkpoints.items()
+            if not isinstance(one, config.GivenCheckpoint)
+            for seed in params.seeds
+        },
+        "interpret": {
+            f"{name}-{source}-{seed}": {"interpreter": name, "input": source, "seed": seed}
+            for name, one in params.interpreters.items()
+            if one.adapter is None
+            for source in inputs
             for seed in params.seeds
         },
         "reconstruct": {
@@ -48,6 +60,30 @@ def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
             for seed in params.seeds
         },
     }
+
+
+def _given(params: config.Params) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The folders that hold a given adapter. `key` is where its entry stands in the parameters."""
+    for name, checkpoint in params.checkpoints.items():
+        if isinstance(checkpoint, config.GivenCheckpoint):
+            [seed] = params.training_seeds(name)
+            folder = f"models/{params.trained(name, seed)}"
+            yield (
+                f"checkpoint-{name}-{seed}",
+                {"folder": folder, "key": f"checkpoints.{name}", "base": "text-cot"},
+            )
+    for name, one in params.interpreters.items():
+        if one.adapter is not None:
+            for source in get_args(config.InterpreterInput):
+                for seed in params.seeds:
+                    yield (
+                        f"interpreter-{name}-{source}-{seed}",
+                        {
+                            "folder": f"interpreters/{name}/{source}/{seed}",
+                            "key": f"interpreters.{name}",
+                            "base": "interpreter",
+                        },
+                    )
 
 
 def write(params: config.Params) -> bool:

@@ -2,11 +2,12 @@
 
     python -m stages.teach text-cot
 
-The toy profile trains it from scratch. With `kind: pretrained` it is fetched into the hub's cache,
-or lies in a given folder, and is checked: `models/<name>/` then holds a `pretrained.json`, by which
-all later stages load those very files without the hub. DVC does not watch a given folder: after
-changing one, `dvc repro -f teach@<name>`. Writes `models/<name>/` and `metrics/teach/<name>.json`
-(held-out loss per labelled token, in nats; or which files were found).
+The toy profile trains it from scratch, the profile smol makes it of SmolLM2 (`heima.toy.smol`).
+With `kind: pretrained` it is fetched into the hub's cache, or lies in a given folder, and is
+checked: `models/<name>/` then holds a `pretrained.json`, by which all later stages load those very
+files without the hub. DVC does not watch a given folder: after changing one,
+`dvc repro -f teach@<name>`. Writes `models/<name>/` and `metrics/teach/<name>.json` (held-out loss
+per labelled token, in nats; or which files were found).
 """
 
 from __future__ import annotations
@@ -39,7 +40,19 @@ def train_toy(name: str, params: config.Params) -> None:
     )
     images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
     started = time.monotonic()
-    if name == "interpreter":
+    if params.teach.llm.kind == "gguf":
+        from heima.toy import smol, teach_smol
+
+        scenes = teach.training_scenes(params, {turn.image for turn in train})
+        try:
+            taught = (
+                teach_smol.take_llm(params, heldout)
+                if name == "interpreter"
+                else teach_smol.teach_vlm(name, params, train, heldout, images, scenes)
+            )
+        except smol.SmolError as error:
+            sys.exit(f"error: {error}")
+    elif name == "interpreter":
         vlm, processor = models.load_vlm(models.ROOT, "text-cot", params)
         taught = teach.teach_llm(params, train, heldout, vlm, processor, images)
     else:
@@ -68,7 +81,7 @@ def train_toy(name: str, params: config.Params) -> None:
             f"teach@{name}",
             params,
             parameters=taught.model.num_parameters(),
-            updates=taught.curve[-1]["step"],
+            updates=taught.curve[-1]["step"] if taught.curve else 0,
             seconds=round(seconds, 1),
             **taught.facts,
         ),
@@ -107,11 +120,11 @@ def name_pretrained(name: str, params: config.Params) -> None:
 def main(name: str) -> None:
     params = config.load_resolved()
     part = params.teach.llm if name == "interpreter" else params.teach.vlm
-    if part.kind == "train":
+    if part.kind == "pretrained":  # where the hub is: a cluster's nodes may not reach it
+        name_pretrained(name, params)
+    else:
         launch.on_one_device(params, "stages.teach", name)
         train_toy(name, params)
-    else:  # where the hub is: a cluster's nodes may not reach it
-        name_pretrained(name, params)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,10 @@ from heima.config.slurm import Slurm
 from heima.config.training import (
     Checkpoint,
     Distill,
+    GgufLlm,
+    GivenAdapter,
+    GivenCheckpoint,
+    GrownVlm,
     Hardware,
     Interpret,
     Interpreter,
@@ -97,7 +101,11 @@ __all__ = [
     "Distill",
     "EmbeddedRules",
     "FolderSource",
+    "GgufLlm",
+    "GivenAdapter",
+    "GivenCheckpoint",
     "GivenSource",
+    "GrownVlm",
     "Hardware",
     "HubSource",
     "ImageDecoding",
@@ -199,7 +207,9 @@ def _explain(name: str, error: ValidationError) -> str:
     """One line a fault: key = value: what is allowed."""
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        # Kinds of one key's values, such as <given>, are no part of its name.
+        parts = [part for part in map(str, fault["loc"]) if not part.startswith("<")]
+        key = ".".join(parts) or "(whole file)"
         message = re.sub(r"^Value error, ", "", fault["msg"])
         shown = f"{key} = {fault['input']!r}" if not isinstance(fault["input"], dict) else key
         if fault["type"] == "extra_forbidden":

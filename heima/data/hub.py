@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from huggingface_hub import (
     HfApi,
     ModelInfo,
     constants,
+    get_token,
     hf_hub_download,
     hf_hub_url,
     snapshot_download,
@@ -38,6 +40,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
+from heima.config.base import REPOSITORY
 from heima.data.hub_cache import Kind
 from heima.data.licences import terms
 
@@ -238,6 +241,47 @@ class Repository:
                 else:
                     fault = f"did not arrive whole: {self.again}"
                 raise HubError(f"{self.title}: {file.name} {fault}") from error
+
+
+def push(folder: Path, identity: str, *, public: bool, message: str) -> str:
+    """Send the files of a folder to the model repository `identity`, as one commit; its address.
+
+    The repository is created where there is none: to be seen by its owner alone, unless `public`.
+    What it held stays in its history.
+
+    Raises `HubError` for no token or one that may not write there, a repository that everybody sees
+    while `public` was not said, and a hub that refuses or is out of reach.
+    """
+    where = f"the repository {identity} of {constants.ENDPOINT}"
+    again = f"{folder} is whole: once that is put right, `hf upload {identity} {folder}` sends it"
+    if not re.fullmatch(REPOSITORY, identity):
+        raise HubError(f"{identity!r} is no repository's name: give it as OWNER/NAME; {again}")
+    if get_token() is None:
+        raise HubError(f"{where} needs a token that may write: set HF_TOKEN; {again}")
+    api = HfApi()
+    try:
+        api.create_repo(identity, private=not public, exist_ok=True)
+        found = api.repo_info(identity, repo_type="model", timeout=_TIMEOUT)
+        if not public and not found.private:
+            raise HubError(
+                f"{where} is there and everybody sees it: say --public if that is meant, or name "
+                "another"
+            )
+        done = api.upload_folder(repo_id=identity, folder_path=folder, commit_message=message)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = (
+            "check that HF_TOKEN is a token of an account that may write there"
+            if status in (401, 403, 404)
+            else "wait and try again"
+        )
+        raise HubError(f"{where} was refused (HTTP {status}): {advice}; {again}") from error
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        raise HubError(
+            f"{where} is out of reach ({type(error).__name__}): check the network, HF_ENDPOINT and "
+            f"HF_HUB_OFFLINE; {again}"
+        ) from error
+    return str(done.commit_url)
 
 
 def checksum(like: str, content: BinaryIO, size: int) -> str:

@@ -30,6 +30,10 @@ _TERMS = {
         "Llama 3.1 Community License: what is built with it says so, and models trained on its "
         "output carry Llama in their name"
     ),
+    "shawnricecake/Heima": (
+        "adapters on Llama 3.2's 11B and Llama 3.1's 8B, and bound by Meta's terms as those are "
+        "(the code beside them has no licence; see the repository's page)"
+    ),
     "llava-hf/llava-v1.6-vicuna-": _LLAMA_2,
     "lmsys/vicuna-": _LLAMA_2,
 }

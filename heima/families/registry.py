@@ -11,10 +11,13 @@ from heima.families.family import Family
 from heima.families.idefics3 import Idefics3
 from heima.families.llava_next import LlavaNext
 from heima.families.mllama import Mllama
+from heima.families.smol import Smol
 
 _MLLAMA, _LLAVA_NEXT, _IDEFICS3 = Mllama(), LlavaNext(), Idefics3()
 
 FAMILIES: Mapping[str, Family] = {
+    # Before the family whose `model_type` it shares: by that, `of` finds the last.
+    "smol": Smol(),
     "toy-mllama": _MLLAMA,
     "llava-cot-11b": _MLLAMA,
     "toy-llava-next": _LLAVA_NEXT,

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from heima.config import Params, ToyLlm, ToyVlm, expected
-from heima.planning import idefics3, llava_next, mllama
+from heima.planning import idefics3, llava_next, mllama, smol
 from heima.planning.costs import Costs
 from heima.toy.models import build_llm
 from heima.toy.twins import TWINS
@@ -43,8 +43,9 @@ FULL_SIZE: Mapping[str, Callable[[], Architecture]] = {
     "llava-next-vicuna-7b": lambda: Architecture(
         llava_next.llava_next_vicuna_7b(), llava_next.vicuna_7b()
     ),
+    "smol": lambda: Architecture(smol.smol_vision(), smol.smollm2()),
 }
-"""The architectures of the families whose models are not trained here."""
+"""The architectures of the families whose models are not trained here from scratch."""
 
 
 def costs(config: PreTrainedConfig) -> Costs:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from heima.config import Checkpoint
+from heima.config import Checkpoint, GivenCheckpoint
 from heima.config.benchmarks import BENCHMARKS
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
@@ -54,11 +54,17 @@ class Estimate(Parts):
             self._prepare(),
             Stage("rewrite", samples=self.workload.turns, disk=self.workload.turns * 1200),
             *(self._teach(name) for name in ("text-cot", "base", "interpreter")),
-            *self._each_seed(self._distill(name, one) for name, one in params.checkpoints.items()),
+            *self._adopt(),
+            *self._each_seed(
+                self._distill(name, one)
+                for name, one in params.checkpoints.items()
+                if isinstance(one, Checkpoint)
+            ),
             *self._each_seed([self._states()]),
             *self._each_seed(
                 self._interpret(name, source)
-                for name in params.interpreters
+                for name, one in params.interpreters.items()
+                if one.adapter is None
                 for source in ("own", "question-only")
             ),
             *self._each_seed(self._reconstruct(name) for name in params.reconstructions),
@@ -105,6 +111,8 @@ class Estimate(Parts):
         disk = held.frozen * self._size
         if part.kind == "pretrained":
             return Stage(f"teach@{name}", disk=disk, note="downloads weights, trains nothing")
+        if part.kind == "gguf":
+            return Stage(f"teach@{name}", disk=disk, note="converts a GGUF file, trains nothing")
         samples = part.steps * part.batch_size
         if name == "interpreter":
             text = self._reading("own", self._mean_section)
@@ -122,6 +130,22 @@ class Estimate(Parts):
             disk=disk,
             note="as many FLOPs as text-cot" if name == "base" else "",
         )
+
+    def _adopt(self) -> Iterator[Stage]:
+        """Adapters that are given: converted, and nothing trained."""
+        note = "a given adapter, checked and converted; trains nothing"
+        for name, checkpoint in self.params.checkpoints.items():
+            if isinstance(checkpoint, GivenCheckpoint):
+                [seed] = self.params.training_seeds(name)
+                size = self._vlm_weights.trained * 4
+                yield Stage(f"adopt@checkpoint-{name}-{seed}", disk=size, note=note)
+        for name, one in self.params.interpreters.items():
+            if one.adapter is not None:
+                for source in ("own", "question-only"):
+                    for seed in self.params.seeds:
+                        size = self._llm_weights.trained * 4
+                        run = f"adopt@interpreter-{name}-{source}-{seed}"
+                        yield Stage(run, disk=size, note=note)
 
     def _distill(self, name: str, checkpoint: Checkpoint) -> Stage:
         training = self.levers

@@ -12,12 +12,22 @@ import psutil
 import torch
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 
-from heima.config import OpenAIJudge, Params, PretrainedModel, given
+from heima.config import (
+    GgufLlm,
+    GivenAdapter,
+    GivenCheckpoint,
+    OpenAIJudge,
+    Params,
+    PretrainedModel,
+    given,
+)
 from heima.data.licences import terms
 from heima.planning import sharding
 from heima.planning.estimate import SOURCE_BYTES, Estimate
 from heima.planning.sharding import SPARE
 from heima.results.files import read_json
+from heima.toy import smol
+from heima.vlm.pointer import ADAPTER
 
 GATED = ("meta-llama/",)
 """Owners on the hub whose models are given to those who accepted their licence."""
@@ -40,6 +50,13 @@ def missing(params: Params, estimate: Estimate) -> Iterator[str]:
         if not is_here(model):
             fetched.add(f"teach@{name}")
             yield from _lacking_model(key, model)
+    if isinstance(params.teach.llm, GgufLlm):
+        try:
+            smol.gguf(params.teach.llm)
+        except smol.SmolError as error:
+            yield f"teach.llm: {error}"
+    for key, adapter in _adapters(params):
+        yield from _lacking_adapter(key, adapter)
     yield from _source(params)
     yield from _disk(estimate, fetched)
     yield from _judge(params, estimate)
@@ -96,6 +113,32 @@ def _lacking_model(key: str, model: PretrainedModel) -> Iterator[str]:
         yield (
             f"{key}: {model.id} is gated; accept its licence at {constants.ENDPOINT}/{model.id} "
             "and set HF_TOKEN to a token of that account"
+        )
+
+
+def _adapters(params: Params) -> Iterator[tuple[str, GivenAdapter]]:
+    """What `adopt` takes: (key of params, adapter)."""
+    for name, checkpoint in params.checkpoints.items():
+        if isinstance(checkpoint, GivenCheckpoint):
+            yield f"checkpoints.{name}.adapter", checkpoint.adapter
+    for name, one in params.interpreters.items():
+        if one.adapter is not None:
+            yield f"interpreters.{name}.adapter", one.adapter
+
+
+def _lacking_adapter(key: str, adapter: GivenAdapter) -> Iterator[str]:
+    if adapter.path is not None:
+        if not Path(adapter.path).exists():
+            yield f"{key}: there is no {adapter.path}; correct the path, or give an id"
+        return
+    identity = given(adapter.id, "id")
+    root = Path(constants.HF_HUB_CACHE) / f"models--{identity.replace('/', '--')}" / "snapshots"
+    where = f"{adapter.revision or '*'}/{adapter.within or ADAPTER}"
+    if not any(root.glob(where)):
+        licence = f"; {text}" if (text := terms(identity)) else ""
+        yield (
+            f"{key}: {adapter.within or 'the adapter'} of {identity} is not in the hub's cache; "
+            f"the stage adopt downloads it{licence}"
         )
 
 
@@ -176,11 +219,11 @@ def _devices(params: Params, estimate: Estimate) -> Iterator[str]:
             f"hardware.processes = {processes}{where} is more than the {machine.gpus} GPUs of the "
             "plan; each process has one for itself"
         )
-    best = sharding.choice(estimate).way
-    if machine.gpus > 1 and estimate.levers.sharded != (best == "fsdp2"):
+    best = sharding.choice(estimate)
+    if best and machine.gpus > 1 and estimate.levers.sharded != (best.way == "fsdp2"):
         yield (
             f"hardware.accelerate = {params.hardware.accelerate!r} is not what suits these GPUs; "
-            f"set it to {sharding.FILES[best]}"
+            f"set it to {sharding.FILES[best.way]}"
         )
     room = machine.gpu.memory_gb * 1e9
     for stage in estimate.stages:

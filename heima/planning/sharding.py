@@ -70,8 +70,10 @@ def shards(params: Params) -> bool:
         ) from error
 
 
-def choice(estimate: Estimate) -> Choice:
-    """Which way suits the machine that a plan is for."""
+def choice(estimate: Estimate) -> Choice | None:
+    """Which way suits the machine that a plan is for; None: all adapters are given."""
+    if not any(one.name.partition("@")[0] in TRAINED for one in estimate.stages):
+        return None
     needed = {way: _needed(estimate, way) for way in FILES}
     room = f"the {estimate.machine.gpu.memory_gb:.0f} GB of a card"
     whole, parts = needed["ddp"], needed["fsdp2"]

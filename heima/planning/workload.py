@@ -192,7 +192,14 @@ def _drawn(source: ToySource, seed: int, records: int = 100) -> list[Turn]:
     from heima.toy.source import ANNOTATIONS, write_source
 
     with tempfile.TemporaryDirectory() as folder:
-        write_source(Path(folder), records=records, turns=source.turns, mix=source.mix, seed=seed)
+        write_source(
+            Path(folder),
+            records=records,
+            turns=source.turns,
+            mix=source.mix,
+            seed=seed,
+            english=source.english,
+        )
         lines = (Path(folder) / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
     turns = []
     for record in map(json.loads, lines):

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from heima.config import QuestionKind
+from heima.toy.english import in_english
 from heima.toy.world import KINDS, Question, Scene, ask, draw_distinct_scene, render
 
 ANNOTATIONS = "train.jsonl"
@@ -21,7 +22,13 @@ _TIMESTAMP = (2025, 1, 1, 0, 0, 0)
 
 
 def write_source(
-    folder: Path, *, records: int, turns: int, mix: Mapping[QuestionKind, float], seed: int
+    folder: Path,
+    *,
+    records: int,
+    turns: int,
+    mix: Mapping[QuestionKind, float],
+    seed: int,
+    english: bool = False,
 ) -> None:
     """Write `train.jsonl` and `images.zip` in LLaVA-CoT's format.
 
@@ -35,6 +42,7 @@ def write_source(
         turns: question-answer pairs of each record, at least 1.
         mix: weight of each kind of `KINDS`; weights need not add up to 1.
         seed: equal arguments give equal bytes.
+        english: sections in plain English (`heima.toy.english`).
 
     Raises:
         ValueError: if a count is below 1, or the mix has an unknown kind, a negative weight or no
@@ -55,7 +63,8 @@ def write_source(
             conversations = []
             for asked in questions:
                 conversations.append({"from": "human", "value": asked.prompt})
-                conversations.append({"from": "gpt", "value": answer_text(asked)})
+                said = in_english(asked, scene) if english else asked
+                conversations.append({"from": "gpt", "value": answer_text(said)})
             record = {"id": f"toy-{index:06d}", "image": name, "conversations": conversations}
             annotations.write(json.dumps(record, ensure_ascii=False) + "\n")
 

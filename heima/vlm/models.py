@@ -26,7 +26,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from heima.config import Lora, Params
+from heima.config import GivenCheckpoint, Lora, Params
 from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
 from heima.families.batches import Collator
@@ -152,7 +152,8 @@ def _adapted(
     Raises `ValueError` for an adapter of another family: peft alone would stop in the middle of
     loading, or leave out what it finds no place for.
     """
-    folder = _adapter(models, name)
+    folder = _adapter(models, name, params)
+    again = f"dvc repro {_stage(name, params)}"
     with safe_open(folder / "adapter_model.safetensors", "pt") as stored:
         for key in stored.keys():  # noqa: SIM118
             module, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
@@ -169,9 +170,9 @@ def _adapted(
                     f"{folder} does not belong to the family {params.family}: its {key} is "
                     f"{tuple(found)}, and {module} there "
                     + (f"has width {width}" if width else "does not exist")
-                    + f"; `dvc repro {_stage(name)}` trains it anew"
+                    + f"; `{again}` makes it anew"
                 )
-    return load_adapter(model, folder, again=f"dvc repro {_stage(name)}", trainable=trainable)
+    return load_adapter(model, folder, again=again, trainable=trainable)
 
 
 def load_adapter(
@@ -191,7 +192,7 @@ def load_adapter(
         if names:
             raise ValueError(
                 f"{folder} {what} {len(names)} of the adapter's {len(wanted)} weights, {names[0]} "
-                f"among them; `{again}` trains it anew"
+                f"among them; `{again}` makes it anew"
             )
     return adapted
 
@@ -242,20 +243,19 @@ def save_adapter(
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def _adapter(models: Path, name: str) -> Path:
+def _adapter(models: Path, name: str, params: Params) -> Path:
     folder = models / name
     if not (folder / "adapter_config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no adapter; `dvc repro {_stage(name)}` makes it")
+        raise FileNotFoundError(
+            f"{folder} holds no adapter; `dvc repro {_stage(name, params)}` makes it"
+        )
     return folder
 
 
-def _stage(name: str) -> str:
-    """The stage that trains an adapter.
-
-    >>> _stage("recover/42")
-    'distill@recover-42'
-    """
-    return f"distill@{name.replace('/', '-')}"
+def _stage(name: str, params: Params) -> str:
+    """The stage that trains an adapter, or takes a given one: `distill@recover-42`."""
+    given = isinstance(params.checkpoints.get(name.partition("/")[0]), GivenCheckpoint)
+    return f"{'adopt@checkpoint-' if given else 'distill@'}{name.replace('/', '-')}"
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heima.config import Checkpoint, Params
 from reports.figures import style
 from reports.figures.inputs import Inputs
 
@@ -22,8 +23,10 @@ _POINTS = 120
 def loss_by_phase(inputs: Inputs) -> Figure:
     """Training loss of each chain of checkpoints with its borders, and of the interpreters."""
     params = inputs.params
-    inits = {checkpoint.init for checkpoint in params.checkpoints.values()}
-    chains = [_chain(inputs, name) for name in params.checkpoints if name not in inits]
+    # A given adapter has no losses to be drawn.
+    trained = [name for name in params.checkpoints if _is_trained(params, name)]
+    inits = {params.checkpoints[name].init for name in trained}
+    chains = [_chain(inputs, name) for name in trained if name not in inits]
     rows = len(chains) + 1
     drawn = style.figure(figsize=(6.75, 0.5 + 1.25 * rows))
     grid = drawn.subplots(rows, 1, squeeze=False)[:, 0]
@@ -41,9 +44,13 @@ def loss_by_phase(inputs: Inputs) -> Figure:
 def _chain(inputs: Inputs, name: str) -> list[str]:
     """The checkpoints that lead from text-CoT to `name`, first trained first."""
     chain = [name]
-    while (init := inputs.params.checkpoints[chain[0]].init) in inputs.params.checkpoints:
+    while _is_trained(inputs.params, init := inputs.params.checkpoints[chain[0]].init):
         chain.insert(0, init)
     return chain
+
+
+def _is_trained(params: Params, name: str) -> bool:
+    return isinstance(params.checkpoints.get(name), Checkpoint)
 
 
 def _draw_chain(axes: Axes, inputs: Inputs, chain: Sequence[str]) -> None:
@@ -61,12 +68,14 @@ def _draw_chain(axes: Axes, inputs: Inputs, chain: Sequence[str]) -> None:
         axes.plot([], [], color=colours[name], label=f"{name} ({steps})")
         begin += steps
     style.legend_above(axes, len(chain))
-    axes.set_title(f"text-cot → {' → '.join(chain)}")
+    start = inputs.params.checkpoints[chain[0]].init
+    axes.set_title(f"{start} → {' → '.join(chain)}")
 
 
 def _draw_interpreters(axes: Axes, inputs: Inputs) -> None:
-    colours = style.colours(inputs.params.interpreters)
-    for name in inputs.params.interpreters:
+    trained = [name for name, one in inputs.params.interpreters.items() if one.adapter is None]
+    colours = style.colours(trained)
+    for name in trained:
         for source, line in (("own", "-"), ("question-only", ":")):
             for seed in inputs.params.seeds:
                 x, y = binned(inputs.losses(f"interpreters/{name}/{source}/{seed}"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from heima.config import Checkpoint, Params, ProtocolName
+from heima.config import Checkpoint, GivenCheckpoint, Params, ProtocolName
 from heima.results import statistics
 from heima.results.cells import Cell
 from heima.results.scores import ACCURACY, MEAN
@@ -33,7 +33,7 @@ def ablation_block(
         for column, text in (
             ("checkpoints", " + ".join(name for name, _ in chain) or "none"),
             ("updates", _updates([checkpoint for _, checkpoint in chain])),
-            ("learning rates", ", ".join(f"{c.learning_rate:g}" for _, c in chain) or "none"),
+            ("learning rates", _learning_rates([checkpoint for _, checkpoint in chain])),
         ):
             training[variant, column] = Label(text, "params.yaml")
     paired = {variant: paired_scores(params, protocol, samples, variant) for variant in others}
@@ -76,21 +76,29 @@ def ablation_block(
     )
 
 
-def lineage(params: Params, model: str) -> list[tuple[str, Checkpoint]]:
+def lineage(params: Params, model: str) -> list[tuple[str, Checkpoint | GivenCheckpoint]]:
     """The checkpoints that lead from the text-CoT model to `model`, first trained first."""
-    chain: list[tuple[str, Checkpoint]] = []
+    chain: list[tuple[str, Checkpoint | GivenCheckpoint]] = []
     while model in params.checkpoints:
         chain.insert(0, (model, params.checkpoints[model]))
         model = params.checkpoints[model].init
     return chain
 
 
-def _updates(chain: Sequence[Checkpoint]) -> str:
+_GIVEN = "given"
+"""What a given checkpoint was trained with, which nothing here says."""
+
+
+def _updates(checkpoints: Sequence[Checkpoint | GivenCheckpoint]) -> str:
     """The updates of checkpoints in a row: steps with their sum, or epochs.
 
     >>> _updates([])
     '0'
     """
+    chain = [checkpoint for checkpoint in checkpoints if isinstance(checkpoint, Checkpoint)]
+    if len(chain) < len(checkpoints):
+        # Only the first of a chain can be one.
+        return " + ".join([_GIVEN, *([_updates(chain)] if chain else [])])
     if all(checkpoint.steps is not None for checkpoint in chain):
         steps = [checkpoint.steps or 0 for checkpoint in chain]
         parts = f" ({' + '.join(map(str, steps))})" if len(steps) > 1 else ""
@@ -99,6 +107,11 @@ def _updates(chain: Sequence[Checkpoint]) -> str:
         f"{checkpoint.epochs:g} epochs" if checkpoint.steps is None else f"{checkpoint.steps}"
         for checkpoint in chain
     )
+
+
+def _learning_rates(chain: Sequence[Checkpoint | GivenCheckpoint]) -> str:
+    rates = [f"{one.learning_rate:g}" if isinstance(one, Checkpoint) else _GIVEN for one in chain]
+    return ", ".join(rates) or "none"
 
 
 _LEVEL = 0.05

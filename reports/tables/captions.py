@@ -117,9 +117,22 @@ def interpreters(params: Params, made: Mapping[str, Any]) -> str:
             if official
             else "sections alone."
         )
+        + _given(params)
         + f" {_resources(params, made)} A metric named after a resource "
         "(meteor_exact_stem: no WordNet; bertscore_minilm_l6: MiniLM-L6) is not the paper's "
         "metric."
+    )
+
+
+def _given(params: Params) -> str:
+    """Of interpreters that were not trained here."""
+    used = {one.interpreter for one in params.reconstructions.values()}
+    given = [name for name in used if params.interpreters[name].adapter is not None]
+    if not given:
+        return ""
+    return (
+        f" Not trained here: {', '.join(sorted(given))}. No such interpreter was trained without "
+        "states: under question-only the same one is asked, without a place for a state."
     )
 
 

@@ -1,7 +1,11 @@
-"""A server on loopback that speaks the hub's API for data sets and models, and fails on demand."""
+"""A server on loopback that speaks the hub's API for data sets and models, and fails on demand.
+
+What is sent to it becomes a commit, large files by LFS.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -28,6 +32,7 @@ class Repository:
 class Hub:
     """`log` has every request.
 
+    `may_write` says whether the token of this account may. `blobs` are the large files sent so far.
     `cut` names files whose next download breaks off in the middle, `stall` those whose download
     stops in the middle and keeps its client waiting. `sizes` and `sums` (SHA-256) replace what is
     told of a file.
@@ -40,6 +45,8 @@ class Hub:
     sizes: dict[str, int] = field(default_factory=dict)
     log: list[tuple[str, str, str | None]] = field(default_factory=list)
     down: bool = False
+    may_write: bool = True
+    blobs: dict[str, bytes] = field(default_factory=dict)
 
     def __enter__(self) -> Hub:
         hub = self
@@ -89,6 +96,81 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        path = urlsplit(self.path).path
+        self.hub.log.append(("PUT", path, None))
+        content = self._sent()
+        oid = path.rpartition("/")[2]
+        if hashlib.sha256(content).hexdigest() != oid:
+            return self._refuse(400, "")
+        self.hub.blobs[oid] = content
+        return self._json({})
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.log.append(("POST", path, None))
+        sent = self._sent()
+        if self.hub.down:
+            return self._refuse(503, "")
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._refuse(401, "")
+        if not self.hub.may_write:
+            return self._refuse(403, "")
+        if path == "/api/repos/create":
+            return self._create(json.loads(sent))
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            objects = json.loads(sent)["objects"]
+            for one in objects:
+                one["actions"] = {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}"}}
+            return self._json({"transfer": "basic", "objects": objects})
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path)
+        if found is None or found.group(1) not in self.hub.repositories:
+            return self._refuse(404, "RepoNotFound")
+        if found.group(2) == "preupload":
+            files = [
+                {
+                    "path": one["path"],
+                    "uploadMode": "lfs" if _is_large(one["path"]) else "regular",
+                    "shouldIgnore": False,
+                }
+                for one in json.loads(sent)["files"]
+            ]
+            return self._json({"files": files})
+        return self._commit(found.group(1), sent)
+
+    def _create(self, asked: dict[str, str]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if name in self.hub.repositories:
+            return self._json({"url": f"{self.hub.url}/{name}"}, status=409)
+        state = "private" if asked.get("visibility") == "private" else "open"
+        self.hub.repositories[name] = Repository({"0" * 40: {}}, state)
+        return self._json({"url": f"{self.hub.url}/{name}"})
+
+    def _commit(self, name: str, sent: bytes) -> None:
+        commits = self.hub.repositories[name].commits
+        files = dict(list(commits.values())[-1])
+        for line in map(json.loads, sent.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.blobs[value["oid"]]
+        commit = hashlib.sha1(sent).hexdigest()
+        commits[commit] = files
+        self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit})
+
+    def _sent(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.log.append((self.command, path, self.headers.get("Range")))
@@ -119,7 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [
             {"rfilename": file, **self._described(file, files[file])} for file in sorted(files)
         ]
-        return self._json({"id": name, "sha": commit, "siblings": siblings})
+        private = repository.state == "private"
+        return self._json({"id": name, "sha": commit, "private": private, "siblings": siblings})
 
     def _described(self, file: str, content: bytes) -> dict[str, object]:
         size = self.hub.sizes.get(file, len(content))
@@ -163,9 +246,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[start:])
         return None
 
-    def _json(self, value: object) -> None:
+    def _json(self, value: object, status: int = 200) -> None:
         body = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

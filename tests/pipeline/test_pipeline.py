@@ -25,6 +25,7 @@ from heima import chat, config
 from heima.cot.rendering import constant_prefix, render
 from heima.data.images import ImageZip
 from heima.data.turns import load_turns
+from heima.interpreting import readers
 from heima.results import measures
 from heima.results.cells import read_metrics
 from heima.results.files import read_jsonl
@@ -564,9 +565,10 @@ def test_its_readings_are_the_reconstructions_of_the_pipeline(there):
     model, processor = models.load_vlm(models.ROOT, name, there)
     vocabulary = models.vocabulary(processor.tokenizer, there)
     text = render(turn.sections, "p3")
-    found = chat.readings(model, processor, vocabulary, image, turn.question, text, there, seed)
+    reading = readers.of_pipeline(there, seed)
+    found = chat.readings(model, processor, vocabulary, image, turn.question, text, reading, seed)
     own = {one.section: one.own for one in found}
-    assert own.keys() == {"reasoning"}, "of the sections with an interpreter of their own"
+    assert own.keys() == set(there.sections), "by the interpreter of each, shared or its own"
     rows = read_jsonl(f"reconstructions/reasoning/{seed}.jsonl")
     [expected] = [r["text"] for r in rows if r["id"] == turn.id and r["control"] == "own"]
     assert own["reasoning"] == expected

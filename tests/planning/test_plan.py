@@ -63,6 +63,25 @@ def test_every_stage_of_the_pipeline_is_planned(estimate, paper):
     assert [one.name for one in estimate.stages] == names_of_dvc(paper)
 
 
+def test_given_adapters_are_planned_and_nothing_is_trained(estimate, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    params = config.load(ROOT / "profiles" / "paper-official.yaml")
+    official = planned(params, work=estimate.workload)
+    names = [one.name for one in official.stages]
+    assert names == names_of_dvc(params)
+    assert not any(name.startswith(("distill", "interpret")) for name in names)
+    assert sharding.choice(official) is None
+    adopted = [one for one in official.stages if one.name.startswith("adopt@")]
+    assert len(adopted) == 7 and not any(one.gpu_hours for one in adopted)
+    assert stage(official, "states@42") == stage(estimate, "states@42")
+    lacking = [line for line in preflight.missing(params, official) if "adapter: " in line]
+    assert len(lacking) == 4 and all("the stage adopt downloads it" in line for line in lacking)
+    there = tmp_path / "models--shawnricecake--Heima/snapshots" / ("a" * 40) / "decoder/caption"
+    there.mkdir(parents=True)
+    again = [line for line in preflight.missing(params, official) if "adapter: " in line]
+    assert set(lacking) - set(again) == {one for one in lacking if "interpreters.caption" in one}
+
+
 def test_a_training_seed_more_costs_one_more_of_what_is_trained(paper, estimate):
     more = planned(paper.model_copy(update={"seeds": (42, 43)}), work=estimate.workload)
     assert [one.name for one in more.stages] == names_of_dvc(more.params)

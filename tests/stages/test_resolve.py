@@ -137,6 +137,7 @@ def test_every_stage_of_the_pipeline_has_its_fingerprint():
 
 TABLES = {"tables", "figures", "page"}
 MODELS = {"teach", "distill", "states", "interpret", "reconstruct"}
+LOADING = MODELS | {"adopt", "predict", "latency"}
 CHANGES = {
     # words
     "an error's": ("heima/training/loop.py", "the loss is not finite", "a loss is odd", set()),
@@ -158,7 +159,11 @@ CHANGES = {
     "a filter": ("heima/data/arrangements.py", None, "X = 1", {"rewrite"}),
     "the toy's optimiser": ("heima/toy/optim.py", None, "X = 1", {"teach"}),
     "the order of batches": ("heima/training/batch_order.py", None, "X = 1", MODELS),
-    "a collator": ("heima/families/mllama.py", None, "X = 1", MODELS | {"predict", "latency"}),
+    "a collator": ("heima/families/mllama.py", None, "X = 1", LOADING),
+    "how given adapters are read": ("heima/vlm/given_adapter.py", None, "X = 1", {"adopt"}),
+    "how SmolLM2 is built upon": ("heima/toy/smol.py", None, "X = 1", {"teach"}),
+    "the world in English": ("heima/toy/english.py", None, "X = 1", {"prepare", "teach"}),
+    "torchtune's names": ("heima/vlm/torchtune.py", None, "X = 1", {"adopt"}),
     "decoding": ("heima/vlm/generation.py", None, "X = 1", {"predict"}),
     "a metric": ("eval/lexical.py", None, "X = 1", {"similarity"}),
     "a rule of scoring": ("eval/vlmevalkit/scoring.py", None, "X = 1", {"score"}),

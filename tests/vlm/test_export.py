@@ -64,9 +64,15 @@ def exported_logits(folder, kind, batch, out):
     return torch.load(out)
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_from_pretrained_gives_the_same_logits(trained, merged, toy_turns, toy_source, tmp_path):
+@pytest.mark.parametrize(
+    ("merged", "precision", "near"),
+    [(False, "fp32", 1e-5), (True, "fp32", 1e-5), (True, "bf16", 1e-3)],
+)
+def test_from_pretrained_gives_the_same_logits(
+    trained, merged, precision, near, toy_turns, toy_source, tmp_path
+):
     root, params = trained
+    params = params.model_copy(update={"precision": precision})
     folder = tmp_path / "out"
     if FAMILIES[params.family].added and not merged:
         with pytest.raises(export.ExportError, match=r"adds its thinking tokens .* --merged"):
@@ -88,7 +94,8 @@ def test_from_pretrained_gives_the_same_logits(trained, merged, toy_turns, toy_s
     found = exported_logits(folder, kind, tmp_path / "batch.pt", tmp_path / "logits.pt")
     with torch.no_grad():
         expected = model(**batch).logits
-    torch.testing.assert_close(found["logits"], expected, rtol=1e-5, atol=1e-5)
+    assert found["logits"].dtype == expected.dtype == models.dtype(params)
+    torch.testing.assert_close(found["logits"], expected, rtol=near, atol=near)
     assert found["ids"] == processor.tokenizer(text)["input_ids"]
     assert (folder / "README.md").read_text() == "card"
     for name, one in read_json(folder / "thinking_tokens.json").items():

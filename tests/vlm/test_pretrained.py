@@ -434,7 +434,7 @@ def test_an_adapter_that_is_not_whole_is_refused(tmp_path, toy_llm, params):
     whole = load_file(file)
     for name in (min(whole), max(whole)):
         save_file({key: value for key, value in whole.items() if key != name}, file)
-        with pytest.raises(ValueError, match=rf"a lacks 1 of .* {re.escape(name)} .*`it` trains"):
+        with pytest.raises(ValueError, match=rf"a lacks 1 of .* {re.escape(name)} .*`it` makes"):
             models.load_adapter(copy.deepcopy(toy_llm), tmp_path / "a", again="it")
         save_file({**whole, name: torch.full_like(whole[name], torch.nan)}, file)
         with pytest.raises(ValueError, match=f"is not finite in 1 of .*{re.escape(name)}"):
