@@ -48,6 +48,7 @@ class Heima(ChatModel):
         if batch_size is not None:
             self._decoding = self._decoding.model_copy(update={"batch_size": int(batch_size)})
         self._prefix = self._params.prefix(name.partition("/")[0], forced_prefix)
+        self._tags = self._params.rendering(name.partition("/")[0]).tags
         self._model, self._processor = load_vlm(Path(models), name, self._params)
         self.device = self._model.device
 
@@ -65,6 +66,7 @@ class Heima(ChatModel):
             decoding=self._decoding,
             seed=self._seed,
             prefix=self._prefix,
+            tags=self._tags,
         )
         return [
             result_of(one.text, one.counts.prompt, one.counts.decoded, one.counts.thinking)

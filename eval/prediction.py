@@ -194,7 +194,8 @@ def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Dec
     else:
         model, processor = load_vlm(models, name, params)
         engine = Transformers(model, processor, images, workers=params.hardware.workers)
-    return Decoder(engine, vocabulary(load_processor(models, params).tokenizer, params))
+    words = vocabulary(load_processor(models, params).tokenizer, params)
+    return Decoder(engine, words, params.rendering(name.partition("/")[0]).tags)
 
 
 def _answers(planned: Plan, journal: Journal) -> list[Generation]:
@@ -228,6 +229,7 @@ def _write(
         "tasks": tasks.names(params),
         "data": benchmark_data.revisions(params),
     }
+    tags = params.rendering(params.variants[variant].model).tags
     seconds: dict[str, list[float]] = defaultdict(list)
     with atomic(folder) as temporary:
         for trained, (protocol, seed), generations in (
@@ -242,7 +244,9 @@ def _write(
                     {
                         "doc_id": request.doc_id,
                         "text": one.text,
-                        "conclusion": parsing.conclusion(one.text),
+                        "conclusion": parsing.conclusion(
+                            one.text, tags, ended=one.finish == "stop"
+                        ),
                         "counts": dataclasses.asdict(one.counts),
                         "finish": one.finish,
                     }

@@ -25,6 +25,7 @@ from heima.results.provenance import provenance
 from heima.training import outcome, snapshots
 from heima.training.backbone import body, tile_shift
 from heima.training.loop import AnswerLoss
+from heima.training.surprisal import short_texts
 from heima.vlm import models
 from stages import arguments, launch
 
@@ -43,17 +44,35 @@ def main(name: str, seed: int) -> None:
     images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
     collate = models.collator(processor, images, params)
     limit = min(params.distill.max_length, models.positions(root, params))
+    rendering = params.rendering(name)
+    vocabulary = models.vocabulary(processor.tokenizer, params)
+    turns = {split: load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")}
+    short: dict[str, list[dict[str, str]]] = {}
+    if "short" in rendering.forms.values():
+        teacher, _ = models.load_vlm(root, "text-cot", params)
+        reading = AnswerLoss(teacher, params.hardware, body=body(teacher))
+        for split, those in turns.items():
+            short[split] = short_texts(
+                reading,
+                those,
+                vocabulary,
+                collate,
+                checkpoint.thinking,
+                batch_size=checkpoint.batch_size,
+            )
+        del teacher, reading
     fitted = {}
     try:
-        for split in ("train", "heldout"):
+        for split, those in turns.items():
             fitted[split] = fit_turns(
-                load_turns(f"data/rewritten/{split}.parquet"),
-                checkpoint.data,
-                models.vocabulary(processor.tokenizer, params),
+                those,
+                rendering,
+                vocabulary,
                 max_length=limit,
                 too_long=params.distill.too_long,
                 thinking=checkpoint.thinking,
                 image_tokens=models.image_tokens(processor, images, params),
+                short=short.get(split),
             )
             if not fitted[split].samples:
                 raise ValueError(
@@ -114,7 +133,10 @@ def _snapshots(name: str, seed: int, params: config.Params) -> snapshots.Resume:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(params.checkpoints[name].init, seed),
     ]
-    used = ("family", "precision", "image_decoding", "training", "distill", checkpoint)
+    used = ["family", "precision", "image_decoding", "training", "distill", checkpoint]
+    # What the checkpoint's rendering is of its name is a rule: of the built-in ones it is code.
+    if params.checkpoints[name].data in params.renderings:
+        used.append(f"renderings.{params.checkpoints[name].data}")
     return snapshots.of(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 

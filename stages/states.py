@@ -74,7 +74,7 @@ def _extract(
     # Every turn has states, however long it is: nothing is trained on it here.
     samples = encode_turns(
         [turn for batch in batches for turn in batch],
-        "p3",
+        params.rendering(checkpoint),
         vocabulary,
         thinking=thinking,
     )

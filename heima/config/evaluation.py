@@ -21,7 +21,6 @@ from heima.config.base import (
     ProtocolName,
     Seed,
 )
-from heima.cot.rendering import RENDERINGS, is_constant
 
 
 class Decoding(Model):
@@ -106,23 +105,13 @@ class Predict(Model):
 class Variant(Model):
     """A row of the benchmarks' table.
 
-    `forced_prefix` is a rendering whose sections are thinking tokens: that constant beginning of
-    every answer is put into the prompt and not decoded (docs/recipe.md, section 6). Under a ratio
-    no two answers need begin alike.
+    `forced_prefix` is a rendering whose sections are tokens and no words: that constant beginning
+    of every answer is put into the prompt and not decoded (docs/recipe.md, section 6). Under a
+    ratio no two answers need begin alike.
     """
 
     model: Name
     forced_prefix: str | None = None
-
-    @model_validator(mode="after")
-    def _constant_prefix(self) -> Variant:
-        constant = sorted(name for name in RENDERINGS if is_constant(name))
-        if self.forced_prefix is not None and self.forced_prefix not in constant:
-            raise ValueError(
-                f"forced_prefix = {self.forced_prefix!r} is not one of {constant}, the renderings "
-                "that begin every answer alike"
-            )
-        return self
 
 
 class LatencyCase(Model):

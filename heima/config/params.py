@@ -51,8 +51,8 @@ from heima.config.training import (
     Teach,
     Training,
 )
-from heima.cot.rendering import RENDERINGS, constant_prefix
-from heima.cot.sections import COMPRESSIBLE, numbered
+from heima.cot.rendering import RENDERINGS, Rendering, constant_prefix
+from heima.cot.sections import COMPRESSIBLE, MOST_BESIDE_CONTROL, numbered
 from heima.cot.thinking import ONE_TOKEN, Thinking
 
 
@@ -63,6 +63,7 @@ class Params(Model):
     `seeds` are the training seeds: each checkpoint and interpreter is trained once with each.
     `image_decoding` is that of training and of benchmarks: as a viewer shows images, or by Pillow's
     `convert("RGB")` alone (see `heima.data.pictures`).
+    `renderings` are more than those of `cot.rendering.RENDERINGS`.
     """
 
     profile: Name
@@ -77,6 +78,7 @@ class Params(Model):
     hardware: Hardware = Hardware()
     training: Training
     distill: Distill
+    renderings: dict[Name, Rendering] = Field(default_factory=dict)
     checkpoints: dict[Name, Checkpoint] = Field(min_length=1)
     states: States
     interpret: Interpret
@@ -99,6 +101,16 @@ class Params(Model):
         return self
 
     @model_validator(mode="after")
+    def _new_renderings(self) -> Params:
+        for name in self.renderings:
+            if name in RENDERINGS:
+                raise ValueError(
+                    f"renderings.{name}: must have another name than {', '.join(RENDERINGS)}, "
+                    "which are there already"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _names_resolve(self) -> Params:
         known = {"text-cot", *self.checkpoints}
         for name, checkpoint in self.checkpoints.items():
@@ -110,11 +122,13 @@ class Params(Model):
                     f"{sorted(known - {name})}"
                 )
             self._check_matched(name, checkpoint)
+            self._check_rendering(name, checkpoint)
+        for name in self.checkpoints:
             self._check_thinking(name)
         compressed = sorted(
             name
-            for name, checkpoint in self.checkpoints.items()
-            if set(RENDERINGS[checkpoint.data].values()) == {"token"}
+            for name in self.checkpoints
+            if set(self.rendering(name).forms.values()) == {"token"}
         )
         if self.states.checkpoint not in compressed:
             raise ValueError(
@@ -137,6 +151,12 @@ class Params(Model):
             if variant.model not in allowed:
                 raise ValueError(
                     f"variants.{name}.model = {variant.model!r} is not one of {sorted(allowed)}"
+                )
+            constant = sorted(key for key, one in self._renderings().items() if one.constant)
+            if variant.forced_prefix is not None and variant.forced_prefix not in constant:
+                raise ValueError(
+                    f"variants.{name}.forced_prefix = {variant.forced_prefix!r} is not one of "
+                    f"{constant}, the renderings that begin every answer alike"
                 )
             try:
                 self.prefix(variant.model, variant.forced_prefix)
@@ -243,11 +263,36 @@ class Params(Model):
                 f"{' + '.join(checkpoint.matched)} together"
             )
 
+    def _renderings(self) -> dict[str, Rendering]:
+        """Every rendering by its name."""
+        return {**RENDERINGS, **self.renderings}
+
+    def _check_rendering(self, name: str, checkpoint: Checkpoint) -> None:
+        known = self._renderings()
+        if checkpoint.data not in known:
+            raise ValueError(
+                f"checkpoints.{name}.data = {checkpoint.data!r} is not one of {sorted(known)}"
+            )
+        # The default may be written out: parameters that were dumped are valid.
+        if checkpoint.thinking != ONE_TOKEN and not known[checkpoint.data].counted:
+            raise ValueError(
+                f"checkpoints.{name}.thinking = {_shown(checkpoint.thinking)}: the rendering "
+                f"{checkpoint.data} has no thinking tokens"
+            )
+
     def _check_thinking(self, name: str) -> None:
         own = self.checkpoints[name]
+        tokens = own.thinking.tokens
+        if self.controls and tokens is not None and tokens > MOST_BESIDE_CONTROL:
+            raise ValueError(
+                f"checkpoints.{name}.thinking.tokens = {tokens} must be at most "
+                f"{MOST_BESIDE_CONTROL} where a rendering has tags as tokens, or fillers: those "
+                "stand on the ids of the other numbered ones"
+            )
         for earlier in self._chain(name)[:-1]:
             other = self.checkpoints[earlier]
-            if own.thinks and other.thinks and own.thinking != other.thinking:
+            counted = self.rendering(name).counted and self.rendering(earlier).counted
+            if counted and own.thinking != other.thinking:
                 raise ValueError(
                     f"checkpoints.{name}.thinking = {_shown(own.thinking)} must be "
                     f"{_shown(other.thinking)}, that of {earlier} earlier in its chain"
@@ -279,6 +324,17 @@ class Params(Model):
         """How many thinking tokens a model writes for a section, if it writes any."""
         return self.checkpoints[model].thinking if model in self.checkpoints else ONE_TOKEN
 
+    def rendering(self, model: str) -> Rendering:
+        """How a model's answers are rendered; those of `base` are the model's own, without any."""
+        if model in self.checkpoints:
+            return self._renderings()[self.checkpoints[model].data]
+        return RENDERINGS["answer-only" if model == "base" else "text-cot"]
+
+    @property
+    def controls(self) -> bool:
+        """Whether some checkpoint's answers have control tokens (`cot.sections`)."""
+        return any(self.rendering(name).controls for name in self.checkpoints)
+
     def prefix(self, model: str, rendering: str | None) -> str:
         """What every answer of a model in `rendering` begins with, to be forced upon it; none: "".
 
@@ -291,7 +347,7 @@ class Params(Model):
             raise ValueError(
                 f"answers of {model} do not all begin alike: its thinking is {_shown(thinking)}"
             )
-        return constant_prefix(rendering, numbered(thinking.tokens))
+        return constant_prefix(self._renderings()[rendering], numbered(thinking.tokens))
 
     def data_name(self, protocol: str, benchmark: str) -> str:
         """The name of the data that a protocol reads for a benchmark."""
@@ -336,9 +392,13 @@ class Params(Model):
         models = {*PRETRAINED, *self.checkpoints}
         return {
             "models": {
-                model: {"thinking": self.thinking(model).model_dump(exclude_none=True)}
+                model: {
+                    "thinking": self.thinking(model).model_dump(exclude_none=True),
+                    "rendering": self.rendering(model).model_dump(),
+                }
                 for model in sorted(models)
             },
+            "controls": self.controls,
             "interpreters": {
                 name: self.interpret.of(one).model_dump(mode="json")
                 for name, one in self.interpreters.items()

@@ -21,7 +21,6 @@ from heima.config.base import (
 from heima.config.data import (
     Place,
 )
-from heima.cot.rendering import RENDERINGS
 from heima.cot.thinking import ONE_TOKEN, Thinking
 
 
@@ -180,6 +179,7 @@ class Distill(Model):
 class Checkpoint(Schedule):
     """One adapter: rendered `data`, the model it starts from, its own fresh schedule.
 
+    `data` is one of `cot.rendering.RENDERINGS` or of the parameters' own `renderings`.
     `thinking` is the same in all checkpoints of a chain that have thinking tokens. `matched` names
     checkpoints whose updates together must equal this one's, so that an ablation says in the
     parameters what it is compared with.
@@ -189,20 +189,6 @@ class Checkpoint(Schedule):
     init: Name
     thinking: Thinking = ONE_TOKEN
     matched: tuple[Name, ...] = ()
-
-    @model_validator(mode="after")
-    def _known_data(self) -> Checkpoint:
-        if self.data not in RENDERINGS:
-            raise ValueError(f"data = {self.data!r} is not one of {sorted(RENDERINGS)}")
-        # The default may be written out: parameters that were dumped are valid.
-        if self.thinking != ONE_TOKEN and not self.thinks:
-            raise ValueError(f"thinking: the rendering {self.data} has no thinking tokens")
-        return self
-
-    @property
-    def thinks(self) -> bool:
-        """Whether its answers have thinking tokens."""
-        return "token" in RENDERINGS[self.data].values()
 
 
 class States(Model):

@@ -6,13 +6,15 @@ allows; the attention of text to its image follows transformers' own functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from heima.config import TooLong, given
+from heima.cot.rendering import Rendering
 from heima.cot.sections import COMPRESSIBLE, ThinkingTokens, numbered, repeated
 from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.tokens import IGNORED, Encoded, Vocabulary
@@ -55,15 +57,16 @@ class Fitted:
 
 def fit_turns(
     turns: Sequence[Turn],
-    rendering: str,
+    rendering: str | Rendering,
     vocabulary: Vocabulary,
     *,
     max_length: int | None,
     too_long: TooLong,
     thinking: Thinking = ONE_TOKEN,
     image_tokens: Callable[[str], int] = lambda name: 1,
+    short: Sequence[Mapping[str, str]] | None = None,
 ) -> Fitted:
-    """Render and encode turns in one rendering of `rendering.RENDERINGS`.
+    """Render and encode turns in one rendering.
 
     With a `thinking.ratio` a section's tokens are counted in its text alone, without its tags.
 
@@ -72,6 +75,7 @@ def fit_turns(
         too_long: what becomes of longer ones. One that is cut ends with the end of turn; where the
             answer would have no token, it is dropped.
         image_tokens: how many tokens stand for an image, by its name.
+        short: each turn's short texts, by section, for a rendering with such (`data.shortening`).
 
     Raises:
         ValueError: naming the turns that are longer, with `too_long: refuse`.
@@ -82,9 +86,9 @@ def fit_turns(
             (
                 turn.question,
                 "first" if turn.image_first else "last",
-                turn.written(rendering, same or _adaptive(turn, thinking, vocabulary)),
+                turn.written(rendering, same or _adaptive(turn, thinking, vocabulary), short=texts),
             )
-            for turn in turns
+            for turn, texts in zip(turns, short or itertools.repeat(None, len(turns)), strict=True)
         ]
     )
     fitted = Fitted([], [], [])
@@ -121,7 +125,7 @@ def _cut(encoded: Encoded, length: int) -> Encoded:
 
 def encode_turns(
     turns: Sequence[Turn],
-    rendering: str,
+    rendering: str | Rendering,
     vocabulary: Vocabulary,
     *,
     max_length: int | None = None,

@@ -119,6 +119,14 @@ class AnswerLoss(nn.Module):
         zeros = losses.new_zeros(len(labels))
         return zeros.index_add(0, rows, losses), (targets != IGNORED).sum(dim=1)
 
+    def each_token(self, labels: torch.Tensor, **inputs: Any) -> list[torch.Tensor]:
+        """For each row the losses of its labelled tokens, in their order, in nats."""
+        hidden = self._body(**inputs)
+        targets = labels[:, 1:]
+        rows, places = (targets != IGNORED).nonzero(as_tuple=True)
+        losses = self._losses(self._base[0].lm_head, hidden[rows, places], targets[rows, places])
+        return list(losses.split((targets != IGNORED).sum(dim=1).tolist()))
+
     def _losses(self, head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Each token's loss; hidden is (tokens, hidden_size)."""
         size = self._hardware.logits_chunk

@@ -84,5 +84,5 @@ def _thinking_tokens(processor: ProcessorMixin, params: Params) -> dict[str, dic
     vocabulary = models.vocabulary(processor.tokenizer, params)
     return {
         name: {"token": vocabulary.reserved[name], "id": number}
-        for name, number in vocabulary.thinking_ids.items()
+        for name, number in {**vocabulary.thinking_ids, **vocabulary.tag_ids}.items()
     }

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from heima.config import Lora, Params
+from heima.cot.sections import with_controls
 from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
 from heima.families.batches import Collator
@@ -91,7 +92,8 @@ def load_tokenizer(models: Path, params: Params) -> PreTrainedTokenizerBase:
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary:
-    return Vocabulary(tokenizer, FAMILIES[params.family].thinking_tokens)
+    reserved = FAMILIES[params.family].thinking_tokens
+    return Vocabulary(tokenizer, with_controls(reserved) if params.controls else reserved)
 
 
 def positions(models: Path, params: Params) -> int:

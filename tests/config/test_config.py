@@ -37,7 +37,7 @@ def test_the_kinds_of_question_are_the_toy_worlds():
 def edit(raw: dict, key: str, value) -> str:
     *parents, last = key.split(".")
     for parent in parents:
-        raw = raw[parent]
+        raw = raw.setdefault(parent, {})
     if value is ...:
         del raw[last]
     else:
@@ -65,6 +65,16 @@ def edit(raw: dict, key: str, value) -> str:
         ("checkpoints.answer-only.thinking", {"tokens": 2}, r"answer-only has no thinking tokens"),
         ("checkpoints.p2.thinking", {"ratio": 0.5},
          r"checkpoints\.p2\.thinking = \{ratio: 0\.5\} must be \{tokens: 1\}, that of p1"),
+        ("renderings.p3", {"summary": "omit", "caption": "omit", "reasoning": "omit"},
+         r"renderings\.p3: must have another name than text-cot, p1"),
+        ("renderings.x", {"summary": "text", "caption": "omit", "reasoning": "omit",
+                          "tags": "none"},
+         r"renderings\.x: tags = 'none' with summary = 'text': nothing would tell the summary"),
+        ("renderings.x", {"summary": "text", "caption": "latent", "reasoning": "omit"},
+         r"renderings\.x\.caption = 'latent': .*'text', 'token', 'omit', 'filler' or 'short'"),
+        ("renderings.x", {"summary": "text", "caption": "text"}, r"x\.reasoning: missing"),
+        ("renderings.x", {"summary": "text", "caption": "text", "reasoning": "text",
+                          "tags": "xml"}, r"x\.tags = 'xml': .*'text', 'token' or 'none'"),
         ("training.micro_batch_size", 6,
          r"training: micro_batch_size = 6 must stand in `hardware`; `training` has group_by"),
         ("training.tile", "real", r"training\.tile = 'real': unknown key"),
@@ -177,6 +187,44 @@ def test_the_prefix_of_a_model_is_what_its_answers_begin_with(raw_params):
     assert params.prefix("recover", "p3") == constant_prefix("p3")
     three = params.prefix("one-shot", "p3")
     assert three.count("<THINKING_OF_") == 9 and "_3></REASONING>" in three.replace(" ", "")
+
+
+BARE = {"summary": "token", "caption": "filler", "reasoning": "omit", "tags": "none"}
+
+
+def test_a_rendering_of_known_forms_needs_no_code(raw_params):
+    """Its checkpoint, the prefix of its answers and what stages read follow from it."""
+    raw_params["renderings"] = {"bare": BARE}
+    raw_params["checkpoints"]["bare"] = {
+        **raw_params["checkpoints"]["recover"], "data": "bare", "thinking": {"tokens": 1}
+    }  # fmt: skip
+    raw_params["variants"]["bare"] = {"model": "bare", "forced_prefix": "bare"}
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.rendering("bare") == params.renderings["bare"] and params.controls
+    assert params.prefix("bare", "bare") == "<THINKING_OF_SUMMARY><FILLER_OF_THINKING>"
+    written = config.resolved(params)["derived"]
+    assert written["models"]["bare"]["rendering"] == BARE and written["controls"]
+    assert written["models"]["base"]["rendering"]["tags"] == "text"
+    assert written["variants"]["bare"]["prefix"] == params.prefix("bare", "bare")
+    assert config.parse(yaml.safe_dump(config.resolved(params))) == params
+
+
+@pytest.mark.parametrize(
+    ("forms", "thinking", "message"),
+    [
+        ({"tags": "token"}, {"tokens": 30}, r"x\.thinking\.tokens = 30 must be at most 29 where"),
+        ({"caption": "omit", "summary": "omit"}, {"tokens": 2},
+         r"x\.thinking = \{tokens: 2\}: the rendering bare has no thinking tokens"),
+        ({"caption": "short"}, {"tokens": 2}, r"nothing would tell the caption from"),
+    ],
+)  # fmt: skip
+def test_wrong_counts_of_a_rendering_are_named(raw_params, forms, thinking, message):
+    raw_params["renderings"] = {"bare": {**BARE, **forms}}
+    raw_params["checkpoints"]["x"] = {
+        **raw_params["checkpoints"]["one-shot"], "data": "bare", "thinking": thinking
+    }  # fmt: skip
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
 
 
 @given(st.integers(1, 4000), st.floats(0.001, 0.999))

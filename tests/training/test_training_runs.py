@@ -223,6 +223,7 @@ def assert_as_one(found, expected, *, processes, sharded=True):
         assert theirs["step"] == ours["step"]
         assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
         assert theirs["learning_rate"] == ours["learning_rate"]
+    assert result["surprisals"] == pytest.approx(single["surprisals"], abs=1e-4)
     assert result["losses"] == pytest.approx(single["losses"], abs=1e-4)
     for name, weight in wanted.items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-4)

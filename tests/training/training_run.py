@@ -25,6 +25,7 @@ from heima.data.turns import load_turns
 from heima.training import loop
 from heima.training.backbone import body
 from heima.training.snapshots import Resume
+from heima.training.surprisal import surprisals
 from heima.vlm import models
 
 
@@ -40,6 +41,7 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
     samples = encode_turns(turns, "p3", vocabulary, max_length=512)
     collate = models.collator(processor, images, params)
     answering = loop.AnswerLoss(model, params.hardware, body=body(model))
+    nats = surprisals(answering, samples[:10], collate, batch_size=3)
     if kill:
         _kill_at(answering, kill)
     curve = loop.train(
@@ -64,6 +66,7 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
             "sharded": any(isinstance(weight, DTensor) for weight in model.parameters()),
             "curve": curve,
             "losses": losses,
+            "surprisals": [sum(row) / len(row) for row in nats],
         }
         (folder / out / "result.json").write_text(json.dumps(result))
 
