@@ -25,7 +25,7 @@ from heima.config.benchmarks import BENCHMARKS
 from heima.results.cells import write_metrics
 from heima.results.files import write_jsonl
 from heima.results.provenance import provenance
-from heima.vlm.models import load_vlm, vocabulary
+from heima.vlm.models import feed, load_vlm, vocabulary
 
 
 def latency(
@@ -79,6 +79,7 @@ def load_setup(params: Params, models: Path) -> Setup:
             loaded[variant.model],
             max_new_tokens=params.decoding(asked.protocol).max_new_tokens,
             prefix=params.prefix(variant.model, variant.forced_prefix),
+            feed=feed(processor.tokenizer, params, variant.model),
         )
         for name, variant in variants.items()
     }

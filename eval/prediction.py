@@ -33,7 +33,7 @@ from heima.vlm import processes
 from heima.vlm.generation import Decoder, Engine, Generation, Plan, Transformers, plan
 from heima.vlm.kept_answers import ROOT as JOURNALS
 from heima.vlm.kept_answers import Journal, key, weights_digest
-from heima.vlm.models import load_processor, load_vlm, vocabulary
+from heima.vlm.models import feed, load_processor, load_vlm, vocabulary
 from heima.vlm.processes import Processes
 
 Run = tuple[ProtocolName, int]
@@ -86,7 +86,7 @@ def predict(
             kept = {
                 run: Journal(
                     journals,
-                    key(planned, params, weights=weights, prefix=prefix),
+                    key(planned, params, weights=weights, prefix=prefix, feed=params.feed(name)),
                     rank=shared.rank,
                     world=shared.world,
                 )
@@ -187,15 +187,22 @@ def _decode(
 
 
 def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Decoder:
+    base = name.partition("/")[0]
     if params.predict.engine == "vllm":
         from heima.vlm.vllm_engine import Vllm
 
         engine: Engine = Vllm(models, name, params)
     else:
         model, processor = load_vlm(models, name, params)
-        engine = Transformers(model, processor, images, workers=params.hardware.workers)
+        engine = Transformers(
+            model,
+            processor,
+            images,
+            workers=params.hardware.workers,
+            feed=feed(processor.tokenizer, params, base),
+        )
     words = vocabulary(load_processor(models, params).tokenizer, params)
-    return Decoder(engine, words, params.rendering(name.partition("/")[0]).tags)
+    return Decoder(engine, words, params.rendering(base).tags)
 
 
 def _answers(planned: Plan, journal: Journal) -> list[Generation]:

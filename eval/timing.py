@@ -40,6 +40,7 @@ from transformers.generation import BaseStreamer
 from heima.config import Peaks
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
+from heima.families.feeding import Feed, Forced, fed_back, unforced
 
 BATCHES = 4
 """Batches of one size in a round, at most: at batch 1 a few samples tell enough."""
@@ -62,13 +63,15 @@ class Case:
     """What is timed: a model, the beginning of the answer that stands in the prompt, a limit.
 
     `exact` decodes `max_new_tokens` for every sample, as a model without training needs, which
-    does not know where an answer ends.
+    does not know where an answer ends. `feed`: states are fed back, and of a forced beginning the
+    thinking tokens are written one by one: they belong to the prefill.
     """
 
     model: PreTrainedModel
     max_new_tokens: int
     prefix: str = ""
     exact: bool = False
+    feed: Feed | None = None
 
 
 @dataclass(frozen=True)
@@ -253,25 +256,32 @@ def _run(
     start = read()
     family = registry.of(model)
     images = [family.process(one.image, processor) for one in questions]
-    inputs = batches.model_inputs(family, ids, images, processor)
+    prompted, forced = unforced(ids, case.feed)
+    inputs = batches.model_inputs(family, prompted, images, processor)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     prepared = read()
     tokens = _TokenMarks(read)
-    with _around_vision(model, read) as readings:
+    length = inputs["input_ids"].shape[1]
+    with (
+        _around_vision(model, read) as readings,
+        fed_back(family.language_model(model), case.feed),
+    ):
         output = model.generate(
             **inputs,
             **_GREEDY,
-            max_new_tokens=case.max_new_tokens,
-            min_new_tokens=case.max_new_tokens if case.exact else None,
+            max_new_tokens=len(forced) + case.max_new_tokens,
+            min_new_tokens=len(forced) + case.max_new_tokens if case.exact else None,
             eos_token_id=ends,
             pad_token_id=processor.tokenizer.pad_token_id,
             streamer=tokens,
             return_dict_in_generate=True,
+            **({"logits_processor": [Forced(forced, length)]} if forced else {}),
         )
-    answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    answers = output.sequences[:, length + len(forced) :].tolist()
     end = read()
     vision, seen = readings
-    marks = _Marks(start, prepared, vision, seen, tokens.readings[0], tokens.readings[-1], end)
+    written = tokens.readings[len(forced) :]
+    marks = _Marks(start, prepared, vision, seen, written[0], written[-1], end)
     return marks, [_up_to_end(answer, ends) for answer in answers], output.past_key_values
 
 

@@ -36,6 +36,7 @@ from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.families import registry
 from heima.families.batches import Collator
+from heima.families.feeding import Feed
 from heima.interpreting import interpreter, states
 from heima.results.files import read_json
 from heima.vlm import models, weights
@@ -127,6 +128,7 @@ def answer(
     question: str,
     *,
     max_new_tokens: int,
+    feed: Feed | None = None,
 ) -> str:
     """The model's whole answer, decoded greedily; thinking tokens are shown by name.
 
@@ -136,7 +138,7 @@ def answer(
         raise ChatError("the question is empty")
     decoding = Decoding(temperature=0, top_k=50, max_new_tokens=max_new_tokens, batch_size=1)
     prompt = Prompt(question, "image", lambda: image)
-    [found] = generate(model, processor, vocabulary, [prompt], decoding=decoding, seed=0)
+    [found] = generate(model, processor, vocabulary, [prompt], decoding=decoding, seed=0, feed=feed)
     return found.text
 
 
@@ -156,7 +158,10 @@ def readings(
     is left out. Raises `ChatError` for an answer without its thinking tokens.
     """
     sample = Sample(vocabulary.encode(question, "first", meant(text)), "image")
-    collate = Collator(registry.of(model), processor, _OneImage(image))
+    feed = models.feed(processor.tokenizer, params, params.states.checkpoint)
+    collate = Collator(
+        registry.of(model), processor, _OneImage(image), thoughts=feed.ids if feed else None
+    )
     thinking = params.thinking(params.states.checkpoint)
     try:
         found = states.extract(
@@ -165,6 +170,7 @@ def readings(
             vocabulary,
             thinking,
             position=params.states.position,
+            feed=feed,
         )
     except ValueError as error:
         raise ChatError(f"the answer has no thinking tokens to read: {error}") from error
@@ -231,7 +237,13 @@ def _chat(given: argparse.Namespace) -> None:
     model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
     text = answer(
-        model, processor, vocabulary, image, given.question, max_new_tokens=given.max_new_tokens
+        model,
+        processor,
+        vocabulary,
+        image,
+        given.question,
+        max_new_tokens=given.max_new_tokens,
+        feed=models.feed(processor.tokenizer, params, checkpoint),
     )
     print(text)
     if checkpoint != params.states.checkpoint:

@@ -42,7 +42,8 @@ def main(name: str, seed: int) -> None:
     # Data, before the weights: turns that are too long are known in seconds, in every process alike
     processor = models.load_processor(root, params)
     images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
-    collate = models.collator(processor, images, params)
+    feed = models.feed(processor.tokenizer, params, name)
+    collate = models.collator(processor, images, params, feed)
     limit = min(params.distill.max_length, models.positions(root, params))
     rendering = params.rendering(name)
     vocabulary = models.vocabulary(processor.tokenizer, params)
@@ -56,7 +57,7 @@ def main(name: str, seed: int) -> None:
                 reading,
                 those,
                 vocabulary,
-                collate,
+                models.collator(processor, images, params),
                 checkpoint.thinking,
                 batch_size=checkpoint.batch_size,
             )
@@ -73,6 +74,7 @@ def main(name: str, seed: int) -> None:
                 thinking=checkpoint.thinking,
                 image_tokens=models.image_tokens(processor, images, params),
                 short=short.get(split),
+                thought_loss=checkpoint.thought_loss,
             )
             if not fitted[split].samples:
                 raise ValueError(
@@ -84,7 +86,9 @@ def main(name: str, seed: int) -> None:
 
     # Model
     model = models.trainable_vlm(root, params.trained(checkpoint.init, seed), params, seed=seed)
-    answering = AnswerLoss(model, params.hardware, body=body(model, tiles=params.training.tiles))
+    answering = AnswerLoss(
+        model, params.hardware, body=body(model, tiles=params.training.tiles, feed=feed)
+    )
 
     # Training
     run = _snapshots(name, seed, params)
@@ -118,6 +122,7 @@ def main(name: str, seed: int) -> None:
             data=checkpoint.data,
             init=checkpoint.init,
             thinking=checkpoint.thinking.model_dump(exclude_none=True),
+            **({"feed": checkpoint.feed, "feed_scale": checkpoint.feed_scale} if feed else {}),
             **found.facts(model),
             **facts,
         ),

@@ -15,6 +15,7 @@ from heima.config.base import (
     PRETRAINED,
     BenchmarkName,
     Family,
+    FeedScale,
     ImageDecoding,
     Model,
     Name,
@@ -123,8 +124,9 @@ class Params(Model):
                 )
             self._check_matched(name, checkpoint)
             self._check_rendering(name, checkpoint)
-        for name in self.checkpoints:
+        for name, checkpoint in self.checkpoints.items():
             self._check_thinking(name)
+            self._check_feed(name, checkpoint)
         compressed = sorted(
             name
             for name in self.checkpoints
@@ -280,6 +282,47 @@ class Params(Model):
                 f"{checkpoint.data} has no thinking tokens"
             )
 
+    def _check_feed(self, name: str, own: Checkpoint) -> None:
+        """What a state fed back cannot go with."""
+        key = f"checkpoints.{name}.feed = 'state'"
+        for earlier in self._chain(name)[:-1]:
+            other = self.checkpoints[earlier]
+            if self.rendering(name).thinks and self.rendering(earlier).thinks:
+                for field in ("feed", "feed_scale"):
+                    if getattr(own, field) != getattr(other, field):
+                        raise ValueError(
+                            f"checkpoints.{name}.{field} = {getattr(own, field)!r} must be "
+                            f"{getattr(other, field)!r}, that of {earlier} earlier in its chain"
+                        )
+        if not self.rendering(name).thinks:
+            if own.feed == "state" or not own.thought_loss:
+                field = "feed = 'state'" if own.feed == "state" else "thought_loss = False"
+                raise ValueError(
+                    f"checkpoints.{name}.{field}: the rendering {own.data} has no thinking tokens"
+                )
+            return
+        if own.feed == "token":
+            return
+        if own.thinking.tokens is None:
+            raise ValueError(
+                f"{key} needs thinking.tokens, not thinking = {_shown(own.thinking)}: all rows of "
+                "all processes must have as many thinking tokens"
+            )
+        if self.distill.too_long == "cut":
+            raise ValueError(
+                f"{key} needs distill.too_long = 'drop' or 'refuse', not 'cut': all rows of all "
+                "processes must have as many thinking tokens, and a cut answer may have fewer"
+            )
+        if self.hardware.gradient_checkpointing:
+            raise ValueError(
+                f"{key} needs hardware.gradient_checkpointing = false: with it transformers drops "
+                "the cache of keys and values, by which segments see what was before them"
+            )
+        if self.predict.engine == "vllm":
+            raise ValueError(
+                f"{key} needs predict.engine = 'transformers', not 'vllm', which feeds back tokens"
+            )
+
     def _check_thinking(self, name: str) -> None:
         own = self.checkpoints[name]
         tokens = own.thinking.tokens
@@ -323,6 +366,11 @@ class Params(Model):
     def thinking(self, model: str) -> Thinking:
         """How many thinking tokens a model writes for a section, if it writes any."""
         return self.checkpoints[model].thinking if model in self.checkpoints else ONE_TOKEN
+
+    def feed(self, model: str) -> FeedScale | None:
+        """How a model's states are scaled that it is fed; None: it is fed tokens."""
+        checkpoint = self.checkpoints.get(model)
+        return checkpoint.feed_scale if checkpoint and checkpoint.feed == "state" else None
 
     def rendering(self, model: str) -> Rendering:
         """How a model's answers are rendered; those of `base` are the model's own, without any."""
@@ -395,6 +443,7 @@ class Params(Model):
                 model: {
                     "thinking": self.thinking(model).model_dump(exclude_none=True),
                     "rendering": self.rendering(model).model_dump(),
+                    "feed": self.feed(model),
                 }
                 for model in sorted(models)
             },

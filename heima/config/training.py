@@ -12,6 +12,8 @@ from pydantic import (
 )
 
 from heima.config.base import (
+    Fed,
+    FeedScale,
     Model,
     Name,
     Section,
@@ -183,12 +185,29 @@ class Checkpoint(Schedule):
     `thinking` is the same in all checkpoints of a chain that have thinking tokens. `matched` names
     checkpoints whose updates together must equal this one's, so that an ablation says in the
     parameters what it is compared with.
+
+    `feed` says what the model reads where it wrote a thinking token: the token's embedding, or the
+    `state` that predicted it, as it is or with the norm of an embedding (`feed_scale`); both are
+    the same in all checkpoints of a chain that have thinking tokens. `thought_loss`: whether the
+    loss covers thinking tokens; Coconut's does not (docs/methods.md).
     """
 
     data: str
     init: Name
     thinking: Thinking = ONE_TOKEN
     matched: tuple[Name, ...] = ()
+    feed: Fed = "token"
+    feed_scale: FeedScale = "none"
+    thought_loss: bool = True
+
+    @model_validator(mode="after")
+    def _scale_of_states(self) -> Checkpoint:
+        if self.feed_scale != "none" and self.feed == "token":
+            raise ValueError(
+                f"feed_scale = {self.feed_scale!r} must be 'none' with feed = 'token': only states "
+                "are scaled"
+            )
+        return self
 
 
 class States(Model):

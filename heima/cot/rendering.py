@@ -77,6 +77,11 @@ class Rendering(BaseModel):
         return not {"token", "filler", "short"}.isdisjoint(self.forms.values())
 
     @property
+    def thinks(self) -> bool:
+        """Whether its answers have thinking tokens or fillers."""
+        return not set(_TOKENS).isdisjoint(self.forms.values())
+
+    @property
     def constant(self) -> bool:
         """Whether its answers all begin alike, with tokens and no words, where all have the same
         number of them.
@@ -85,7 +90,7 @@ class Rendering(BaseModel):
         [True, False, False]
         """
         forms = set(self.forms.values())
-        return not forms.isdisjoint(_TOKENS) and forms.isdisjoint(_WORDS)
+        return self.thinks and forms.isdisjoint(_WORDS)
 
     @property
     def controls(self) -> bool:

@@ -7,7 +7,7 @@ allows; the attention of text to its image follows transformers' own functions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ def fit_turns(
     thinking: Thinking = ONE_TOKEN,
     image_tokens: Callable[[str], int] = lambda name: 1,
     short: Sequence[Mapping[str, str]] | None = None,
+    thought_loss: bool = True,
 ) -> Fitted:
     """Render and encode turns in one rendering.
 
@@ -75,6 +76,7 @@ def fit_turns(
         too_long: what becomes of longer ones. One that is cut ends with the end of turn; where the
             answer would have no token, it is dropped.
         image_tokens: how many tokens stand for an image, by its name.
+        thought_loss: whether thinking tokens have labels.
         short: each turn's short texts, by section, for a rendering with such (`data.shortening`).
 
     Raises:
@@ -104,6 +106,8 @@ def fit_turns(
             else:
                 fitted.dropped.append(turn.id)
                 continue
+        if not thought_loss:
+            one = _unlabelled(one, set(vocabulary.thinking_ids.values()))
         fitted.samples.append(Sample(one, turn.image))
     if longer and too_long == "refuse":
         more = f", and {len(longer) - _SHOWN} others" if len(longer) > _SHOWN else ""
@@ -112,6 +116,11 @@ def fit_turns(
             f"{max_length}: distill.too_long may drop or cut them"
         )
     return fitted
+
+
+def _unlabelled(encoded: Encoded, thoughts: Collection[int]) -> Encoded:
+    labels = [IGNORED if label in thoughts else label for label in encoded.labels]
+    return Encoded(encoded.input_ids, labels, encoded.body)
 
 
 def _cut(encoded: Encoded, length: int) -> Encoded:
@@ -171,6 +180,54 @@ def pad(
     if side == "left":
         return torch.tensor([[*more, *row] for more, row in zip(filled, rows, strict=True)])
     return torch.tensor([[*row, *more] for more, row in zip(filled, rows, strict=True)])
+
+
+def pad_aligned(
+    encoded: Sequence[Encoded], pad_id: int, thoughts: Collection[int]
+) -> dict[str, torch.Tensor]:
+    """As `pad_text`, with the k-th of the `thoughts` (token ids) in one column of all rows.
+
+    Padding stands at the end of each part that a thinking token begins, and `position_ids`, (batch,
+    longest), count tokens alone. Raises `ValueError` where rows have different numbers of them.
+    """
+    rows = [
+        _parts([place for place, token in enumerate(one.input_ids) if token in thoughts], len(one))
+        for one in encoded
+    ]
+    counts = sorted({len(parts) - 1 for parts in rows})
+    if len(counts) > 1:
+        raise ValueError(
+            f"rows of a batch have {counts[0]} to {counts[-1]} thinking tokens; feed = 'state' "
+            "needs as many in all"
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(counts[0] + 1)]
+
+    def aligned(values: Callable[[Encoded], Sequence[int]], value: int) -> list[list[int]]:
+        return [
+            [
+                number
+                for part, width in zip(parts, widths, strict=True)
+                for number in (
+                    *(values(one)[place] for place in part),
+                    *[value] * (width - len(part)),
+                )
+            ]
+            for one, parts in zip(encoded, rows, strict=True)
+        ]
+
+    mask = torch.tensor(aligned(lambda one: [1] * len(one), 0))
+    return {
+        "input_ids": torch.tensor(aligned(lambda one: one.input_ids, pad_id)),
+        "attention_mask": mask,
+        "labels": torch.tensor(aligned(lambda one: one.labels, IGNORED)),
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+
+
+def _parts(starts: Sequence[int], length: int) -> list[range]:
+    """Places before the first start, and from each start up to the next."""
+    edges = [0, *starts, length]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def pad_text(encoded: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:

@@ -7,14 +7,14 @@ a row is about; `Family.spread` gives each row its own inside the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from heima.data.encoding import Sample, pad, pad_text
+from heima.data.encoding import Sample, pad, pad_aligned, pad_text
 from heima.data.tokens import Encoded
 from heima.families.family import Family
 from heima.families.images import ImageCache, distinct
@@ -30,12 +30,23 @@ class Collator:
     """Batches of `Sample`s for `Family.body`; images come from one place.
 
     `image_rows`, (rows,), says which of the batch's images a row is about: with `once`, its
-    distinct images are there once each, otherwise one a row, as transformers has it.
+    distinct images are there once each, otherwise one a row, as transformers has it. `thoughts`
+    are the token ids that states are fed in place of (`feeding`), each in a column of its own; None
+    where none are.
+
+    Calling it raises `ValueError` for rows with different numbers of those.
     """
 
     def __init__(
-        self, family: Family, processor: ProcessorMixin, images: Images, *, once: bool = True
+        self,
+        family: Family,
+        processor: ProcessorMixin,
+        images: Images,
+        *,
+        once: bool = True,
+        thoughts: Collection[int] | None = None,
     ) -> None:
+        self._thoughts = thoughts
         self._family = family
         self._processor = processor
         self._images = images
@@ -50,13 +61,15 @@ class Collator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         names, rows = distinct([sample.image for sample in samples], once=self._once)
         images = [self._image(name) for name in names]
-        text = pad_text(
-            [
-                self._expanded(sample.encoded, images[row]["placeholders"])
-                for sample, row in zip(samples, rows, strict=True)
-            ],
-            self._processor.tokenizer.pad_token_id,
-        )
+        expanded = [
+            self._expanded(sample.encoded, images[row]["placeholders"])
+            for sample, row in zip(samples, rows, strict=True)
+        ]
+        padding = self._processor.tokenizer.pad_token_id
+        if self._thoughts is None:
+            text = pad_text(expanded, padding)
+        else:
+            text = pad_aligned(expanded, padding, self._thoughts)
         return {
             **text,
             **self._family.image_tensors(images, rows, text["input_ids"], self._processor),

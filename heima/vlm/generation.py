@@ -33,6 +33,7 @@ from heima.cot.rendering import Layout
 from heima.cot.sections import TAG_TOKENS, TAGS
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
+from heima.families.feeding import Feed, Forced, fed_back, unforced
 from heima.families.images import ImageCache, distinct
 from heima.vlm.processes import batch_seed
 from heima.vlm.sampling import sampling
@@ -207,15 +208,17 @@ def generate(
     seed: int,
     prefix: str = "",
     tags: Layout = "text",
+    feed: Feed | None = None,
 ) -> list[Generation]:
     """Answer every prompt; the generations stand in the order of the prompts.
 
     `decoding.temperature` 0 is greedy; otherwise tokens are drawn from the `top_k` likeliest, and
     the draws depend on `seed` and `batch_size`. `prefix` is forced upon every answer: it counts to
-    the prompt, and the generations are what follows it. `tags` is the layout of answers.
+    the prompt, and the generations are what follows it. `tags` is the layout of answers,
+    `feed` says of which tokens the states are fed back.
     """
     planned = plan(vocabulary, prompts, decoding=decoding, seed=seed, prefix=prefix)
-    decode = Decoder(Transformers(model, processor), vocabulary, tags)
+    decode = Decoder(Transformers(model, processor, feed=feed), vocabulary, tags)
     return planned.in_order(decode(planned, batch) for batch in range(len(planned.batches)))
 
 
@@ -224,7 +227,8 @@ class Transformers:
 
     `cache` keeps processed images for other models with the same processor. `workers` processes
     read and process the images of batches that are announced (`ahead`); 0: this process does, as
-    each is asked. The answers are the same.
+    each is asked. The answers are the same. With `feed`, states are fed back; thinking tokens that
+    a prompt forces are then written one after the other, and are no part of the answer.
 
     Raises `ValueError` for a model of no known family.
     """
@@ -236,8 +240,10 @@ class Transformers:
         cache: ImageCache | None = None,
         *,
         workers: int = 0,
+        feed: Feed | None = None,
     ) -> None:
         self._model = model
+        self._feed = feed
         self._processor = processor
         self._family = registry.of(model)
         self._cache = cache or ImageCache()
@@ -258,17 +264,23 @@ class Transformers:
         names, rows = distinct([prompt.image_key for prompt in prompts], once=True)
         found = self._images(prompts) if self._read is None else _as_arrays(next(self._read))
         images = [found[name] for name in names]
-        inputs = batches.model_inputs(self._family, ids, images, self._processor, rows)
+        prompted, forced = unforced(ids, self._feed)
+        inputs = batches.model_inputs(self._family, prompted, images, self._processor, rows)
+        length = inputs["input_ids"].shape[1]
         torch.manual_seed(seed)
-        with self._family.spread(self._model, rows):
+        with (
+            self._family.spread(self._model, rows),
+            fed_back(self._family.language_model(self._model), self._feed),
+        ):
             output = self._model.generate(
                 **{key: value.to(self._model.device) for key, value in inputs.items()},
-                max_new_tokens=decoding.max_new_tokens,
+                max_new_tokens=len(forced) + decoding.max_new_tokens,
                 eos_token_id=sorted(self.ends),
                 pad_token_id=self._processor.tokenizer.pad_token_id,
                 **sampling(decoding),
+                **({"logits_processor": [Forced(forced, length)]} if forced else {}),
             )
-        return output[:, inputs["input_ids"].shape[1] :].tolist()
+        return output[:, length + len(forced) :].tolist()
 
     @contextlib.contextmanager
     def ahead(self, batches: Sequence[Sequence[Prompt]]) -> Iterator[None]:

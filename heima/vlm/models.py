@@ -31,6 +31,7 @@ from heima.cot.sections import with_controls
 from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
 from heima.families.batches import Collator
+from heima.families.feeding import Feed
 from heima.families.registry import FAMILIES
 from heima.results.provenance import digest
 from heima.vlm import kernels, weights
@@ -119,10 +120,26 @@ def image_tokens(
     return of_image
 
 
-def collator(processor: ProcessorMixin, images: ImageZip, params: Params) -> Collator:
+def feed(tokenizer: PreTrainedTokenizerBase, params: Params, model: str) -> Feed | None:
+    """Of which tokens a model's states are fed back; None: of none."""
+    scale = params.feed(model)
+    if scale is None:
+        return None
+    return Feed(frozenset(vocabulary(tokenizer, params).thinking_ids.values()), scale)
+
+
+def collator(
+    processor: ProcessorMixin, images: ImageZip, params: Params, feed: Feed | None = None
+) -> Collator:
     """What makes batches of the family's VLM from `encoding.Sample`s."""
     family = FAMILIES[params.family]
-    return Collator(family, processor, images, once=params.training.images_once)
+    return Collator(
+        family,
+        processor,
+        images,
+        once=params.training.images_once,
+        thoughts=feed.ids if feed else None,
+    )
 
 
 def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, ProcessorMixin]:

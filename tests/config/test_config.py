@@ -75,6 +75,15 @@ def edit(raw: dict, key: str, value) -> str:
         ("renderings.x", {"summary": "text", "caption": "text"}, r"x\.reasoning: missing"),
         ("renderings.x", {"summary": "text", "caption": "text", "reasoning": "text",
                           "tags": "xml"}, r"x\.tags = 'xml': .*'text', 'token' or 'none'"),
+        ("checkpoints.p1.feed", "embedding", r"p1\.feed = 'embedding': .*'token' or 'state'"),
+        ("checkpoints.p2.feed", "state",
+         r"checkpoints\.p2\.feed = 'state' must be 'token', that of p1 earlier in its chain"),
+        ("checkpoints.p1.feed_scale", "match",
+         r"feed_scale = 'match' must be 'none' with feed = 'token'"),
+        ("checkpoints.answer-only.feed", "state",
+         r"answer-only\.feed = 'state': the rendering answer-only has no thinking tokens"),
+        ("checkpoints.answer-only.thought_loss", False,
+         r"answer-only\.thought_loss = False: the rendering answer-only has no thinking"),
         ("training.micro_batch_size", 6,
          r"training: micro_batch_size = 6 must stand in `hardware`; `training` has group_by"),
         ("training.tile", "real", r"training\.tile = 'real': unknown key"),
@@ -224,6 +233,29 @@ def test_wrong_counts_of_a_rendering_are_named(raw_params, forms, thinking, mess
         **raw_params["checkpoints"]["one-shot"], "data": "bare", "thinking": thinking
     }  # fmt: skip
     with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("checkpoints.one-shot.thinking", {"ratio": 0.5},
+         r"needs thinking\.tokens, not thinking = \{ratio: 0\.5\}: all rows"),
+        ("distill.too_long", "cut", r"needs distill\.too_long = 'drop' or 'refuse', not 'cut'"),
+        ("hardware.gradient_checkpointing", True,
+         r"needs hardware\.gradient_checkpointing = false: .* drops the cache"),
+        ("predict.engine", "vllm", r"needs predict\.engine = 'transformers', not 'vllm'"),
+    ],
+)  # fmt: skip
+def test_what_states_fed_back_cannot_go_with_is_named(raw_params, key, value, message):
+    raw_params["checkpoints"]["one-shot"]["feed"] = "state"
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.feed("one-shot") == "none" and params.feed("recover") is None
+    assert config.resolved(params)["derived"]["models"]["one-shot"]["feed"] == "none"
+    edit(raw_params, key, value)
+    with pytest.raises(
+        config.ConfigError, match=rf"checkpoints\.one-shot\.feed = 'state' {message}"
+    ):
         config.parse(yaml.safe_dump(raw_params))
 
 

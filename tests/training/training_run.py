@@ -39,8 +39,9 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
     turns = load_turns(folder / "turns.parquet")
     vocabulary = models.vocabulary(processor.tokenizer, params)
     samples = encode_turns(turns, "p3", vocabulary, max_length=512)
-    collate = models.collator(processor, images, params)
-    answering = loop.AnswerLoss(model, params.hardware, body=body(model))
+    feed = models.feed(processor.tokenizer, params, "p3")
+    collate = models.collator(processor, images, params, feed)
+    answering = loop.AnswerLoss(model, params.hardware, body=body(model, feed=feed))
     nats = surprisals(answering, samples[:10], collate, batch_size=3)
     if kill:
         _kill_at(answering, kill)
