@@ -26,6 +26,7 @@ from heima.training import outcome, snapshots
 from heima.training.backbone import body, tile_shift
 from heima.training.loop import AnswerLoss
 from heima.training.surprisal import short_texts
+from heima.training.terms import Align, Explain
 from heima.vlm import models
 from stages import arguments, launch
 
@@ -75,6 +76,7 @@ def main(name: str, seed: int) -> None:
                 image_tokens=models.image_tokens(processor, images, params),
                 short=short.get(split),
                 thought_loss=checkpoint.thought_loss,
+                supervised=checkpoint.losses.any,
             )
             if not fitted[split].samples:
                 raise ValueError(
@@ -86,8 +88,15 @@ def main(name: str, seed: int) -> None:
 
     # Model
     model = models.trainable_vlm(root, params.trained(checkpoint.init, seed), params, seed=seed)
+    tiles, weights = params.training.tiles, checkpoint.losses
     answering = AnswerLoss(
-        model, params.hardware, body=body(model, tiles=params.training.tiles, feed=feed)
+        model,
+        params.hardware,
+        body=body(model, tiles=tiles, feed=feed),
+        align=(weights.align, Align(model, body(model, tiles=tiles))) if weights.align else None,
+        explain=(weights.explain, Explain(model, seed=seed, fed=bool(feed)))
+        if weights.explain
+        else None,
     )
 
     # Training
@@ -122,6 +131,7 @@ def main(name: str, seed: int) -> None:
             data=checkpoint.data,
             init=checkpoint.init,
             thinking=checkpoint.thinking.model_dump(exclude_none=True),
+            **({"losses": weights.model_dump(exclude_none=True)} if weights.any else {}),
             **({"feed": checkpoint.feed, "feed_scale": checkpoint.feed_scale} if feed else {}),
             **found.facts(model),
             **facts,

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from heima.config import families
+from heima.config import chains, families
 from heima.config.base import (
     PRETRAINED,
     BenchmarkName,
@@ -54,7 +54,7 @@ from heima.config.training import (
 )
 from heima.cot.rendering import RENDERINGS, Rendering, constant_prefix
 from heima.cot.sections import COMPRESSIBLE, MOST_BESIDE_CONTROL, numbered
-from heima.cot.thinking import ONE_TOKEN, Thinking
+from heima.cot.thinking import ONE_TOKEN, Thinking, shown
 
 
 class Params(Model):
@@ -117,6 +117,11 @@ class Params(Model):
         for name, checkpoint in self.checkpoints.items():
             if name in PRETRAINED:
                 raise ValueError(f"checkpoints.{name}: {PRETRAINED} are names of pretrained models")
+            if checkpoint.losses.align is not None and checkpoint.init in {"base", "interpreter"}:
+                raise ValueError(
+                    f"checkpoints.{name}.init = {checkpoint.init!r} must be text-cot, or a "
+                    "checkpoint that starts from it, with losses.align: that model is the teacher"
+                )
             if checkpoint.init not in known - {name}:
                 raise ValueError(
                     f"checkpoints.{name}.init = {checkpoint.init!r} is not one of "
@@ -124,9 +129,9 @@ class Params(Model):
                 )
             self._check_matched(name, checkpoint)
             self._check_rendering(name, checkpoint)
-        for name, checkpoint in self.checkpoints.items():
+        for name in self.checkpoints:
             self._check_thinking(name)
-            self._check_feed(name, checkpoint)
+            chains.check(self, name, self._chain(name))
         compressed = sorted(
             name
             for name in self.checkpoints
@@ -278,49 +283,8 @@ class Params(Model):
         # The default may be written out: parameters that were dumped are valid.
         if checkpoint.thinking != ONE_TOKEN and not known[checkpoint.data].counted:
             raise ValueError(
-                f"checkpoints.{name}.thinking = {_shown(checkpoint.thinking)}: the rendering "
+                f"checkpoints.{name}.thinking = {shown(checkpoint.thinking)}: the rendering "
                 f"{checkpoint.data} has no thinking tokens"
-            )
-
-    def _check_feed(self, name: str, own: Checkpoint) -> None:
-        """What a state fed back cannot go with."""
-        key = f"checkpoints.{name}.feed = 'state'"
-        for earlier in self._chain(name)[:-1]:
-            other = self.checkpoints[earlier]
-            if self.rendering(name).thinks and self.rendering(earlier).thinks:
-                for field in ("feed", "feed_scale"):
-                    if getattr(own, field) != getattr(other, field):
-                        raise ValueError(
-                            f"checkpoints.{name}.{field} = {getattr(own, field)!r} must be "
-                            f"{getattr(other, field)!r}, that of {earlier} earlier in its chain"
-                        )
-        if not self.rendering(name).thinks:
-            if own.feed == "state" or not own.thought_loss:
-                field = "feed = 'state'" if own.feed == "state" else "thought_loss = False"
-                raise ValueError(
-                    f"checkpoints.{name}.{field}: the rendering {own.data} has no thinking tokens"
-                )
-            return
-        if own.feed == "token":
-            return
-        if own.thinking.tokens is None:
-            raise ValueError(
-                f"{key} needs thinking.tokens, not thinking = {_shown(own.thinking)}: all rows of "
-                "all processes must have as many thinking tokens"
-            )
-        if self.distill.too_long == "cut":
-            raise ValueError(
-                f"{key} needs distill.too_long = 'drop' or 'refuse', not 'cut': all rows of all "
-                "processes must have as many thinking tokens, and a cut answer may have fewer"
-            )
-        if self.hardware.gradient_checkpointing:
-            raise ValueError(
-                f"{key} needs hardware.gradient_checkpointing = false: with it transformers drops "
-                "the cache of keys and values, by which segments see what was before them"
-            )
-        if self.predict.engine == "vllm":
-            raise ValueError(
-                f"{key} needs predict.engine = 'transformers', not 'vllm', which feeds back tokens"
             )
 
     def _check_thinking(self, name: str) -> None:
@@ -337,8 +301,8 @@ class Params(Model):
             counted = self.rendering(name).counted and self.rendering(earlier).counted
             if counted and own.thinking != other.thinking:
                 raise ValueError(
-                    f"checkpoints.{name}.thinking = {_shown(own.thinking)} must be "
-                    f"{_shown(other.thinking)}, that of {earlier} earlier in its chain"
+                    f"checkpoints.{name}.thinking = {shown(own.thinking)} must be "
+                    f"{shown(other.thinking)}, that of {earlier} earlier in its chain"
                 )
 
     def _chain(self, name: str) -> list[str]:
@@ -393,7 +357,7 @@ class Params(Model):
         thinking = self.thinking(model)
         if thinking.tokens is None:
             raise ValueError(
-                f"answers of {model} do not all begin alike: its thinking is {_shown(thinking)}"
+                f"answers of {model} do not all begin alike: its thinking is {shown(thinking)}"
             )
         return constant_prefix(self._renderings()[rendering], numbered(thinking.tokens))
 
@@ -481,13 +445,3 @@ class Params(Model):
     def sections(self) -> tuple[str, ...]:
         """The sections that get a thinking token and an interpreter, in the order of the answer."""
         return COMPRESSIBLE
-
-
-def _shown(thinking: Thinking) -> str:
-    """As in a parameter file.
-
-    >>> _shown(Thinking(ratio=0.3))
-    '{ratio: 0.3}'
-    """
-    [(key, value)] = thinking.model_dump(exclude_none=True).items()
-    return f"{{{key}: {value}}}"

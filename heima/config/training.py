@@ -178,6 +178,21 @@ class Distill(Model):
     too_long: TooLong = "drop"
 
 
+class Losses(Model):
+    """The weights of terms beside the loss of tokens (`heima.training.terms`); none: no such term.
+
+    `align`: states before the conclusion are to be those of the frozen text-CoT model. `explain`: a
+    decoder trained along must write each section from the states of its thinking tokens.
+    """
+
+    align: PositiveFloat | None = None
+    explain: PositiveFloat | None = None
+
+    @property
+    def any(self) -> bool:
+        return self.align is not None or self.explain is not None
+
+
 class Checkpoint(Schedule):
     """One adapter: rendered `data`, the model it starts from, its own fresh schedule.
 
@@ -199,6 +214,7 @@ class Checkpoint(Schedule):
     feed: Fed = "token"
     feed_scale: FeedScale = "none"
     thought_loss: bool = True
+    losses: Losses = Losses()
 
     @model_validator(mode="after")
     def _scale_of_states(self) -> Checkpoint:

@@ -14,21 +14,39 @@ from typing import Any, Literal
 import torch
 
 from heima.config import TooLong, given
-from heima.cot.rendering import Rendering
-from heima.cot.sections import COMPRESSIBLE, ThinkingTokens, numbered, repeated
+from heima.cot import parsing
+from heima.cot.rendering import Layout, Rendering, rendering_of
+from heima.cot.sections import COMPRESSIBLE, Marked, ThinkingTokens, numbered, repeated
 from heima.cot.thinking import ONE_TOKEN, Thinking
-from heima.data.tokens import IGNORED, Encoded, Vocabulary
+from heima.data.tokens import IGNORED, Encoded, ImagePlace, Vocabulary
 from heima.data.turns import Turn
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
+class Supervision:
+    """What terms of the loss need of a turn beside its tokens (`heima.training.terms`).
+
+    Attributes:
+        before: the place of the token before the conclusion's first.
+        teacher: the ids of the turn as text-CoT, up to and with that token there.
+        sections: for each section that tokens stand for, their places, and the ids of its text with
+            an end behind them.
+    """
+
+    before: int
+    teacher: Sequence[int]
+    sections: Sequence[tuple[Sequence[int], Sequence[int]]]
+
+
+@dataclass(frozen=True)
 class Sample:
-    """An encoded turn and the path of its image."""
+    """An encoded turn and the path of its image; `supervision` where the loss has more terms."""
 
     encoded: Encoded
     image: str
+    supervision: Supervision | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -66,6 +84,7 @@ def fit_turns(
     image_tokens: Callable[[str], int] = lambda name: 1,
     short: Sequence[Mapping[str, str]] | None = None,
     thought_loss: bool = True,
+    supervised: bool = False,
 ) -> Fitted:
     """Render and encode turns in one rendering.
 
@@ -77,6 +96,7 @@ def fit_turns(
             answer would have no token, it is dropped.
         image_tokens: how many tokens stand for an image, by its name.
         thought_loss: whether thinking tokens have labels.
+        supervised: samples get their `Supervision`; a turn that is cut is then dropped.
         short: each turn's short texts, by section, for a rendering with such (`data.shortening`).
 
     Raises:
@@ -100,7 +120,7 @@ def fit_turns(
         room = len(one) if max_length is None else max_length - image_tokens(turn.image) + 1
         if len(one) > room:
             longer.append(f"turn {turn.id} has {len(one) + (max_length or 0) - room} tokens")
-            if too_long == "cut" and room >= one.body + 2:
+            if too_long == "cut" and room >= one.body + 2 and not supervised:
                 one = _cut(one, room)
                 fitted.cut.append(turn.id)
             else:
@@ -108,7 +128,10 @@ def fit_turns(
                 continue
         if not thought_loss:
             one = _unlabelled(one, set(vocabulary.thinking_ids.values()))
-        fitted.samples.append(Sample(one, turn.image))
+        extra = None
+        if supervised:
+            extra = _supervision(turn, rendering_of(rendering), same, thinking, vocabulary, one)
+        fitted.samples.append(Sample(one, turn.image, extra))
     if longer and too_long == "refuse":
         more = f", and {len(longer) - _SHOWN} others" if len(longer) > _SHOWN else ""
         raise ValueError(
@@ -116,6 +139,61 @@ def fit_turns(
             f"{max_length}: distill.too_long may drop or cut them"
         )
     return fitted
+
+
+def _supervision(
+    turn: Turn,
+    rendering: Rendering,
+    same: ThinkingTokens | None,
+    thinking: Thinking,
+    vocabulary: Vocabulary,
+    encoded: Encoded,
+) -> Supervision:
+    tokens = same or _adaptive(turn, thinking, vocabulary)
+    answer = turn.written(rendering, tokens)
+    _, teacher = _up_to_conclusion(turn, turn.written("text-cot"), "text", vocabulary)
+    before, _ = _up_to_conclusion(turn, answer, rendering.tags, vocabulary)
+    thoughts = set(vocabulary.thinking_ids.values())
+    places = [
+        place
+        for place, token in enumerate(encoded.input_ids)
+        if token in thoughts and place >= encoded.body
+    ]
+    sections: list[tuple[list[int], list[int]]] = []
+    for section, form in rendering.forms.items():
+        if form in ("token", "filler"):
+            count = len(tokens[section])
+            ids = vocabulary.text_ids(turn.sections[section])
+            own, places = places[:count], places[count:]
+            sections.append((own, [*ids, encoded.input_ids[-1]]))
+    return Supervision(before, teacher, sections)
+
+
+def _up_to_conclusion(
+    turn: Turn, answer: Marked, tags: Layout, vocabulary: Vocabulary
+) -> tuple[int, list[int]]:
+    """The place of the token before the conclusion's first, and the ids up to it."""
+    span = parsing.conclusion_span(answer, tags)
+    if span is None:
+        raise ValueError(f"turn {turn.id} has no conclusion as {answer!r}")
+    image: ImagePlace = "first" if turn.image_first else "last"
+    whole = vocabulary.encode(turn.question, image, answer).input_ids
+    begun = vocabulary.encode(turn.question, image, _beginning(answer, span[0])).input_ids[:-1]
+    # What stands before a text decides its tokens, and hardly what follows; so at the edge, too.
+    count = next(
+        (place for place, (a, b) in enumerate(zip(whole, begun, strict=False)) if a != b),
+        len(begun),
+    )
+    return count - 1, whole[:count]
+
+
+def _beginning(answer: Marked, end: int) -> Marked:
+    """The first characters of an answer, marked as it is."""
+    parts = []
+    for part in answer.parts:
+        parts.append(part[:end])
+        end -= len(parts[-1])
+    return Marked(parts)
 
 
 def _unlabelled(encoded: Encoded, thoughts: Collection[int]) -> Encoded:

@@ -221,6 +221,10 @@ class Vocabulary:
         """The tokens of a text, without any that a chat puts around it."""
         return len(self._ids([self._text(text)])[0])
 
+    def text_ids(self, text: str) -> list[int]:
+        """The token ids of a text, without any that a chat puts around it."""
+        return self._ids([self._text(text)])[0]
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of a text that means no special token begins and ends in it."""
         if self._special.named_in(text):

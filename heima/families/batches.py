@@ -14,10 +14,14 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
+from heima.config import given
 from heima.data.encoding import Sample, pad, pad_aligned, pad_text
-from heima.data.tokens import Encoded
+from heima.data.tokens import IGNORED, Encoded
 from heima.families.family import Family
 from heima.families.images import ImageCache, distinct
+
+ALIGN, EXPLAIN = "align_", "explain_"
+"""What the names of a batch begin with that terms of the loss take (`heima.training.terms`)."""
 
 
 class Images(Protocol):
@@ -70,11 +74,57 @@ class Collator:
             text = pad_text(expanded, padding)
         else:
             text = pad_aligned(expanded, padding, self._thoughts)
-        return {
-            **text,
-            **self._family.image_tensors(images, rows, text["input_ids"], self._processor),
-            "image_rows": torch.tensor(rows),
+        tensors = self._family.image_tensors(images, rows, text["input_ids"], self._processor)
+        batch = {**text, **tensors, "image_rows": torch.tensor(rows)}
+        if any(sample.supervision is not None for sample in samples):
+            batch |= self._supervision(samples, images, rows, text["attention_mask"], tensors)
+        return batch
+
+    def _supervision(
+        self,
+        samples: Sequence[Sample],
+        images: Sequence[Mapping[str, Any]],
+        rows: Sequence[int],
+        mask: torch.Tensor,
+        tensors: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """What terms of the loss take, by the names that they know it by.
+
+        Of `ALIGN`: the columns `at` which a state is compared, (rows,), the teacher's text as
+        `pad_text` gives it, what else its pass takes that is not the student's, and its columns
+        `teacher_at`. Of `EXPLAIN`: the columns `at` of thinking tokens, (rows, sections, tokens of
+        a section), and the texts' `ids`, (rows, sections, longest), filled up with `IGNORED`.
+        """
+        all_of = [given(sample.supervision, "supervision") for sample in samples]
+        token = self._processor.image_token_id
+        holders = [images[row]["placeholders"] for row in rows]
+        teacher = [
+            _put(one.teacher, image_place(one.teacher, token), more)
+            for one, more in zip(all_of, holders, strict=True)
+        ]
+        ids = pad(teacher, self._processor.tokenizer.pad_token_id)
+        seen = self._family.image_tensors(images, rows, ids, self._processor)
+        other = {
+            key: value
+            for key, value in seen.items()
+            if value.shape != tensors[key].shape or not torch.equal(value, tensors[key])
         }
+        moved = torch.tensor([len(more) - 1 for more in holders])
+        before = torch.tensor([one.before for one in all_of]) + moved
+        found = {
+            f"{ALIGN}at": _columns(mask, before[:, None])[:, 0],
+            f"{ALIGN}teacher_at": torch.tensor([len(row) - 1 for row in teacher]),
+            f"{ALIGN}input_ids": ids,
+            f"{ALIGN}attention_mask": pad([[1] * len(row) for row in teacher], 0),
+            **{f"{ALIGN}{key}": value for key, value in other.items()},
+        }
+        if all_of[0].sections:
+            places = torch.tensor([[own for own, _ in one.sections] for one in all_of])
+            texts = [text for one in all_of for _, text in one.sections]
+            flat = places.flatten(1) + moved[:, None]
+            found[f"{EXPLAIN}at"] = _columns(mask, flat).view(places.shape)
+            found[f"{EXPLAIN}ids"] = pad(texts, IGNORED).unflatten(0, places.shape[:2])
+        return found
 
     def _expanded(self, encoded: Encoded, placeholders: Sequence[int]) -> Encoded:
         """A turn with an image's tokens in their place; all are the user's, and have no label."""
@@ -117,6 +167,12 @@ def image_place(ids: Sequence[int], image_token_id: int) -> int:
     if found != 1:
         raise ValueError(f"a turn must have exactly one image token, not {found}")
     return ids.index(image_token_id)
+
+
+def _columns(mask: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """In which column a row's tokens stand, by their places among its own, (rows, n)."""
+    count = mask.cumsum(dim=1)
+    return (count[:, None, :] == places[..., None] + 1).int().argmax(dim=-1)
 
 
 def _put(values: Sequence[int], place: int, instead: Sequence[int]) -> list[int]:

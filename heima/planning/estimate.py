@@ -142,7 +142,8 @@ class Estimate(Parts):
             tokens=samples * self._positions(text, image),
             flops=samples * one.total(checkpointing=training.gradient_checkpointing)
             + self.workload.heldout * held_out.forward
-            + self._surprisals(self.params.rendering(name)),
+            + self._surprisals(self.params.rendering(name))
+            + (samples * self._taught() if checkpoint.losses.align else 0),
             gpus=self.processes,
             memory=memory.training(
                 self._vlm,
@@ -164,10 +165,13 @@ class Estimate(Parts):
         """FLOPs of text-CoT's own pass over all turns, by which texts are made short."""
         if "short" not in rendering.forms.values():
             return 0
+        return self.workload.turns * self._taught()
+
+    def _taught(self) -> float:
+        """FLOPs of text-CoT's own pass over a turn."""
         text = self._turn(RENDERINGS["text-cot"], ONE_TOKEN)
         logits = text - self.workload.lengths.prompt
-        once = self._pass(text, logits=logits, image=self.image)
-        return self.workload.turns * once.forward
+        return self._pass(text, logits=logits, image=self.image).forward
 
     def _states(self) -> Stage:
         params = self.params

@@ -84,6 +84,10 @@ def edit(raw: dict, key: str, value) -> str:
          r"answer-only\.feed = 'state': the rendering answer-only has no thinking tokens"),
         ("checkpoints.answer-only.thought_loss", False,
          r"answer-only\.thought_loss = False: the rendering answer-only has no thinking"),
+        ("checkpoints.p1.losses", {"align": 0}, r"losses\.align = 0: .*greater than 0"),
+        ("checkpoints.p1.losses", {"aligned": 1}, r"losses\.aligned = 1: unknown key"),
+        ("checkpoints.answer-only.losses", {"explain": 1.0},
+         r"answer-only\.losses\.explain = 1\.0: the rendering answer-only has no thinking tokens"),
         ("training.micro_batch_size", 6,
          r"training: micro_batch_size = 6 must stand in `hardware`; `training` has group_by"),
         ("training.tile", "real", r"training\.tile = 'real': unknown key"),
@@ -256,6 +260,21 @@ def test_what_states_fed_back_cannot_go_with_is_named(raw_params, key, value, me
     with pytest.raises(
         config.ConfigError, match=rf"checkpoints\.one-shot\.feed = 'state' {message}"
     ):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+def test_align_without_a_start_from_text_cot_is_refused(raw_params):
+    """The text-CoT model below the adapter is the teacher."""
+    raw_params["checkpoints"]["one-shot"].update(losses={"align": 1.0}, init="base")
+    message = r"checkpoints\.one-shot\.init = 'base' must be .*text-cot.* losses\.align"
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+def test_explain_needs_as_many_states_of_a_section(raw_params):
+    raw_params["checkpoints"]["one-shot"].update(losses={"explain": 0.5}, thinking={"ratio": 0.5})
+    message = r"one-shot\.losses\.explain = 0\.5 needs thinking\.tokens, not thinking = \{ratio"
+    with pytest.raises(config.ConfigError, match=message):
         config.parse(yaml.safe_dump(raw_params))
 
 

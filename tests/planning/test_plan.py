@@ -196,6 +196,8 @@ def test_the_passes_that_shorten_texts_are_planned(params):
         flops[form] = estimate._distill("p1", checkpoints["p1"]).flops
         assert (estimate._surprisals(own["x"]) > 0) == (form == "short")
     assert flops["short"] != flops["text"]
+    taught = checkpoints["p1"].model_copy(update={"losses": config.Losses(align=1.0)})
+    assert estimate._distill("p1", taught).flops > flops["short"]
 
 
 def test_counts_of_another_profile_do_not_count(params, tmp_path):

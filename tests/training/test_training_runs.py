@@ -154,7 +154,8 @@ def test_two_processes_shard_llava_next_too(llava_folder):
     "processes", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["replicated", "sharded"]
 )
 def test_two_processes_that_feed_states_back_train_as_one(folder, processes):
-    """In segments, of which all processes have as many, whole models and sharded ones."""
+    """In segments, of which all processes have as many, whole models and sharded ones; with every
+    term of the loss, too."""
     made = folder / "fed"
     if not made.exists():
         made.mkdir()
@@ -163,6 +164,7 @@ def test_two_processes_that_feed_states_back_train_as_one(folder, processes):
         raw = yaml.safe_load((folder / "sharded" / "params.yaml").read_text(encoding="utf-8"))
         for name in ("p1", "p2", "p3", "recover"):
             raw["checkpoints"][name].update(feed="state", feed_scale="match")
+        raw["checkpoints"]["p3"]["losses"] = {"align": 0.5, "explain": 0.3}
         (made / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     one = finished(made, "alone")
     launcher = sharded(2) if processes == 2 else REPLICATED

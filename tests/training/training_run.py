@@ -19,13 +19,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from heima import config
-from heima.data.encoding import encode_turns
+from heima.data.encoding import encode_turns, fit_turns
 from heima.data.images import ImageZip
 from heima.data.turns import load_turns
 from heima.training import loop
 from heima.training.backbone import body
 from heima.training.snapshots import Resume
 from heima.training.surprisal import surprisals
+from heima.training.terms import Align, Explain
 from heima.vlm import models
 
 
@@ -38,18 +39,36 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
     images = ImageZip(folder / "images.zip")
     turns = load_turns(folder / "turns.parquet")
     vocabulary = models.vocabulary(processor.tokenizer, params)
-    samples = encode_turns(turns, "p3", vocabulary, max_length=512)
+    checkpoint = params.checkpoints["p3"]
+    samples = fit_turns(
+        turns,
+        "p3",
+        vocabulary,
+        max_length=512,
+        too_long="refuse",
+        supervised=checkpoint.losses.any,
+    ).samples
+    plain = encode_turns(turns[:10], "p3", vocabulary, max_length=512)
     feed = models.feed(processor.tokenizer, params, "p3")
     collate = models.collator(processor, images, params, feed)
-    answering = loop.AnswerLoss(model, params.hardware, body=body(model, feed=feed))
-    nats = surprisals(answering, samples[:10], collate, batch_size=3)
+    weights = checkpoint.losses
+    answering = loop.AnswerLoss(
+        model,
+        params.hardware,
+        body=body(model, feed=feed),
+        align=(weights.align, Align(model, body(model))) if weights.align else None,
+        explain=(weights.explain, Explain(model, seed=1, fed=bool(feed)))
+        if weights.explain
+        else None,
+    )
+    nats = surprisals(answering, plain, collate, batch_size=3)
     if kill:
         _kill_at(answering, kill)
     curve = loop.train(
         answering,
         samples,
         collate,
-        params.checkpoints["p3"],
+        checkpoint,
         seed=params.seed,
         precision=params.precision,
         training=params.training,
