@@ -30,6 +30,7 @@ from heima.results.provenance import provenance
 from heima.results.scores import score_group
 from heima.results.statistics import DRAWS, cell
 from heima.vlm import processes
+from heima.vlm.budgets import Cut
 from heima.vlm.generation import Decoder, Engine, Generation, Plan, Transformers, plan
 from heima.vlm.kept_answers import ROOT as JOURNALS
 from heima.vlm.kept_answers import Journal, key, weights_digest
@@ -86,7 +87,14 @@ def predict(
             kept = {
                 run: Journal(
                     journals,
-                    key(planned, params, weights=weights, prefix=prefix, feed=params.feed(name)),
+                    key(
+                        planned,
+                        params,
+                        weights=weights,
+                        prefix=prefix,
+                        feed=params.feed(name),
+                        budget=params.variants[variant].budget,
+                    ),
                     rank=shared.rank,
                     world=shared.world,
                 )
@@ -100,7 +108,9 @@ def predict(
             _decode(
                 plans,
                 kept,
-                functools.partial(_decoder, models, model, params, images),
+                functools.partial(
+                    _decoder, models, model, params, images, params.variants[variant].budget
+                ),
                 shared,
                 title=f"predict@{variant}, model {model}",
             )
@@ -186,7 +196,9 @@ def _decode(
                 journal.append(batch, answers)
 
 
-def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Decoder:
+def _decoder(
+    models: Path, name: str, params: Params, images: ImageCache, budget: int | None
+) -> Decoder:
     base = name.partition("/")[0]
     if params.predict.engine == "vllm":
         from heima.vlm.vllm_engine import Vllm
@@ -202,7 +214,10 @@ def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Dec
             feed=feed(processor.tokenizer, params, base),
         )
     words = vocabulary(load_processor(models, params).tokenizer, params)
-    return Decoder(engine, words, params.rendering(base).tags)
+    tags = params.rendering(base).tags
+    if budget is not None:
+        engine = Cut(engine, words, budget=budget, tags=tags)
+    return Decoder(engine, words, tags)
 
 
 def _answers(planned: Plan, journal: Journal) -> list[Generation]:
@@ -229,6 +244,7 @@ def _write(
         "model": params.variants[variant].model,
         "training_seeds": list(answers),
         "forced_prefix": params.variants[variant].forced_prefix,
+        **({"budget": budget} if (budget := params.variants[variant].budget) else {}),
         "engine": params.predict.engine,
         "decoding": {p: params.decoding(p).model_dump(mode="json") for p in params.protocols},
         "seeds": {p: list(rules.seeds) for p, rules in params.protocols.items()},

@@ -22,11 +22,12 @@ untimed, with a counter in place of the clock.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from heima.config import Peaks
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
 from heima.families.feeding import Feed, Forced, fed_back, unforced
+from heima.vlm.lookup import looking_up
 
 BATCHES = 4
 """Batches of one size in a round, at most: at batch 1 a few samples tell enough."""
@@ -64,7 +66,8 @@ class Case:
 
     `exact` decodes `max_new_tokens` for every sample, as a model without training needs, which
     does not know where an answer ends. `feed`: states are fed back, and of a forced beginning the
-    thinking tokens are written one by one: they belong to the prefill.
+    thinking tokens are written one by one: they belong to the prefill. `lookup` tokens are looked
+    up a pass, at batch 1 alone.
     """
 
     model: PreTrainedModel
@@ -72,6 +75,7 @@ class Case:
     prefix: str = ""
     exact: bool = False
     feed: Feed | None = None
+    lookup: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,9 @@ class Setup:
 class Timing:
     """One batch of one case: samples batch * batch_size and following, in milliseconds.
 
-    `decoded` has each sample's tokens, the end of turn included. `tpot_ms` is None where no answer
-    has a second token.
+    `decoded` has each sample's tokens, the end of turn included; `passes` are those that wrote an
+    answer that was looked up, the prompt's included. `tpot_ms` is None where no answer has a second
+    token. `texts` are the answers' token ids as a hash.
     """
 
     case: str
@@ -97,6 +102,8 @@ class Timing:
     round: int
     batch: int
     decoded: list[int]
+    passes: int | None
+    texts: str
     preprocess_ms: float
     vision_ms: float
     prefill_ms: float
@@ -168,7 +175,8 @@ def measure(
 
 
 def _measure_size(setup: Setup, size: int, batches: int, rounds: int) -> Measured:
-    names = list(setup.cases)
+    # What is looked up is of one answer.
+    names = [name for name, case in setup.cases.items() if size == 1 or case.lookup is None]
     first = range(size)
     measured = Measured([], {(name, size): _work(setup, name, first) for name in names})
     for number in range(rounds * batches):
@@ -178,7 +186,10 @@ def _measure_size(setup: Setup, size: int, batches: int, rounds: int) -> Measure
         for name in (*names[start:], *names[:start]):
             clock = _clock(setup.cases[name].model.device)
             marks, answers, _ = _run(setup, name, rows, clock)
-            measured.timings.append(_timing(name, size, turn, batch, marks, answers))
+            one = _timing(name, size, turn, batch, marks, answers)
+            if setup.cases[name].lookup is not None:
+                one = replace(one, passes=marks.passes)
+            measured.timings.append(one)
     return measured
 
 
@@ -203,6 +214,7 @@ class _Marks:
     first: float
     last: float
     end: float
+    passes: int
 
 
 class _TokenMarks(BaseStreamer):
@@ -265,6 +277,7 @@ def _run(
     with (
         _around_vision(model, read) as readings,
         fed_back(family.language_model(model), case.feed),
+        looking_up(model, case.lookup) as looked,
     ):
         output = model.generate(
             **inputs,
@@ -276,12 +289,15 @@ def _run(
             streamer=tokens,
             return_dict_in_generate=True,
             **({"logits_processor": [Forced(forced, length)]} if forced else {}),
+            **looked,
         )
     answers = output.sequences[:, length + len(forced) :].tolist()
     end = read()
     vision, seen = readings
     written = tokens.readings[len(forced) :]
-    marks = _Marks(start, prepared, vision, seen, written[0], written[-1], end)
+    marks = _Marks(
+        *(start, prepared, vision, seen, written[0], written[-1], end), passes=len(written)
+    )
     return marks, [_up_to_end(answer, ends) for answer in answers], output.past_key_values
 
 
@@ -315,6 +331,8 @@ def _timing(
         round=turn,
         batch=batch,
         decoded=decoded,
+        passes=None,
+        texts=hashlib.sha256(repr(answers).encode()).hexdigest()[:16],
         preprocess_ms=1e3 * (marks.prepared - marks.start),
         vision_ms=1e3 * (marks.seen - marks.vision),
         prefill_ms=1e3 * (marks.first - marks.seen),
@@ -338,14 +356,12 @@ _UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _atten
 
 def _work(setup: Setup, name: str, rows: Sequence[int]) -> Work:
     with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
-        marks, answers, cache = _run(setup, name, rows, counter.get_total_flops)
+        marks, _, cache = _run(setup, name, rows, counter.get_total_flops)
     return Work(
         vision_flops=int(marks.seen - marks.vision),
         prefill_flops=int(marks.first - marks.seen),
         decode_flops=int(marks.last - marks.first),
-        decode_bytes=_decode_bytes(
-            setup.cases[name].model, cache, steps=max(map(len, answers)) - 1
-        ),
+        decode_bytes=_decode_bytes(setup.cases[name].model, cache, steps=marks.passes - 1),
     )
 
 

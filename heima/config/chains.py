@@ -11,6 +11,43 @@ if TYPE_CHECKING:
     from heima.config.params import Params
 
 
+def check_budget(params: Params, name: str) -> None:
+    """Raise `ValueError` where a variant's budget cannot be kept, naming what is allowed."""
+    variant = params.variants[name]
+    if variant.budget is None:
+        return
+    key = f"variants.{name}.budget = {variant.budget}"
+    if variant.forced_prefix is not None:
+        raise ValueError(f"{key} must have no forced_prefix, not {variant.forced_prefix!r}")
+    rendering = params.rendering(variant.model)
+    if rendering.tags == "none" or set(rendering.forms.values()) == {"omit"}:
+        raise ValueError(
+            f"{key} needs a model whose answers have sections and a tag that opens the conclusion, "
+            f"not {variant.model}"
+        )
+    if params.feed(variant.model) is not None:
+        raise ValueError(
+            f"{key} needs a model with feed = 'token', not {variant.model} with 'state': a cut "
+            "chain is read again as a prompt"
+        )
+
+
+def check_case(params: Params, name: str) -> None:
+    """Raise `ValueError` where a case of `latency` cannot be measured, naming what is allowed."""
+    case = params.latency.cases[name]
+    variant = params.variants[case.variant]
+    if variant.budget is not None:
+        raise ValueError(
+            f"latency.cases.{name}.variant = {case.variant!r} must have no budget of its own, not "
+            f"{variant.budget}; the case's cuts to another one's tokens"
+        )
+    if case.lookup is not None and params.feed(variant.model) is not None:
+        raise ValueError(
+            f"latency.cases.{name}.lookup = {case.lookup} needs a model with feed = 'token', not "
+            f"{variant.model} with 'state': a pass of several tokens has one state for all"
+        )
+
+
 def check(params: Params, name: str, chain: Sequence[str]) -> None:
     """Raise `ValueError` where a checkpoint cannot be trained as it says, naming what is allowed.
 

@@ -108,17 +108,26 @@ class Variant(Model):
     `forced_prefix` is a rendering whose sections are tokens and no words: that constant beginning
     of every answer is put into the prompt and not decoded (docs/recipe.md, section 6). Under a
     ratio no two answers need begin alike.
+
+    `budget`: the tokens that an answer may have before its conclusion; where that has not begun by
+    then it is forced, so that a cut chain has an accuracy (`heima.vlm.budgets`).
     """
 
     model: Name
     forced_prefix: str | None = None
+    budget: PositiveInt | None = None
 
 
 class LatencyCase(Model):
-    """A line of the latency table: a variant, cut to the tokens of the case `budget` if named."""
+    """A line of the latency table: a variant, cut to the tokens of the case `budget` if named.
+
+    `lookup`: as many tokens are looked up a pass in what stands before (`heima.vlm.lookup`); the
+    answers are the same. Such a case is measured at batch 1 alone.
+    """
 
     variant: Name
     budget: Name | None = None
+    lookup: PositiveInt | None = None
 
 
 class Peaks(Model):
@@ -151,6 +160,12 @@ class Latency(Model):
                     f"cases.{name}.budget = {case.budget!r} is not one of {whole}, the cases "
                     "without a budget of their own"
                 )
+        looking = [name for name, case in self.cases.items() if case.lookup is not None]
+        if looking and 1 not in self.batch_sizes:
+            raise ValueError(
+                f"cases.{looking[0]}.lookup = {self.cases[looking[0]].lookup} needs 1 among "
+                f"batch_sizes = {list(self.batch_sizes)}: it decodes one answer at a time"
+            )
         if len(set(self.batch_sizes)) != len(self.batch_sizes):
             raise ValueError("batch_sizes must name no size twice")
         return self

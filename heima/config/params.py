@@ -165,6 +165,7 @@ class Params(Model):
                     f"variants.{name}.forced_prefix = {variant.forced_prefix!r} is not one of "
                     f"{constant}, the renderings that begin every answer alike"
                 )
+            chains.check_budget(self, name)
             try:
                 self.prefix(variant.model, variant.forced_prefix)
             except ValueError as error:
@@ -225,6 +226,7 @@ class Params(Model):
                     f"latency.cases.{name}.variant = {case.variant!r} is not one of "
                     f"{sorted(self.variants)}"
                 )
+            chains.check_case(self, name)
 
     def _check_reconstructions(self) -> None:
         for name, one in self.reconstructions.items():

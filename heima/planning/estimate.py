@@ -318,6 +318,10 @@ class Estimate(Parts):
             omitted = rendering.model_copy(update=dict.fromkeys(COMPRESSIBLE, "omit"))
             kept = lengths.answer(omitted, ONE_TOKEN)
             return prompt + answer - kept, kept
+        budget = params.variants[variant].budget
+        if budget is not None:
+            omitted = rendering.model_copy(update=dict.fromkeys(COMPRESSIBLE, "omit"))
+            return prompt, min(answer, budget + lengths.answer(omitted, ONE_TOKEN))
         return prompt, answer
 
     def _score(self, name: str) -> Stage:

@@ -65,6 +65,7 @@ def key(
     weights: str,
     prefix: str,
     feed: FeedScale | None = None,
+    budget: int | None = None,
 ) -> dict[str, Any]:
     """All that the answers of a plan depend on.
 
@@ -84,6 +85,7 @@ def key(
         "seed": planned.seed,
         "prefix": prefix,
         **({"feed": feed} if feed else {}),
+        **({"budget": budget} if budget else {}),
         "prompts": prompts.hexdigest(),
         "code": provenance("predict", params)["code"],
         "device": torch.cuda.get_device_name() if cuda else "cpu",

@@ -278,6 +278,36 @@ def test_explain_needs_as_many_states_of_a_section(raw_params):
         config.parse(yaml.safe_dump(raw_params))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants.cut.budget": 0}, r"cut\.budget = 0: .*greater than 0"),
+        ({"variants.cut": {"model": "recover", "budget": 9, "forced_prefix": "p3"}},
+         r"variants\.cut\.budget = 9 must have no forced_prefix, not 'p3'"),
+        ({"variants.cut.model": "answer-only"}, r"cut\.budget = 9 needs a model whose answers"),
+        ({"variants.cut.model": "base"}, r"cut\.budget = 9 needs a model whose answers have"),
+        ({"checkpoints.one-shot.feed": "state", "variants.cut.model": "one-shot"},
+         r"cut\.budget = 9 needs a model with feed = 'token', not one-shot with 'state'"),
+        ({"latency.cases.cut": {"variant": "cut"}},
+         r"latency\.cases\.cut\.variant = 'cut' must have no budget of its own, not 9"),
+        ({"latency.cases.look": {"variant": "text-cot", "lookup": 0}}, r"lookup = 0: .*greater"),
+        ({"latency.cases.look": {"variant": "text-cot", "lookup": 5}, "latency.batch_sizes": [8]},
+         r"cases\.look\.lookup = 5 needs 1 among batch_sizes = \[8\]"),
+        ({"checkpoints.one-shot.feed": "state",
+          "latency.cases.look": {"variant": "heima-no-progressive", "lookup": 5}},
+         r"latency\.cases\.look\.lookup = 5 needs a model with feed = 'token', not one-shot"),
+    ],
+)  # fmt: skip
+def test_what_budgets_and_lookups_cannot_go_with_is_named(raw_params, changes, message):
+    raw_params["variants"]["cut"] = {"model": "text-cot", "budget": 9}
+    raw_params["latency"]["cases"]["looked-up"] = {"variant": "heima", "lookup": 5}
+    config.parse(yaml.safe_dump(raw_params))
+    for key, value in changes.items():
+        edit(raw_params, key, value)
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
+
+
 @given(st.integers(1, 4000), st.floats(0.001, 0.999))
 def test_a_ratio_rounds_down_to_at_least_one(length, ratio):
     count = thinking_count(Thinking(ratio=ratio), length)
