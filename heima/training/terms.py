@@ -127,6 +127,8 @@ class Explain(nn.Module):
             decoder = LlamaModel(
                 LlamaConfig(
                     vocab_size=1,
+                    bos_token_id=None,
+                    eos_token_id=None,
                     hidden_size=config.hidden_size,
                     intermediate_size=config.intermediate_size,
                     num_hidden_layers=EXPLAINER_LAYERS,
