@@ -16,7 +16,7 @@ from eval.tasks import scored_text
 from heima import config
 from heima.data.pictures import PIL_FAULTS, worded
 from heima.vlm.generation import Prompt, generate
-from heima.vlm.models import load_vlm, vocabulary
+from heima.vlm.models import feed, load_vlm, vocabulary
 
 
 class Heima(ChatModel):
@@ -56,7 +56,10 @@ class Heima(ChatModel):
         if batch_size is not None:
             self._decoding = self._decoding.model_copy(update={"batch_size": int(batch_size)})
         self._prefix = self._params.prefix(name.partition("/")[0], forced_prefix)
+        base = name.partition("/")[0]
+        self._tags = self._params.rendering(base).tags
         self._model, self._processor = load_vlm(Path(root) / models, name, self._params)
+        self._feed = feed(self._processor.tokenizer, self._params, base)
         self.device = self._model.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
@@ -73,6 +76,8 @@ class Heima(ChatModel):
             decoding=self._decoding,
             seed=self._seed,
             prefix=self._prefix,
+            tags=self._tags,
+            feed=self._feed,
         )
         return [
             result_of(

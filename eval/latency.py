@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from eval import lmms_start, tasks
 from eval.benchmark_data import edition
@@ -12,6 +13,7 @@ from eval.benchmark_rows import Rows
 from eval.latency_cells import cells
 from eval.timing import (
     Case,
+    Measured,
     Question,
     Setup,
     environment,
@@ -25,7 +27,7 @@ from heima.config.benchmarks import BENCHMARKS
 from heima.results.cells import write_metrics
 from heima.results.files import write_jsonl
 from heima.results.provenance import provenance
-from heima.vlm.models import load_vlm, vocabulary
+from heima.vlm.models import feed, load_vlm, vocabulary
 
 
 def latency(
@@ -58,8 +60,35 @@ def latency(
             questions=len(setup.questions),
             limits={name: case.max_new_tokens for name, case in setup.cases.items()},
             skipped={str(size): reason for size, reason in measured.skipped.items()},
+            **_looked_up(params, measured),
         ),
     )
+
+
+def _looked_up(params: Params, measured: Measured) -> dict[str, Any]:
+    """For each case that looks tokens up: of how many answers, and how many are the same as those
+    of a case of its variant that does not."""
+    cases = params.latency.cases
+    found = {}
+    for name, case in cases.items():
+        if case.lookup is None:
+            continue
+        plain = [
+            other
+            for other, one in cases.items()
+            if one.model_copy(update={"lookup": None}) == case.model_copy(update={"lookup": None})
+            and one.lookup is None
+        ]
+        texts: dict[tuple[str, int], str] = {
+            (timing.case, timing.batch): timing.texts
+            for timing in measured.timings
+            if timing.batch_size == 1
+        }
+        own = {batch: text for (which, batch), text in texts.items() if which == name}
+        if plain:
+            same = sum(texts[plain[0], batch] == text for batch, text in own.items())
+            found[name] = {"answers": len(own), "same": same, "as": plain[0]}
+    return {"lookup": found} if found else {}
 
 
 def load_setup(params: Params, models: Path) -> Setup:
@@ -77,8 +106,10 @@ def load_setup(params: Params, models: Path) -> Setup:
     cases = {
         name: Case(
             loaded[variant.model],
+            lookup=asked.cases[name].lookup,
             max_new_tokens=params.decoding(asked.protocol).max_new_tokens,
             prefix=params.prefix(variant.model, variant.forced_prefix),
+            feed=feed(processor.tokenizer, params, variant.model),
         )
         for name, variant in variants.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,9 +33,11 @@ def cells(measured: Measured, peaks: Peaks, *, seed: int) -> dict[str, dict[str,
     for (case, size), timings in taken.items():
         work = measured.work[case, size]
         counted = [timing for timing in timings if timing.batch == 0]
-        columns = {
+        columns: dict[str, list[Any]] = {
             "decoded_tokens": [n for t in timings if t.round == 0 for n in t.decoded],
             "longest_tokens": [max(timing.decoded) for timing in timings],
+            # Fewer than tokens where several are looked up at once.
+            "passes": [timing.passes for timing in timings],
             **{
                 name: [getattr(timing, name) for timing in timings]
                 for name in (

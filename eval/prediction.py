@@ -31,10 +31,11 @@ from heima.results.provenance import provenance
 from heima.results.scores import score_group
 from heima.results.statistics import DRAWS, cell
 from heima.vlm import processes
+from heima.vlm.budgets import Cut
 from heima.vlm.generation import Decoder, Engine, Generation, Plan, Transformers, plan
 from heima.vlm.kept_answers import ROOT as JOURNALS
 from heima.vlm.kept_answers import Journal, key, weights_digest
-from heima.vlm.models import load_processor, load_vlm, vocabulary
+from heima.vlm.models import feed, load_processor, load_vlm, vocabulary
 from heima.vlm.processes import Processes
 
 Run = tuple[ProtocolName, int]
@@ -87,7 +88,14 @@ def predict(
             kept = {
                 run: Journal(
                     journals,
-                    key(planned, params, weights=weights, prefix=prefix),
+                    key(
+                        planned,
+                        params,
+                        weights=weights,
+                        prefix=prefix,
+                        feed=params.feed(name),
+                        budget=params.variants[variant].budget,
+                    ),
                     rank=shared.rank,
                     world=shared.world,
                 )
@@ -101,7 +109,9 @@ def predict(
             _decode(
                 plans,
                 kept,
-                functools.partial(_decoder, models, model, params, images),
+                functools.partial(
+                    _decoder, models, model, params, images, params.variants[variant].budget
+                ),
                 shared,
                 title=f"predict@{variant}, model {model}",
             )
@@ -190,15 +200,28 @@ def _decode(
                 shown.update(len(answers))
 
 
-def _decoder(models: Path, name: str, params: Params, images: ImageCache) -> Decoder:
+def _decoder(
+    models: Path, name: str, params: Params, images: ImageCache, budget: int | None
+) -> Decoder:
+    base = name.partition("/")[0]
     if params.predict.engine == "vllm":
         from heima.vlm.vllm_engine import Vllm
 
         engine: Engine = Vllm(models, name, params)
     else:
         model, processor = load_vlm(models, name, params)
-        engine = Transformers(model, processor, images, workers=params.hardware.workers)
-    return Decoder(engine, vocabulary(load_processor(models, params).tokenizer, params))
+        engine = Transformers(
+            model,
+            processor,
+            images,
+            workers=params.hardware.workers,
+            feed=feed(processor.tokenizer, params, base),
+        )
+    words = vocabulary(load_processor(models, params).tokenizer, params)
+    tags = params.rendering(base).tags
+    if budget is not None:
+        engine = Cut(engine, words, budget=budget, tags=tags)
+    return Decoder(engine, words, tags)
 
 
 def _answers(planned: Plan, journal: Journal) -> list[Generation]:
@@ -225,6 +248,7 @@ def _write(
         "model": params.variants[variant].model,
         "training_seeds": list(answers),
         "forced_prefix": params.variants[variant].forced_prefix,
+        **({"budget": budget} if (budget := params.variants[variant].budget) else {}),
         "engine": params.predict.engine,
         "decoding": {p: params.decoding(p).model_dump(mode="json") for p in params.protocols},
         "seeds": {p: list(rules.seeds) for p, rules in params.protocols.items()},
@@ -232,6 +256,7 @@ def _write(
         "tasks": tasks.names(params),
         "data": benchmark_data.revisions(params),
     }
+    tags = params.rendering(params.variants[variant].model).tags
     seconds: dict[str, list[float]] = defaultdict(list)
     with atomic(folder) as temporary:
         for trained, (protocol, seed), generations in (
@@ -246,7 +271,9 @@ def _write(
                     {
                         "doc_id": request.doc_id,
                         "text": one.text,
-                        "conclusion": parsing.conclusion(one.text),
+                        "conclusion": parsing.conclusion(
+                            one.text, tags, ended=one.finish == "stop"
+                        ),
                         "counts": dataclasses.asdict(one.counts),
                         "finish": one.finish,
                     }

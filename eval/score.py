@@ -68,8 +68,7 @@ class Answer:
 
     @property
     def scored(self) -> str:
-        found = parsing.conclusion(self.text)
-        return self.text if found is None else found
+        return parsing.scored(self.text)
 
     @property
     def failed(self) -> bool:

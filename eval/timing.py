@@ -22,11 +22,12 @@ untimed, with a counter in place of the clock.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ from transformers.generation import BaseStreamer
 from heima.config import Peaks
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
+from heima.families.feeding import Feed, Forced, fed_back, unforced
 from heima.results.bars import tracked
+from heima.vlm.lookup import looking_up
 
 BATCHES = 4
 """Batches of one size in a round, at most: at batch 1 a few samples tell enough."""
@@ -63,13 +66,17 @@ class Case:
     """What is timed: a model, the beginning of the answer that stands in the prompt, a limit.
 
     `exact` decodes `max_new_tokens` for every sample, as a model without training needs, which
-    does not know where an answer ends.
+    does not know where an answer ends. `feed`: states are fed back, and of a forced beginning the
+    thinking tokens are written one by one: they belong to the prefill. `lookup` tokens are looked
+    up a pass, at batch 1 alone.
     """
 
     model: PreTrainedModel
     max_new_tokens: int
     prefix: str = ""
     exact: bool = False
+    feed: Feed | None = None
+    lookup: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,9 @@ class Setup:
 class Timing:
     """One batch of one case: samples batch * batch_size and following, in milliseconds.
 
-    `decoded` has each sample's tokens, the end of turn included. `tpot_ms` is None where no answer
-    has a second token.
+    `decoded` has each sample's tokens, the end of turn included; `passes` are those that wrote an
+    answer that was looked up, the prompt's included. `tpot_ms` is None where no answer has a second
+    token. `texts` are the answers' token ids as a hash.
     """
 
     case: str
@@ -95,6 +103,8 @@ class Timing:
     round: int
     batch: int
     decoded: list[int]
+    passes: int | None
+    texts: str
     preprocess_ms: float
     vision_ms: float
     prefill_ms: float
@@ -166,7 +176,8 @@ def measure(
 
 
 def _measure_size(setup: Setup, size: int, batches: int, rounds: int) -> Measured:
-    names = list(setup.cases)
+    # What is looked up is of one answer.
+    names = [name for name, case in setup.cases.items() if size == 1 or case.lookup is None]
     first = range(size)
     measured = Measured([], {(name, size): _work(setup, name, first) for name in names})
     turns = tracked(range(rounds * batches), f"batches of {size}", rounds * batches, "batch")
@@ -177,7 +188,10 @@ def _measure_size(setup: Setup, size: int, batches: int, rounds: int) -> Measure
         for name in (*names[start:], *names[:start]):
             clock = _clock(setup.cases[name].model.device)
             marks, answers, _ = _run(setup, name, rows, clock)
-            measured.timings.append(_timing(name, size, turn, batch, marks, answers))
+            one = _timing(name, size, turn, batch, marks, answers)
+            if setup.cases[name].lookup is not None:
+                one = replace(one, passes=marks.passes)
+            measured.timings.append(one)
     return measured
 
 
@@ -202,6 +216,7 @@ class _Marks:
     first: float
     last: float
     end: float
+    passes: int
 
 
 class _TokenMarks(BaseStreamer):
@@ -255,25 +270,36 @@ def _run(
     start = read()
     family = registry.of(model)
     images = [family.process(one.image, processor) for one in questions]
-    inputs = batches.model_inputs(family, ids, images, processor)
+    prompted, forced = unforced(ids, case.feed)
+    inputs = batches.model_inputs(family, prompted, images, processor)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     prepared = read()
     tokens = _TokenMarks(read)
-    with _around_vision(model, read) as readings:
+    length = inputs["input_ids"].shape[1]
+    with (
+        _around_vision(model, read) as readings,
+        fed_back(family.language_model(model), case.feed),
+        looking_up(model, case.lookup) as looked,
+    ):
         output = model.generate(
             **inputs,
             **_GREEDY,
-            max_new_tokens=case.max_new_tokens,
-            min_new_tokens=case.max_new_tokens if case.exact else None,
+            max_new_tokens=len(forced) + case.max_new_tokens,
+            min_new_tokens=len(forced) + case.max_new_tokens if case.exact else None,
             eos_token_id=ends,
             pad_token_id=processor.tokenizer.pad_token_id,
             streamer=tokens,
             return_dict_in_generate=True,
+            **({"logits_processor": [Forced(forced, length)]} if forced else {}),
+            **looked,
         )
-    answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    answers = output.sequences[:, length + len(forced) :].tolist()
     end = read()
     vision, seen = readings
-    marks = _Marks(start, prepared, vision, seen, tokens.readings[0], tokens.readings[-1], end)
+    written = tokens.readings[len(forced) :]
+    marks = _Marks(
+        *(start, prepared, vision, seen, written[0], written[-1], end), passes=len(written)
+    )
     return marks, [_up_to_end(answer, ends) for answer in answers], output.past_key_values
 
 
@@ -307,6 +333,8 @@ def _timing(
         round=turn,
         batch=batch,
         decoded=decoded,
+        passes=None,
+        texts=hashlib.sha256(repr(answers).encode()).hexdigest()[:16],
         preprocess_ms=1e3 * (marks.prepared - marks.start),
         vision_ms=1e3 * (marks.seen - marks.vision),
         prefill_ms=1e3 * (marks.first - marks.seen),
@@ -330,14 +358,12 @@ _UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _atten
 
 def _work(setup: Setup, name: str, rows: Sequence[int]) -> Work:
     with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
-        marks, answers, cache = _run(setup, name, rows, counter.get_total_flops)
+        marks, _, cache = _run(setup, name, rows, counter.get_total_flops)
     return Work(
         vision_flops=int(marks.seen - marks.vision),
         prefill_flops=int(marks.first - marks.seen),
         decode_flops=int(marks.last - marks.first),
-        decode_bytes=_decode_bytes(
-            setup.cases[name].model, cache, steps=max(map(len, answers)) - 1
-        ),
+        decode_bytes=_decode_bytes(setup.cases[name].model, cache, steps=marks.passes - 1),
     )
 
 

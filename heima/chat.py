@@ -35,6 +35,7 @@ from heima.data.encoding import Sample
 from heima.data.tokens import Vocabulary
 from heima.families import registry
 from heima.families.batches import Collator
+from heima.families.feeding import Feed
 from heima.interpreting import readers, states
 from heima.interpreting.readers import Readers
 from heima.results.files import read_json
@@ -127,6 +128,7 @@ def answer(
     question: str,
     *,
     max_new_tokens: int,
+    feed: Feed | None = None,
 ) -> str:
     """The model's whole answer, decoded greedily; thinking tokens are shown by name.
 
@@ -136,7 +138,7 @@ def answer(
         raise ChatError("the question is empty")
     decoding = Decoding(temperature=0, top_k=50, max_new_tokens=max_new_tokens, batch_size=1)
     prompt = Prompt(question, "image", lambda: image)
-    [found] = generate(model, processor, vocabulary, [prompt], decoding=decoding, seed=0)
+    [found] = generate(model, processor, vocabulary, [prompt], decoding=decoding, seed=0, feed=feed)
     return found.text
 
 
@@ -149,6 +151,7 @@ def readings(
     text: str,
     reading: Readers,
     seed: int,
+    feed: Feed | None = None,
 ) -> Iterator[Reading]:
     """What the interpreters make of each thinking token in an answer `text`, section by section.
 
@@ -157,7 +160,9 @@ def readings(
     whole.
     """
     sample = Sample(vocabulary.encode(question, "first", meant(text)), "image")
-    collate = Collator(registry.of(model), processor, _OneImage(image))
+    collate = Collator(
+        registry.of(model), processor, _OneImage(image), thoughts=feed.ids if feed else None
+    )
     try:
         found = states.extract(
             model,
@@ -165,6 +170,7 @@ def readings(
             vocabulary,
             reading.thinking,
             position=reading.position,
+            feed=feed,
         )
     except ValueError as error:
         raise ChatError(f"the answer has no thinking tokens to read: {error}") from error
@@ -212,15 +218,15 @@ def _chat(given: argparse.Namespace) -> None:
     seed = params.seeds[0] if given.seed is None else given.seed
     model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
-    text = answer(
-        model, processor, vocabulary, image, given.question, max_new_tokens=given.max_new_tokens
-    )
+    feed = models.feed(processor.tokenizer, params, checkpoint)
+    asked = (model, processor, vocabulary, image, given.question)
+    text = answer(*asked, max_new_tokens=given.max_new_tokens, feed=feed)
     print(text)
     if checkpoint != params.states.checkpoint:
         print(f"\n(the interpreters read {params.states.checkpoint}, not {checkpoint})")
         return
     reading = readers.of_pipeline(params, seed)
-    _show(readings(model, processor, vocabulary, image, given.question, text, reading, seed))
+    _show(readings(*asked, text, reading, seed, feed))
 
 
 def _show(found: Iterator[Reading]) -> None:

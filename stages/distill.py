@@ -25,6 +25,8 @@ from heima.results.provenance import provenance
 from heima.training import outcome, snapshots
 from heima.training.backbone import body, tile_shift
 from heima.training.loop import AnswerLoss
+from heima.training.surprisal import short_texts
+from heima.training.terms import Align, Explain
 from heima.vlm import models
 from stages import arguments, launch
 
@@ -41,19 +43,40 @@ def main(name: str, seed: int) -> None:
     # Data, before the weights: turns that are too long are known in seconds, in every process alike
     processor = models.load_processor(root, params)
     images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
-    collate = models.collator(processor, images, params)
+    feed = models.feed(processor.tokenizer, params, name)
+    collate = models.collator(processor, images, params, feed)
     limit = min(params.distill.max_length, models.positions(root, params))
+    rendering = params.rendering(name)
+    vocabulary = models.vocabulary(processor.tokenizer, params)
+    turns = {split: load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")}
+    short: dict[str, list[dict[str, str]]] = {}
+    if "short" in rendering.forms.values():
+        teacher, _ = models.load_vlm(root, "text-cot", params)
+        reading = AnswerLoss(teacher, params.hardware, body=body(teacher))
+        for split, those in turns.items():
+            short[split] = short_texts(
+                reading,
+                those,
+                vocabulary,
+                models.collator(processor, images, params),
+                checkpoint.thinking,
+                batch_size=checkpoint.batch_size,
+            )
+        del teacher, reading
     fitted = {}
     try:
-        for split in ("train", "heldout"):
+        for split, those in turns.items():
             fitted[split] = fit_turns(
-                load_turns(f"data/rewritten/{split}.parquet"),
-                checkpoint.data,
-                models.vocabulary(processor.tokenizer, params),
+                those,
+                rendering,
+                vocabulary,
                 max_length=limit,
                 too_long=params.distill.too_long,
                 thinking=checkpoint.thinking,
                 image_tokens=models.image_tokens(processor, images, params),
+                short=short.get(split),
+                thought_loss=checkpoint.thought_loss,
+                supervised=checkpoint.losses.any,
             )
             if not fitted[split].samples:
                 raise ValueError(
@@ -65,7 +88,16 @@ def main(name: str, seed: int) -> None:
 
     # Model
     model = models.trainable_vlm(root, params.trained(checkpoint.init, seed), params, seed=seed)
-    answering = AnswerLoss(model, params.hardware, body=body(model, tiles=params.training.tiles))
+    tiles, weights = params.training.tiles, checkpoint.losses
+    answering = AnswerLoss(
+        model,
+        params.hardware,
+        body=body(model, tiles=tiles, feed=feed),
+        align=(weights.align, Align(model, body(model, tiles=tiles))) if weights.align else None,
+        explain=(weights.explain, Explain(model, seed=seed, fed=bool(feed)))
+        if weights.explain
+        else None,
+    )
 
     # Training
     run = _snapshots(name, seed, params)
@@ -99,6 +131,8 @@ def main(name: str, seed: int) -> None:
             data=checkpoint.data,
             init=checkpoint.init,
             thinking=checkpoint.thinking.model_dump(exclude_none=True),
+            **({"losses": weights.model_dump(exclude_none=True)} if weights.any else {}),
+            **({"feed": checkpoint.feed, "feed_scale": checkpoint.feed_scale} if feed else {}),
             **found.facts(model),
             **facts,
         ),
@@ -114,7 +148,10 @@ def _snapshots(name: str, seed: int, params: config.Params) -> snapshots.Resume:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(params.checkpoints[name].init, seed),
     ]
-    used = ("family", "precision", "image_decoding", "training", "distill", checkpoint)
+    used = ["family", "precision", "image_decoding", "training", "distill", checkpoint]
+    # What the checkpoint's rendering is of its name is a rule: of the built-in ones it is code.
+    if params.checkpoints[name].data in params.renderings:
+        used.append(f"renderings.{params.checkpoints[name].data}")
     return snapshots.of(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 

@@ -71,10 +71,11 @@ def _extract(
     thinking = params.thinking(checkpoint)
     model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
+    feed = models.feed(processor.tokenizer, params, checkpoint)
     # Every turn has states, however long it is: nothing is trained on it here.
     samples = encode_turns(
         [turn for batch in batches for turn in batch],
-        "p3",
+        params.rendering(checkpoint),
         vocabulary,
         thinking=thinking,
     )
@@ -82,13 +83,18 @@ def _extract(
     loader: DataLoader[Any] = DataLoader(
         samples,  # type: ignore[arg-type]  # a sequence is a map-style data set
         batch_sampler=[[next(places_) for _ in batch] for batch in batches],
-        collate_fn=models.collator(processor, images, params),
+        collate_fn=models.collator(processor, images, params, feed),
         num_workers=params.hardware.workers,
     )
     for turns, batch in zip(batches, loader, strict=True):
         try:
             found = states.extract(
-                model, batch, vocabulary, thinking, position=params.states.position
+                model,
+                batch,
+                vocabulary,
+                thinking,
+                position=params.states.position,
+                feed=feed,
             )
         except ValueError as error:
             raise ValueError(f"turns {turns[0].id} to {turns[-1].id}: {error}") from error

@@ -112,6 +112,7 @@ def test_the_benchmark_of_training_runs_and_exact_savings_leave_the_loss():
     assert result["ratio"] == result["ratios"]["all exact savings"] > 0
     assert result["mfu"].keys() == result["ratios"].keys() and min(result["mfu"].values()) > 0
     assert result["loss_off_by"] < 1e-4 < result["real_tiles_loss_off_by"]
+    assert result["ratio_state_feed"] > 0 and "states fed back" in result["ratios"]
     for row in result["ratios"]:
         assert any(line.startswith(row) for line in table), row
 

@@ -6,13 +6,13 @@
 
 The baseline is Hugging Face's Trainer as it comes: transformers' own forward pass and loss, an
 image a row, every position through the lm_head. The others are `heima.training.loop`, with one
-saving turned off, with all exact ones, and with `tiles: real`, too. All train the same LoRA from
-the same weights on the same batches in the same order: turns of the compressed phases' length, 2.6
-to an image, images of 560 px tiles, of which most have fewer than the four that Mllama pads them
-to. The sizes of encoder and text model are such that the encoder has about the share of the work
-that it has in the 11B model. With `--size 11b` all rows but one compute activations again in the
-backward pass (gradient checkpointing), in bf16; a row that the GPU has no room for is left out and
-named.
+saving turned off, with all exact ones, and with `tiles: real`, or states fed back, too. All train
+the same LoRA from the same weights on the same batches in the same order: turns of the compressed
+phases' length with three thinking tokens, 2.6 to an image, images of 560 px tiles, of which most
+have fewer than the four that Mllama pads them to. The sizes of encoder and text model are such that
+the encoder has about the share of the work that it has in the 11B model. With `--size 11b` all rows
+but two compute activations again in the backward pass (gradient checkpointing), in bf16; a row that
+the GPU has no room for is left out and named.
 
 The toy's layers are so small that all rows but the baseline add each adapter to its weight
 (`heima.training.merged_lora`); those of the other sizes are not.
@@ -23,6 +23,8 @@ the first step, which is not timed; recomputation included, as in `stages.plan -
 device's peak, measured or stated with --peak. The last line is a JSON object:
 
 - `ratio`: samples a second of all exact savings over the baseline's;
+- `ratio_state_feed`: samples a second with states fed back, in segments, over those of the row that
+  is the same but for that, which feeds tokens;
 - `ratio_real_tiles`: that of `tiles: real`, whose loss is another by `real_tiles_loss_off_by`;
 - `ratios`, `mfu`, `peak_gb`: those of every row, memory on a GPU alone;
 - `loss_off_by`: the largest difference of an exact row;
@@ -67,11 +69,14 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 from eval import timing
 from heima.config import Hardware, Lora, Schedule, Training
+from heima.cot.rendering import render
+from heima.cot.sections import COMPRESSIBLE, SECTIONS
 from heima.data.encoding import Sample
 from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
 from heima.families import registry
 from heima.families.batches import Collator
+from heima.families.feeding import Feed
 from heima.families.registry import FAMILIES
 from heima.toy.mllama import build_processor, build_vlm
 from heima.toy.world import IMAGE_SIDE
@@ -104,12 +109,16 @@ SPARE_BYTES = 40 * 10**9
 PLAIN = "plain Trainer"
 ALL = "all exact savings"
 REAL = "and real tiles"
+STATES = "states fed back"
 SAVINGS = {
     "no image once": (Training(images_once=False), Hardware()),
     "all positions through the lm_head": (Training(), Hardware(labelled_only=False)),
     ALL: (Training(), Hardware()),
     REAL: (Training(tiles="real"), Hardware()),
+    STATES: (Training(), Hardware()),
 }
+
+KEPT = "all exact savings, nothing recomputed"
 
 
 @dataclass(frozen=True)
@@ -123,14 +132,24 @@ class Size:
     @property
     def rows(self) -> dict[str, tuple[Training, Hardware]]:
         """Every row but the baseline, and how it trains."""
-        recomputing = {"gradient_checkpointing": self.checkpointing}
         rows = {
-            name: (training, hardware.model_copy(update=recomputing))
+            name: (
+                training,
+                # With it segments would lose their cache.
+                hardware.model_copy(
+                    update={"gradient_checkpointing": self.checkpointing and name != STATES}
+                ),
+            )
             for name, (training, hardware) in SAVINGS.items()
         }
         if self.checkpointing:
-            rows["all exact savings, nothing recomputed"] = SAVINGS[ALL]
+            rows[KEPT] = SAVINGS[ALL]
         return rows
+
+    @property
+    def tokens_fed(self) -> str:
+        """The row that is as the one with states fed back, but for what is fed."""
+        return KEPT if self.checkpointing else ALL
 
 
 SIZES = {
@@ -217,7 +236,7 @@ def write_samples(vocabulary: Vocabulary, names: Sequence[str]) -> list[Sample]:
             vocabulary.encode(
                 some(*QUESTION_WORDS),
                 "first",
-                f"<SUMMARY> {some(*ANSWER_WORDS)} </SUMMARY>",
+                render({**dict.fromkeys(SECTIONS, ""), "conclusion": some(*ANSWER_WORDS)}, "p3"),
             ),
             name,
         )
@@ -253,18 +272,21 @@ UNCOUNTED = {
 
 
 @contextlib.contextmanager
-def measured(model: PreTrainedModel) -> Iterator[Result]:
+def measured(model: PreTrainedModel, passes: int = 1) -> Iterator[Result]:
     """Fills a result, but for its losses, while a loop of whatever kind trains the model.
 
-    Between two starts of the text model passes a whole step, reading images included. The first
-    such step is counted instead of timed.
+    Between two starts of the text model, or `passes` times as many, passes a whole step, reading
+    images included. The first such step is counted instead of timed.
     """
     text = registry.pretrained(model).model.language_model
     times: list[float] = []
+    starts = itertools.count()
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     counting = contextlib.ExitStack()
 
     def started(*_: object) -> None:
+        if next(starts) % passes:
+            return
         if not times:
             counting.enter_context(counter)
         else:
@@ -379,10 +401,12 @@ def ours(
     training: Training,
     hardware: Hardware,
     size: Size,
+    feed: Feed | None = None,
 ) -> Result:
     """`heima.training.loop` with the given savings."""
-    answering = loop.AnswerLoss(model, hardware, body=body(model, tiles=training.tiles))
-    with measured(model) as result:
+    answering = loop.AnswerLoss(model, hardware, body=body(model, tiles=training.tiles, feed=feed))
+    # A segment up to each thinking token, and one behind the last.
+    with measured(model, passes=1 + len(COMPRESSIBLE) if feed else 1) as result:
         curve = loop.train(
             answering,
             samples,
@@ -441,6 +465,8 @@ def main() -> None:
             Collator(FAMILIES["toy-mllama"], processor, images, once=choice)
             for choice in (True, False)
         )
+        feed = Feed(frozenset(vocabulary.thinking_ids.values()))
+        aligned = Collator(FAMILIES["toy-mllama"], processor, images, thoughts=feed.ids)
         for row, settings in {PLAIN: None, **size.rows}.items():
             try:
                 with adapted(model) as whole:
@@ -448,7 +474,13 @@ def main() -> None:
                         results[row] = plain_trainer(whole, samples, each, schedule, size)
                     else:
                         collate = once if settings[0].images_once else each
-                        results[row] = ours(whole, samples, collate, schedule, *settings, size)
+                        fed = feed if row == STATES else None
+                        results[row] = ours(
+                            *(whole, samples, aligned if fed else collate, schedule),
+                            *settings,
+                            size,
+                            fed,
+                        )
             except torch.cuda.OutOfMemoryError:
                 skipped[row] = "the GPU has no room for it"
                 torch.cuda.empty_cache()
@@ -486,7 +518,9 @@ def report(
         if plain
         else {}
     )
-    exact = [off[row] for row in off if row not in (PLAIN, REAL)]
+    exact = [off[row] for row in off if row not in (PLAIN, REAL, STATES)]
+    fed = SIZES[name].tokens_fed
+    state_ratio = round(speed[STATES] / speed[fed], 2) if {STATES, fed} <= speed.keys() else None
     environment = timing.environment(model)
     print(
         f"{model.num_parameters() / 1e6:,.0f} M random parameters in {environment['dtype']} on "
@@ -525,6 +559,7 @@ def report(
                 "baseline": PLAIN,
                 "ratio": ratios.get(ALL),
                 "ratio_real_tiles": ratios.get(REAL),
+                "ratio_state_feed": state_ratio,
                 "ratios": ratios,
                 "mfu": {row: round(share, 3) for row, share in mfu.items()},
                 "peak_gb": {row: round(size, 1) for row, size in peak.items()},

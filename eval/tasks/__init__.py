@@ -161,5 +161,4 @@ class ConclusionFilter(Filter):
 
 def scored_text(text: str) -> str:
     """What a task's own rule gets to see of an answer."""
-    found = parsing.conclusion(text)
-    return text if found is None else found
+    return parsing.scored(text)

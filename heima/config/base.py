@@ -32,6 +32,8 @@ ProtocolName = Literal["lmms", "vlmevalkit"]
 Family = Annotated[str, AfterValidator(families.known)]
 Tiles = Literal["padded", "real"]
 TooLong = Literal["drop", "cut", "refuse"]
+Fed = Literal["token", "state"]
+FeedScale = Literal["none", "match"]
 ImageDecoding = Literal["faithful", "convert-rgb"]
 
 PRETRAINED = ("text-cot", "base", "interpreter")

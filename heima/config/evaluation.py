@@ -21,7 +21,6 @@ from heima.config.base import (
     ProtocolName,
     Seed,
 )
-from heima.cot.rendering import RENDERINGS, is_constant
 
 
 class Decoding(Model):
@@ -106,30 +105,29 @@ class Predict(Model):
 class Variant(Model):
     """A row of the benchmarks' table.
 
-    `forced_prefix` is a rendering whose sections are thinking tokens: that constant beginning of
-    every answer is put into the prompt and not decoded (docs/recipe.md, section 6). Under a ratio
-    no two answers need begin alike.
+    `forced_prefix` is a rendering whose sections are tokens and no words: that constant beginning
+    of every answer is put into the prompt and not decoded (docs/recipe.md, section 6). Under a
+    ratio no two answers need begin alike.
+
+    `budget`: the tokens that an answer may have before its conclusion; where that has not begun by
+    then it is forced, so that a cut chain has an accuracy (`heima.vlm.budgets`).
     """
 
     model: Name
     forced_prefix: str | None = None
-
-    @model_validator(mode="after")
-    def _constant_prefix(self) -> Variant:
-        constant = sorted(name for name in RENDERINGS if is_constant(name))
-        if self.forced_prefix is not None and self.forced_prefix not in constant:
-            raise ValueError(
-                f"forced_prefix = {self.forced_prefix!r} is not one of {constant}, the renderings "
-                "that begin every answer alike"
-            )
-        return self
+    budget: PositiveInt | None = None
 
 
 class LatencyCase(Model):
-    """A line of the latency table: a variant, cut to the tokens of the case `budget` if named."""
+    """A line of the latency table: a variant, cut to the tokens of the case `budget` if named.
+
+    `lookup`: as many tokens are looked up a pass in what stands before (`heima.vlm.lookup`); the
+    answers are the same. Such a case is measured at batch 1 alone.
+    """
 
     variant: Name
     budget: Name | None = None
+    lookup: PositiveInt | None = None
 
 
 class Peaks(Model):
@@ -162,6 +160,12 @@ class Latency(Model):
                     f"cases.{name}.budget = {case.budget!r} is not one of {whole}, the cases "
                     "without a budget of their own"
                 )
+        looking = [name for name, case in self.cases.items() if case.lookup is not None]
+        if looking and 1 not in self.batch_sizes:
+            raise ValueError(
+                f"cases.{looking[0]}.lookup = {self.cases[looking[0]].lookup} needs 1 among "
+                f"batch_sizes = {list(self.batch_sizes)}: it decodes one answer at a time"
+            )
         if len(set(self.batch_sizes)) != len(self.batch_sizes):
             raise ValueError("batch_sizes must name no size twice")
         return self

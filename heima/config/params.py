@@ -10,11 +10,12 @@ from pydantic import (
     model_validator,
 )
 
-from heima.config import families
+from heima.config import chains, families
 from heima.config.base import (
     PRETRAINED,
     BenchmarkName,
     Family,
+    FeedScale,
     ImageDecoding,
     Model,
     Name,
@@ -53,9 +54,9 @@ from heima.config.training import (
     Teach,
     Training,
 )
-from heima.cot.rendering import RENDERINGS, constant_prefix
-from heima.cot.sections import COMPRESSIBLE, numbered
-from heima.cot.thinking import ONE_TOKEN, Thinking
+from heima.cot.rendering import RENDERINGS, Rendering, constant_prefix
+from heima.cot.sections import COMPRESSIBLE, MOST_BESIDE_CONTROL, numbered
+from heima.cot.thinking import ONE_TOKEN, Thinking, shown
 
 
 class Params(Model):
@@ -65,6 +66,7 @@ class Params(Model):
     `seeds` are the training seeds: each checkpoint and interpreter is trained once with each.
     `image_decoding` is that of training and of benchmarks: as a viewer shows images, or by Pillow's
     `convert("RGB")` alone (see `heima.data.pictures`).
+    `renderings` are more than those of `cot.rendering.RENDERINGS`.
     """
 
     profile: Name
@@ -79,6 +81,7 @@ class Params(Model):
     hardware: Hardware = Hardware()
     training: Training
     distill: Distill
+    renderings: dict[Name, Rendering] = Field(default_factory=dict)
     checkpoints: dict[Name, AnyCheckpoint] = Field(min_length=1)
     states: States
     interpret: Interpret
@@ -101,11 +104,26 @@ class Params(Model):
         return self
 
     @model_validator(mode="after")
+    def _new_renderings(self) -> Params:
+        for name in self.renderings:
+            if name in RENDERINGS:
+                raise ValueError(
+                    f"renderings.{name}: must have another name than {', '.join(RENDERINGS)}, "
+                    "which are there already"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _names_resolve(self) -> Params:
         known = {"text-cot", *self.checkpoints}
         for name, checkpoint in self.checkpoints.items():
             if name in PRETRAINED:
                 raise ValueError(f"checkpoints.{name}: {PRETRAINED} are names of pretrained models")
+            if checkpoint.losses.align is not None and checkpoint.init in {"base", "interpreter"}:
+                raise ValueError(
+                    f"checkpoints.{name}.init = {checkpoint.init!r} must be text-cot, or a "
+                    "checkpoint that starts from it, with losses.align: that model is the teacher"
+                )
             if checkpoint.init not in known - {name}:
                 raise ValueError(
                     f"checkpoints.{name}.init = {checkpoint.init!r} is not one of "
@@ -113,11 +131,14 @@ class Params(Model):
                 )
             if isinstance(checkpoint, Checkpoint):
                 self._check_matched(name, checkpoint)
+            self._check_rendering(name, checkpoint)
+        for name in self.checkpoints:
             self._check_thinking(name)
+            chains.check(self, name, self._chain(name))
         compressed = sorted(
             name
-            for name, checkpoint in self.checkpoints.items()
-            if set(RENDERINGS[checkpoint.data].values()) == {"token"}
+            for name in self.checkpoints
+            if set(self.rendering(name).forms.values()) == {"token"}
         )
         if self.states.checkpoint not in compressed:
             raise ValueError(
@@ -142,6 +163,13 @@ class Params(Model):
                 raise ValueError(
                     f"variants.{name}.model = {variant.model!r} is not one of {sorted(allowed)}"
                 )
+            constant = sorted(key for key, one in self._renderings().items() if one.constant)
+            if variant.forced_prefix is not None and variant.forced_prefix not in constant:
+                raise ValueError(
+                    f"variants.{name}.forced_prefix = {variant.forced_prefix!r} is not one of "
+                    f"{constant}, the renderings that begin every answer alike"
+                )
+            chains.check_budget(self, name)
             try:
                 self.prefix(variant.model, variant.forced_prefix)
             except ValueError as error:
@@ -223,6 +251,7 @@ class Params(Model):
                     f"latency.cases.{name}.variant = {case.variant!r} is not one of "
                     f"{sorted(self.variants)}"
                 )
+            chains.check_case(self, name)
 
     def _check_reconstructions(self) -> None:
         for name, one in self.reconstructions.items():
@@ -269,14 +298,39 @@ class Params(Model):
                 f"{' + '.join(checkpoint.matched)} together"
             )
 
+    def _renderings(self) -> dict[str, Rendering]:
+        """Every rendering by its name."""
+        return {**RENDERINGS, **self.renderings}
+
+    def _check_rendering(self, name: str, checkpoint: AnyCheckpoint) -> None:
+        known = self._renderings()
+        if checkpoint.data not in known:
+            raise ValueError(
+                f"checkpoints.{name}.data = {checkpoint.data!r} is not one of {sorted(known)}"
+            )
+        # The default may be written out: parameters that were dumped are valid.
+        if checkpoint.thinking != ONE_TOKEN and not known[checkpoint.data].counted:
+            raise ValueError(
+                f"checkpoints.{name}.thinking = {shown(checkpoint.thinking)}: the rendering "
+                f"{checkpoint.data} has no thinking tokens"
+            )
+
     def _check_thinking(self, name: str) -> None:
         own = self.checkpoints[name]
+        tokens = own.thinking.tokens
+        if self.controls and tokens is not None and tokens > MOST_BESIDE_CONTROL:
+            raise ValueError(
+                f"checkpoints.{name}.thinking.tokens = {tokens} must be at most "
+                f"{MOST_BESIDE_CONTROL} where a rendering has tags as tokens, or fillers: those "
+                "stand on the ids of the other numbered ones"
+            )
         for earlier in self._chain(name)[:-1]:
             other = self.checkpoints[earlier]
-            if own.thinks and other.thinks and own.thinking != other.thinking:
+            counted = self.rendering(name).counted and self.rendering(earlier).counted
+            if counted and own.thinking != other.thinking:
                 raise ValueError(
-                    f"checkpoints.{name}.thinking = {_shown(own.thinking)} must be "
-                    f"{_shown(other.thinking)}, that of {earlier} earlier in its chain"
+                    f"checkpoints.{name}.thinking = {shown(own.thinking)} must be "
+                    f"{shown(other.thinking)}, that of {earlier} earlier in its chain"
                 )
 
     def _chain(self, name: str) -> list[str]:
@@ -312,6 +366,22 @@ class Params(Model):
         """How many thinking tokens a model writes for a section, if it writes any."""
         return self.checkpoints[model].thinking if model in self.checkpoints else ONE_TOKEN
 
+    def feed(self, model: str) -> FeedScale | None:
+        """How a model's states are scaled that it is fed; None: it is fed tokens."""
+        checkpoint = self.checkpoints.get(model)
+        return checkpoint.feed_scale if checkpoint and checkpoint.feed == "state" else None
+
+    def rendering(self, model: str) -> Rendering:
+        """How a model's answers are rendered; those of `base` are the model's own, without any."""
+        if model in self.checkpoints:
+            return self._renderings()[self.checkpoints[model].data]
+        return RENDERINGS["answer-only" if model == "base" else "text-cot"]
+
+    @property
+    def controls(self) -> bool:
+        """Whether some checkpoint's answers have control tokens (`cot.sections`)."""
+        return any(self.rendering(name).controls for name in self.checkpoints)
+
     def prefix(self, model: str, rendering: str | None) -> str:
         """What every answer of a model in `rendering` begins with, to be forced upon it; none: "".
 
@@ -322,9 +392,9 @@ class Params(Model):
         thinking = self.thinking(model)
         if thinking.tokens is None:
             raise ValueError(
-                f"answers of {model} do not all begin alike: its thinking is {_shown(thinking)}"
+                f"answers of {model} do not all begin alike: its thinking is {shown(thinking)}"
             )
-        return constant_prefix(rendering, numbered(thinking.tokens))
+        return constant_prefix(self._renderings()[rendering], numbered(thinking.tokens))
 
     def data_name(self, protocol: str, benchmark: str) -> str:
         """The name of the data that a protocol reads for a benchmark."""
@@ -369,9 +439,14 @@ class Params(Model):
         models = {*PRETRAINED, *self.checkpoints}
         return {
             "models": {
-                model: {"thinking": self.thinking(model).model_dump(exclude_none=True)}
+                model: {
+                    "thinking": self.thinking(model).model_dump(exclude_none=True),
+                    "rendering": self.rendering(model).model_dump(),
+                    "feed": self.feed(model),
+                }
                 for model in sorted(models)
             },
+            "controls": self.controls,
             "interpreters": {
                 name: self.interpret.of(one).model_dump(mode="json")
                 for name, one in self.interpreters.items()
@@ -405,13 +480,3 @@ class Params(Model):
     def sections(self) -> tuple[str, ...]:
         """The sections that get a thinking token and an interpreter, in the order of the answer."""
         return COMPRESSIBLE
-
-
-def _shown(thinking: Thinking) -> str:
-    """As in a parameter file.
-
-    >>> _shown(Thinking(ratio=0.3))
-    '{ratio: 0.3}'
-    """
-    [(key, value)] = thinking.model_dump(exclude_none=True).items()
-    return f"{{{key}: {value}}}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Discriminator,
@@ -16,6 +16,8 @@ from pydantic import (
 )
 
 from heima.config.base import (
+    Fed,
+    FeedScale,
     Model,
     Name,
     Section,
@@ -26,7 +28,6 @@ from heima.config.data import (
     Place,
 )
 from heima.config.slurm import Slurm
-from heima.cot.rendering import RENDERINGS
 from heima.cot.thinking import ONE_TOKEN, Thinking
 
 
@@ -210,28 +211,52 @@ class Distill(Model):
     too_long: TooLong = "drop"
 
 
+class Losses(Model):
+    """The weights of terms beside the loss of tokens (`heima.training.terms`); none: no such term.
+
+    `align`: states before the conclusion are to be those of the frozen text-CoT model. `explain`: a
+    decoder trained along must write each section from the states of its thinking tokens.
+    """
+
+    align: PositiveFloat | None = None
+    explain: PositiveFloat | None = None
+
+    @property
+    def any(self) -> bool:
+        return self.align is not None or self.explain is not None
+
+
 class Checkpoint(Schedule):
     """One adapter: rendered `data`, the model it starts from, its own fresh schedule.
 
+    `data` is one of `cot.rendering.RENDERINGS` or of the parameters' own `renderings`.
     `thinking` is the same in all checkpoints of a chain that have thinking tokens. `matched` names
     checkpoints whose updates together must equal this one's, so that an ablation says in the
     parameters what it is compared with.
+
+    `feed` says what the model reads where it wrote a thinking token: the token's embedding, or the
+    `state` that predicted it, as it is or with the norm of an embedding (`feed_scale`); both are
+    the same in all checkpoints of a chain that have thinking tokens. `thought_loss`: whether the
+    loss covers thinking tokens; Coconut's does not (docs/methods.md).
     """
 
     data: str
     init: Name
     thinking: Thinking = ONE_TOKEN
     matched: tuple[Name, ...] = ()
+    feed: Fed = "token"
+    feed_scale: FeedScale = "none"
+    thought_loss: bool = True
+    losses: Losses = Losses()
 
     @model_validator(mode="after")
-    def _known_data(self) -> Checkpoint:
-        _check_data(self.data, self.thinking)
+    def _scale_of_states(self) -> Checkpoint:
+        if self.feed_scale != "none" and self.feed == "token":
+            raise ValueError(
+                f"feed_scale = {self.feed_scale!r} must be 'none' with feed = 'token': only states "
+                "are scaled"
+            )
         return self
-
-    @property
-    def thinks(self) -> bool:
-        """Whether its answers have thinking tokens."""
-        return _thinks(self.data)
 
 
 class GivenAdapter(Place):
@@ -271,27 +296,11 @@ class GivenCheckpoint(Model):
     init: Literal["text-cot"] = "text-cot"
     thinking: Thinking = ONE_TOKEN
 
-    @model_validator(mode="after")
-    def _known_data(self) -> GivenCheckpoint:
-        _check_data(self.data, self.thinking)
-        return self
-
-    @property
-    def thinks(self) -> bool:
-        """Whether its answers have thinking tokens."""
-        return _thinks(self.data)
-
-
-def _check_data(data: str, thinking: Thinking) -> None:
-    if data not in RENDERINGS:
-        raise ValueError(f"data = {data!r} is not one of {sorted(RENDERINGS)}")
-    # The default may be written out: parameters that were dumped are valid.
-    if thinking != ONE_TOKEN and not _thinks(data):
-        raise ValueError(f"thinking: the rendering {data} has no thinking tokens")
-
-
-def _thinks(data: str) -> bool:
-    return "token" in RENDERINGS[data].values()
+    # What it was trained with is not known; it is asked as those that read their tokens.
+    feed: ClassVar[Fed] = "token"
+    feed_scale: ClassVar[FeedScale] = "none"
+    thought_loss: ClassVar[bool] = True
+    losses: ClassVar[Losses] = Losses()
 
 
 def _kind(checkpoint: Any) -> str:

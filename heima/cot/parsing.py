@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 
-from heima.cot.rendering import render
-from heima.cot.sections import SECTIONS, TAGS
+from heima.cot.rendering import Layout, render
+from heima.cot.sections import FILLER, SECTIONS, TAG_TOKENS, TAGS, THINKING_TOKENS
 
 
 class ParseError(ValueError):
@@ -110,25 +111,60 @@ def is_canonical(answer: str, found: Mapping[str, Span]) -> bool:
 _CANONICAL_GAPS = render(dict.fromkeys(SECTIONS, "\0"), "text-cot").split("\0")
 
 
-def conclusion_span(text: str) -> Span | None:
-    """Where the text of a generated answer's conclusion stands: between the first closed pair of
-    tags, white space included. None where no pair is closed.
+def conclusion_span(text: str, tags: Layout = "text") -> Span | None:
+    """Where the text of a generated answer's conclusion stands, white space included.
 
-    An answer may run on after its conclusion until the limit ends it: what follows the first pair
-    is no other answer. One that the limit cut within its conclusion has none.
+    With tags it is between the first closed pair, None where no pair is closed: an answer may run
+    on after its conclusion until the limit ends it, and what follows the first pair is no other
+    answer. One that the limit cut within its conclusion has none. Without tags it is all that
+    follows the thinking tokens and fillers that the answer begins with.
     """
-    opening, closing = TAGS["conclusion"]
+    if tags == "none":
+        return (_leading(text), len(text))
+    opening, closing = (TAG_TOKENS if tags == "token" else TAGS)["conclusion"]
     before, tag, rest = text.partition(opening)
     length = rest.find(closing)
     start = len(before) + len(tag)
     return (start, start + length) if tag and length >= 0 else None
 
 
-def conclusion(text: str) -> str | None:
+def conclusion(text: str, tags: Layout = "text", *, ended: bool = True) -> str | None:
     """The conclusion of a generated answer (`conclusion_span`), or None where there is none.
+
+    Without tags, nothing but its end closes an answer: one that has not `ended` has no conclusion.
 
     >>> conclusion("<CONCLUSION> B </CONCLUSION>\\n\\n<CONCLUSION> C"), conclusion("<CONCLUSION> B")
     ('B', None)
     """
-    span = conclusion_span(text)
-    return None if span is None else text[slice(*span)].strip()
+    span = conclusion_span(text, tags)
+    if span is None or (tags == "none" and not ended):
+        return None
+    return text[slice(*span)].strip()
+
+
+def scored(text: str) -> str:
+    """What a rule of scoring gets to see of an answer, whatever its layout: the conclusion where
+    tags of either layout close one, else all but the thinking tokens that it begins with.
+
+    >>> scored("<THINKING_OF_SUMMARY><THINKING_OF_CAPTION>B"), scored("B it is"), scored("")
+    ('B', 'B it is', '')
+    """
+    for tags in _TAGGED:
+        if (found := conclusion(text, tags)) is not None:
+            return found
+    start = _leading(text)
+    return text[start:].strip() if start else text
+
+
+_TAGGED: tuple[Layout, ...] = ("text", "token")
+
+# A word-level tokenizer writes blanks between all of its tokens.
+_TOKENS = re.compile(rf"\s*(?:{'|'.join((*THINKING_TOKENS, FILLER))})")
+
+
+def _leading(text: str) -> int:
+    """Where the thinking tokens and fillers that a text begins with end."""
+    end = 0
+    while found := _TOKENS.match(text, end):
+        end = found.end()
+    return end

@@ -39,6 +39,45 @@ THINKING_TOKENS = (
 )
 """Every thinking token there is: each section's own, then the numbered ones of each section."""
 
+TAG_TOKENS = {
+    section: (f"<OPENING_OF_{section.upper()}>", f"<CLOSING_OF_{section.upper()}>")
+    for section in SECTIONS
+}
+"""Section -> its tags where each is a single token."""
+
+FILLER = "<FILLER_OF_THINKING>"
+"""The token that stands for a section and says nothing of which: the same in all of them."""
+
+CONTROL_TOKENS = (*(tag for tags in TAG_TOKENS.values() for tag in tags), FILLER)
+
+MOST_BESIDE_CONTROL = MAX_NUMBERED - len(CONTROL_TOKENS) // len(COMPRESSIBLE)
+"""The most numbered thinking tokens of a section where there are control tokens, too."""
+
+LENDERS = dict(
+    zip(
+        CONTROL_TOKENS,
+        (
+            thinking_token(section, number)
+            for section in COMPRESSIBLE
+            for number in range(MOST_BESIDE_CONTROL + 1, MAX_NUMBERED + 1)
+        ),
+        strict=True,
+    )
+)
+"""Each control token -> the numbered thinking token that gives it its place in a vocabulary, so
+that no vocabulary grows: not every one has more reserved ids than the thinking tokens take."""
+
+
+def with_controls(reserved: Mapping[str, str]) -> dict[str, str]:
+    """Thinking tokens, each with what it stands on, with control tokens in their `LENDERS`' place.
+
+    >>> with_controls({"<THINKING_OF_SUMMARY_29>": "a", "<THINKING_OF_SUMMARY_30>": "b"})
+    {'<THINKING_OF_SUMMARY_29>': 'a', '<OPENING_OF_SUMMARY>': 'b'}
+    """
+    borrowed = {lender: control for control, lender in LENDERS.items()}
+    return {borrowed.get(name, name): token for name, token in reserved.items()}
+
+
 ThinkingTokens = Mapping[str, Sequence[str]]
 """Section -> the thinking tokens that stand for it, in order."""
 
@@ -70,10 +109,10 @@ def repeated(counts: Mapping[str, int]) -> ThinkingTokens:
 
 
 class Marked(str):
-    """A text that knows which of its parts are thinking tokens.
+    """A text that knows which of its parts are thinking tokens, or control tokens.
 
-    `parts` are all of it in order: at even places text, at odd ones thinking tokens. What merely
-    reads like a thinking token is text. Whatever a method of `str` makes of it is text alone.
+    `parts` are all of it in order: at even places text, at odd ones such tokens. What merely
+    reads like one is text. Whatever a method of `str` makes of it is text alone.
     """
 
     parts: tuple[str, ...]
@@ -97,8 +136,8 @@ def parts_of(text: str) -> tuple[str, ...]:
 
 
 def meant(text: str) -> Marked:
-    """A text of our own, in which every name of a thinking token is one."""
-    return Marked(_THINKING_TOKEN.split(text))
+    """A text of our own, in which every name of a thinking or control token is one."""
+    return Marked(_TOKEN.split(text))
 
 
 def joined(texts: Iterable[str], separator: str = "") -> Marked:
@@ -112,7 +151,7 @@ def joined(texts: Iterable[str], separator: str = "") -> Marked:
     return Marked(parts)
 
 
-_THINKING_TOKEN = re.compile(f"({'|'.join(THINKING_TOKENS)})")
+_TOKEN = re.compile(f"({'|'.join((*THINKING_TOKENS, *CONTROL_TOKENS))})")
 
 
 def tagged(section: str, body: str) -> str:

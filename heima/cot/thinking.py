@@ -30,3 +30,13 @@ class Thinking(BaseModel):
 
 ONE_TOKEN = Thinking(tokens=1)
 """The paper's method; everything else is an ablation."""
+
+
+def shown(thinking: Thinking) -> str:
+    """As in a parameter file.
+
+    >>> shown(Thinking(ratio=0.3))
+    '{ratio: 0.3}'
+    """
+    [(key, value)] = thinking.model_dump(exclude_none=True).items()
+    return f"{{{key}: {value}}}"

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from heima.cot import parsing
-from heima.cot.sections import COMPRESSIBLE, THINKING_TOKENS, thinking_token
+from heima.cot.sections import COMPRESSIBLE, CONTROL_TOKENS, THINKING_TOKENS, thinking_token
 from heima.data import official
 from heima.data.official import PHASES, RULE, TOKENS, Merges, by_string
 from heima.data.records import Drop
@@ -39,6 +39,10 @@ _BEGINNING = 16
 
 _THINKING = thinking_token("").removesuffix(">")
 """What every thinking token begins with."""
+
+_TOKENS = (*THINKING_TOKENS, *CONTROL_TOKENS)
+_NAMED = "_OF_"
+"""What each of `_TOKENS` has in it."""
 
 
 class Fault(NamedTuple):
@@ -146,9 +150,10 @@ def arrange(question: str, answer: str, *, spacing: str, merges: Merges = RULE) 
 
 
 def _thinking_token_in(text: str) -> str | None:
-    if _THINKING not in text:
+    """A thinking token or a control token that a text names."""
+    if _NAMED not in text:
         return None
-    return next((token for token in THINKING_TOKENS if token in text), None)
+    return next((token for token in _TOKENS if token in text), None)
 
 
 def _occurs_elsewhere(answer: str, spans: Mapping[str, parsing.Span]) -> bool:

@@ -6,27 +6,47 @@ allows; the attention of text to its image follows transformers' own functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from heima.config import TooLong, given
-from heima.cot.sections import COMPRESSIBLE, ThinkingTokens, numbered, repeated
+from heima.cot import parsing
+from heima.cot.rendering import Layout, Rendering, rendering_of
+from heima.cot.sections import COMPRESSIBLE, Marked, ThinkingTokens, numbered, repeated
 from heima.cot.thinking import ONE_TOKEN, Thinking
-from heima.data.tokens import IGNORED, Encoded, Vocabulary
+from heima.data.tokens import IGNORED, Encoded, ImagePlace, Vocabulary
 from heima.data.turns import Turn
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
+class Supervision:
+    """What terms of the loss need of a turn beside its tokens (`heima.training.terms`).
+
+    Attributes:
+        before: the place of the token before the conclusion's first.
+        teacher: the ids of the turn as text-CoT, up to and with that token there.
+        sections: for each section that tokens stand for, their places, and the ids of its text with
+            an end behind them.
+    """
+
+    before: int
+    teacher: Sequence[int]
+    sections: Sequence[tuple[Sequence[int], Sequence[int]]]
+
+
+@dataclass(frozen=True)
 class Sample:
-    """An encoded turn and the path of its image."""
+    """An encoded turn and the path of its image; `supervision` where the loss has more terms."""
 
     encoded: Encoded
     image: str
+    supervision: Supervision | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -55,15 +75,18 @@ class Fitted:
 
 def fit_turns(
     turns: Sequence[Turn],
-    rendering: str,
+    rendering: str | Rendering,
     vocabulary: Vocabulary,
     *,
     max_length: int | None,
     too_long: TooLong,
     thinking: Thinking = ONE_TOKEN,
     image_tokens: Callable[[str], int] = lambda name: 1,
+    short: Sequence[Mapping[str, str]] | None = None,
+    thought_loss: bool = True,
+    supervised: bool = False,
 ) -> Fitted:
-    """Render and encode turns in one rendering of `rendering.RENDERINGS`.
+    """Render and encode turns in one rendering.
 
     With a `thinking.ratio` a section's tokens are counted in its text alone, without its tags.
 
@@ -72,6 +95,9 @@ def fit_turns(
         too_long: what becomes of longer ones. One that is cut ends with the end of turn; where the
             answer would have no token, it is dropped.
         image_tokens: how many tokens stand for an image, by its name.
+        thought_loss: whether thinking tokens have labels.
+        supervised: samples get their `Supervision`; a turn that is cut is then dropped.
+        short: each turn's short texts, by section, for a rendering with such (`data.shortening`).
 
     Raises:
         ValueError: naming the turns that are longer, with `too_long: refuse`.
@@ -82,9 +108,9 @@ def fit_turns(
             (
                 turn.question,
                 "first" if turn.image_first else "last",
-                turn.written(rendering, same or _adaptive(turn, thinking, vocabulary)),
+                turn.written(rendering, same or _adaptive(turn, thinking, vocabulary), short=texts),
             )
-            for turn in turns
+            for turn, texts in zip(turns, short or itertools.repeat(None, len(turns)), strict=True)
         ]
     )
     fitted = Fitted([], [], [])
@@ -94,13 +120,18 @@ def fit_turns(
         room = len(one) if max_length is None else max_length - image_tokens(turn.image) + 1
         if len(one) > room:
             longer.append(f"turn {turn.id} has {len(one) + (max_length or 0) - room} tokens")
-            if too_long == "cut" and room >= one.body + 2:
+            if too_long == "cut" and room >= one.body + 2 and not supervised:
                 one = _cut(one, room)
                 fitted.cut.append(turn.id)
             else:
                 fitted.dropped.append(turn.id)
                 continue
-        fitted.samples.append(Sample(one, turn.image))
+        if not thought_loss:
+            one = _unlabelled(one, set(vocabulary.thinking_ids.values()))
+        extra = None
+        if supervised:
+            extra = _supervision(turn, rendering_of(rendering), same, thinking, vocabulary, one)
+        fitted.samples.append(Sample(one, turn.image, extra))
     if longer and too_long == "refuse":
         more = f", and {len(longer) - _SHOWN} others" if len(longer) > _SHOWN else ""
         raise ValueError(
@@ -108,6 +139,66 @@ def fit_turns(
             f"{max_length}: distill.too_long may drop or cut them"
         )
     return fitted
+
+
+def _supervision(
+    turn: Turn,
+    rendering: Rendering,
+    same: ThinkingTokens | None,
+    thinking: Thinking,
+    vocabulary: Vocabulary,
+    encoded: Encoded,
+) -> Supervision:
+    tokens = same or _adaptive(turn, thinking, vocabulary)
+    answer = turn.written(rendering, tokens)
+    _, teacher = _up_to_conclusion(turn, turn.written("text-cot"), "text", vocabulary)
+    before, _ = _up_to_conclusion(turn, answer, rendering.tags, vocabulary)
+    thoughts = set(vocabulary.thinking_ids.values())
+    places = [
+        place
+        for place, token in enumerate(encoded.input_ids)
+        if token in thoughts and place >= encoded.body
+    ]
+    sections: list[tuple[list[int], list[int]]] = []
+    for section, form in rendering.forms.items():
+        if form in ("token", "filler"):
+            count = len(tokens[section])
+            ids = vocabulary.text_ids(turn.sections[section])
+            own, places = places[:count], places[count:]
+            sections.append((own, [*ids, encoded.input_ids[-1]]))
+    return Supervision(before, teacher, sections)
+
+
+def _up_to_conclusion(
+    turn: Turn, answer: Marked, tags: Layout, vocabulary: Vocabulary
+) -> tuple[int, list[int]]:
+    """The place of the token before the conclusion's first, and the ids up to it."""
+    span = parsing.conclusion_span(answer, tags)
+    if span is None:
+        raise ValueError(f"turn {turn.id} has no conclusion as {answer!r}")
+    image: ImagePlace = "first" if turn.image_first else "last"
+    whole = vocabulary.encode(turn.question, image, answer).input_ids
+    begun = vocabulary.encode(turn.question, image, _beginning(answer, span[0])).input_ids[:-1]
+    # What stands before a text decides its tokens, and hardly what follows; so at the edge, too.
+    count = next(
+        (place for place, (a, b) in enumerate(zip(whole, begun, strict=False)) if a != b),
+        len(begun),
+    )
+    return count - 1, whole[:count]
+
+
+def _beginning(answer: Marked, end: int) -> Marked:
+    """The first characters of an answer, marked as it is."""
+    parts = []
+    for part in answer.parts:
+        parts.append(part[:end])
+        end -= len(parts[-1])
+    return Marked(parts)
+
+
+def _unlabelled(encoded: Encoded, thoughts: Collection[int]) -> Encoded:
+    labels = [IGNORED if label in thoughts else label for label in encoded.labels]
+    return Encoded(encoded.input_ids, labels, encoded.body)
 
 
 def _cut(encoded: Encoded, length: int) -> Encoded:
@@ -121,7 +212,7 @@ def _cut(encoded: Encoded, length: int) -> Encoded:
 
 def encode_turns(
     turns: Sequence[Turn],
-    rendering: str,
+    rendering: str | Rendering,
     vocabulary: Vocabulary,
     *,
     max_length: int | None = None,
@@ -167,6 +258,54 @@ def pad(
     if side == "left":
         return torch.tensor([[*more, *row] for more, row in zip(filled, rows, strict=True)])
     return torch.tensor([[*row, *more] for more, row in zip(filled, rows, strict=True)])
+
+
+def pad_aligned(
+    encoded: Sequence[Encoded], pad_id: int, thoughts: Collection[int]
+) -> dict[str, torch.Tensor]:
+    """As `pad_text`, with the k-th of the `thoughts` (token ids) in one column of all rows.
+
+    Padding stands at the end of each part that a thinking token begins, and `position_ids`, (batch,
+    longest), count tokens alone. Raises `ValueError` where rows have different numbers of them.
+    """
+    rows = [
+        _parts([place for place, token in enumerate(one.input_ids) if token in thoughts], len(one))
+        for one in encoded
+    ]
+    counts = sorted({len(parts) - 1 for parts in rows})
+    if len(counts) > 1:
+        raise ValueError(
+            f"rows of a batch have {counts[0]} to {counts[-1]} thinking tokens; feed = 'state' "
+            "needs as many in all"
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(counts[0] + 1)]
+
+    def aligned(values: Callable[[Encoded], Sequence[int]], value: int) -> list[list[int]]:
+        return [
+            [
+                number
+                for part, width in zip(parts, widths, strict=True)
+                for number in (
+                    *(values(one)[place] for place in part),
+                    *[value] * (width - len(part)),
+                )
+            ]
+            for one, parts in zip(encoded, rows, strict=True)
+        ]
+
+    mask = torch.tensor(aligned(lambda one: [1] * len(one), 0))
+    return {
+        "input_ids": torch.tensor(aligned(lambda one: one.input_ids, pad_id)),
+        "attention_mask": mask,
+        "labels": torch.tensor(aligned(lambda one: one.labels, IGNORED)),
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+
+
+def _parts(starts: Sequence[int], length: int) -> list[range]:
+    """Places before the first start, and from each start up to the next."""
+    edges = [0, *starts, length]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def pad_text(encoded: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:

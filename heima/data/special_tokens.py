@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 Parts = tuple[str, ...]
@@ -52,6 +52,17 @@ class SpecialTokens:
         Where no text names a special token they are those that the tokenizer makes of the whole.
         Raises `ValueError` for a tokenizer that is none of the library `tokenizers`.
         """
+        encoded, real = self._encoded(parts)
+        return [real.get(one, one) for one in encoded.ids]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text begins and ends in it: a text that means no special token.
+
+        Raises `ValueError` as `ids` does.
+        """
+        return self._encoded((text,))[0].offsets
+
+    def _encoded(self, parts: Parts) -> tuple[Encoding, dict[int, int]]:
         runs = re.findall(f"{_OPEN}+", "".join(parts[::2]))
         # One more than any text has in a row: so no text reads like another name.
         length = 1 + max(map(len, runs), default=0)
@@ -64,7 +75,7 @@ class SpecialTokens:
             else part
             for place, part in enumerate(parts)
         )
-        return [real.get(one, one) for one in tokenizer.encode(text, add_special_tokens=False).ids]
+        return tokenizer.encode(text, add_special_tokens=False), real
 
     def _name(self, content: str, length: int) -> str:
         return f"{_OPEN * length}{self._numbers[content]}{_CLOSE}"

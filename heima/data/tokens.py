@@ -18,7 +18,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from heima.cot.sections import meant, parts_of
+from heima.cot.sections import TAG_TOKENS, meant, parts_of
 from heima.data.special_tokens import Parts, SpecialTokens
 
 IGNORED = -100
@@ -32,6 +32,8 @@ DATE = "26 Jul 2024"
 _PROBE = 'It\'s "a\nb" \\ c'
 """A question that Python prints otherwise: by it a template shows that it takes a list of parts for
 a string."""
+
+_TAGS = frozenset(tag for tags in TAG_TOKENS.values() for tag in tags)
 
 _AT_ONCE = 4096
 """Turns that are encoded together: what a tokenizer returns is many times the size of the ids."""
@@ -58,10 +60,10 @@ class Encoded:
 
 
 class Vocabulary:
-    """A tokenizer and the ids of its thinking tokens.
+    """A tokenizer and the ids of its thinking tokens, and of control tokens.
 
-    `reserved` maps thinking tokens, as `cot` writes them, to tokens of the tokenizer;
-    `thinking_ids` maps them to their ids.
+    `reserved` maps them, as `cot` writes them, to tokens of the tokenizer. `tag_ids` maps tags that
+    are tokens to their ids, `thinking_ids` all others: those that stand for a section.
     Raises `ValueError` where a reserved token is not one token of the tokenizer.
     """
 
@@ -69,6 +71,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.reserved = dict(reserved)
         self.thinking_ids: dict[str, int] = {}
+        self.tag_ids: dict[str, int] = {}
         known = tokenizer.get_vocab()
         for name, token in self.reserved.items():
             if token not in known:
@@ -76,9 +79,10 @@ class Vocabulary:
                     f"the tokenizer has no token {token!r} for {name}; a family's thinking "
                     "tokens must be reserved tokens of its vocabulary"
                 )
-            self.thinking_ids[name] = known[token]
+            (self.tag_ids if name in _TAGS else self.thinking_ids)[name] = known[token]
         self._names = {token: name for name, token in self.reserved.items()}
-        self._thinking = {id_: name for name, id_ in self.thinking_ids.items()}
+        ids = {**self.thinking_ids, **self.tag_ids}
+        self._thinking = {id_: name for name, id_ in ids.items()}
         self._any_name = _any_of(self.reserved)
         self._any_reserved = _any_of(self._names)
         self._special = SpecialTokens(tokenizer)
@@ -216,6 +220,17 @@ class Vocabulary:
     def length(self, text: str) -> int:
         """The tokens of a text, without any that a chat puts around it."""
         return len(self._ids([self._text(text)])[0])
+
+    def text_ids(self, text: str) -> list[int]:
+        """The token ids of a text, without any that a chat puts around it."""
+        return self._ids([self._text(text)])[0]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text that means no special token begins and ends in it."""
+        if self._special.named_in(text):
+            return self._special.offsets(text)
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return found["offset_mapping"]
 
     def _text(self, text: str) -> str | Parts:
         """A text with its thinking tokens as those that they stand on; its parts, where special

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heima.cot.rendering import RENDERINGS, render, replaced
+from heima.cot.rendering import Rendering, render, rendering_of, replaced
 from heima.cot.sections import SECTIONS, Marked, ThinkingTokens, numbered
 
 COLUMNS = ["id", "image", "question", *SECTIONS, "image_first", "answer"]
@@ -42,10 +43,16 @@ class Turn:
     image_first: bool
     answer: str | None = None
 
-    def written(self, rendering: str, thinking: ThinkingTokens = _ONE_TOKEN) -> Marked:
-        """The assistant's text in one of `rendering.RENDERINGS`."""
-        if self.answer is None or "omit" in RENDERINGS[rendering].values():
-            return render(self.sections, rendering, thinking)
+    def written(
+        self,
+        rendering: str | Rendering,
+        thinking: ThinkingTokens = _ONE_TOKEN,
+        *,
+        short: Mapping[str, str] | None = None,
+    ) -> Marked:
+        """The assistant's text in a rendering, as `rendering.render` takes it."""
+        if self.answer is None or not rendering_of(rendering).replaces:
+            return render(self.sections, rendering, thinking, short=short)
         return replaced(self.answer, self.sections, rendering, thinking)
 
     @property

@@ -17,13 +17,18 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from heima.config import Tiles
 from heima.cot.sections import THINKING_TOKENS
+from heima.families.feeding import Feed, by_segments
 
 Body = Callable[..., torch.Tensor]
 """Last hidden states, (rows, length, hidden_size), after the final norm, for a batch."""
+
+
+TEXT = ("input_ids", "attention_mask", "position_ids")
+"""What a batch says of its text, labels apart, where states are fed back."""
 
 
 class Family(ABC):
@@ -119,15 +124,26 @@ class Family(ABC):
         finally:
             del core.get_image_features
 
-    def body(self, model: PreTrainedModel, tiles: Tiles) -> Body:
+    def body(self, model: PreTrainedModel, tiles: Tiles, feed: Feed | None = None) -> Body:
         """The last hidden states of `model` on a batch of `batches.Collator`, labels apart.
 
-        `tiles` matters where images are filled up with empty tiles (see `Params.training`).
+        `tiles` matters where images are filled up with empty tiles (see `Params.training`). With
+        `feed`, states are fed back; the batch is then one of a collator with its `thoughts`.
         """
 
         def states(*, image_rows: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
             with self.spread(model, image_rows.tolist()):
-                return model.model(**inputs, use_cache=False).last_hidden_state
+                if feed is None:
+                    return model.model(**inputs, use_cache=False).last_hidden_state
+                return by_segments(
+                    model.model,
+                    model.get_input_embeddings(),
+                    feed,
+                    text={name: inputs.pop(name) for name in TEXT},
+                    image=inputs,
+                    columns={},
+                    cache=DynamicCache(config=model.config.get_text_config()),
+                )
 
         return states
 

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import (
+    DynamicCache,
     MllamaConfig,
     MllamaForConditionalGeneration,
     PreTrainedModel,
@@ -35,6 +36,7 @@ from transformers.models.mllama.processing_mllama import (
 from heima.config import Tiles
 from heima.cot.sections import THINKING_TOKENS
 from heima.families.family import LLAMA_LORA, Body, Family, standing_on
+from heima.families.feeding import Feed, by_segments
 
 
 class Mllama(Family):
@@ -102,14 +104,14 @@ class Mllama(Family):
             for hook in hooks:
                 hook.remove()
 
-    def body(self, model: PreTrainedModel, tiles: Tiles) -> Body:
+    def body(self, model: PreTrainedModel, tiles: Tiles, feed: Feed | None = None) -> Body:
         """A call may name `tiles`, too.
 
         Where gradients are computed, a call leaves hooks in the model, which gradient checkpointing
         needs when it computes a layer again during the backward pass; the next call removes them,
         so that a model may have several bodies.
         """
-        return _States(model, tiles)
+        return _States(model, tiles, feed)
 
 
 def _repeat(model: MllamaModel, rows: torch.Tensor, parts: int) -> list[RemovableHandle]:
@@ -136,9 +138,12 @@ _HOOKS: WeakKeyDictionary[MllamaModel, list[RemovableHandle]] = WeakKeyDictionar
 
 
 class _States:
-    def __init__(self, model: MllamaForConditionalGeneration, tiles: Tiles) -> None:
+    def __init__(
+        self, model: MllamaForConditionalGeneration, tiles: Tiles, feed: Feed | None
+    ) -> None:
         self._model = model.model
         self._tiles = tiles
+        self._feed = feed
 
     def __call__(
         self,
@@ -158,13 +163,26 @@ class _States:
             seen = self._encode(*images)
         else:
             seen = self._encode_real_tiles(*images)
-        hidden = self._model(
-            **text,
-            # (images, tiles, patches, hidden) -> (images, tiles * patches, hidden)
-            cross_attention_states=seen.flatten(1, 2),
-            cross_attention_mask=cross_attention_mask,
-            use_cache=False,
-        ).last_hidden_state
+        # (images, tiles, patches, hidden) -> (images, tiles * patches, hidden)
+        seen = seen.flatten(1, 2)
+        if self._feed is None:
+            hidden = self._model(
+                **text,
+                cross_attention_states=seen,
+                cross_attention_mask=cross_attention_mask,
+                use_cache=False,
+            ).last_hidden_state
+        else:
+            # Its keys and values, once projected, are those that later segments find in the cache.
+            hidden = by_segments(
+                self._model,
+                self._model.get_input_embeddings(),
+                self._feed,
+                text=text,
+                image={"cross_attention_states": seen},
+                columns={"cross_attention_mask": cross_attention_mask},
+                cache=DynamicCache(config=self._model.config.get_text_config()),
+            )
         if not torch.is_grad_enabled():
             self._release()
         return hidden

@@ -25,6 +25,7 @@ from heima.cot.sections import numbered
 from heima.cot.thinking import Thinking
 from heima.data.tokens import Vocabulary
 from heima.data.turns import Turn
+from heima.families.feeding import Feed
 from heima.training.backbone import body
 
 Position = Literal["predicting", "at"]
@@ -67,13 +68,15 @@ def extract(
     thinking: Thinking,
     *,
     position: Position,
+    feed: Feed | None = None,
 ) -> dict[str, SectionStates]:
     """The last hidden states (after the final norm) of each section's thinking tokens.
 
     `batch` is one of `models.collator`'s. `position` is `at` for a token's own place p (the paper's
     text) or `predicting` for p-1, the state that predicts it (the official code). Returns
     section -> states, in the order of the rows and of the tokens in each (`join` puts batches
-    together). Raises `ValueError` where a row has not the tokens that `thinking` asks for.
+    together). `feed`: the model's states are fed back. Raises `ValueError` where a row has not the
+    tokens that `thinking` asks for.
     """
     offset = {"at": 0, "predicting": 1}[position]
     places = {
@@ -86,7 +89,7 @@ def extract(
         for section, tokens in numbered(thinking.tokens or 1).items()
     }
     inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-    hidden = body(model)(**inputs)
+    hidden = body(model, feed=feed)(**inputs)
     found = {}
     for section, here in places.items():
         rows, columns = here.nonzero(as_tuple=True)

@@ -15,6 +15,8 @@ from functools import cached_property
 
 from heima.config import Checkpoint, GivenCheckpoint
 from heima.config.benchmarks import BENCHMARKS
+from heima.cot.rendering import RENDERINGS, Rendering
+from heima.cot.sections import COMPRESSIBLE
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
 from heima.planning.machine import Levers
@@ -119,7 +121,7 @@ class Estimate(Parts):
             once = flop_counts.language(config, text, pairs=text**2, logits=text)
         else:
             # `base` trains on bare answers until it has used the FLOPs of `text-cot`.
-            text = self._turn("text-cot", ONE_TOKEN)
+            text = self._turn(RENDERINGS["text-cot"], ONE_TOKEN)
             once = self._pass(text, logits=text, image=self._trained_image)
         return self._computed(
             f"teach@{name}",
@@ -149,7 +151,7 @@ class Estimate(Parts):
 
     def _distill(self, name: str, checkpoint: Checkpoint) -> Stage:
         training = self.levers
-        text = self._turn(checkpoint.data, checkpoint.thinking)
+        text = self._turn(self.params.rendering(name), checkpoint.thinking)
         labelled = text - self.workload.lengths.prompt
         samples = self._samples(checkpoint, self.workload.train)
         shared = self.workload.turns_an_image if training.images_once else 1
@@ -163,7 +165,9 @@ class Estimate(Parts):
             samples=samples,
             tokens=samples * self._positions(text, image),
             flops=samples * one.total(checkpointing=training.gradient_checkpointing)
-            + self.workload.heldout * held_out.forward,
+            + self.workload.heldout * held_out.forward
+            + self._surprisals(self.params.rendering(name))
+            + (samples * self._taught() if checkpoint.losses.align else 0),
             gpus=self.processes,
             memory=memory.training(
                 self._vlm,
@@ -181,10 +185,22 @@ class Estimate(Parts):
             disk=self._vlm_weights.trained * 4,
         )
 
+    def _surprisals(self, rendering: Rendering) -> float:
+        """FLOPs of text-CoT's own pass over all turns, by which texts are made short."""
+        if "short" not in rendering.forms.values():
+            return 0
+        return self.workload.turns * self._taught()
+
+    def _taught(self) -> float:
+        """FLOPs of text-CoT's own pass over a turn."""
+        text = self._turn(RENDERINGS["text-cot"], ONE_TOKEN)
+        logits = text - self.workload.lengths.prompt
+        return self._pass(text, logits=logits, image=self.image).forward
+
     def _states(self) -> Stage:
         params = self.params
         thinking = params.thinking(params.states.checkpoint)
-        text = self._turn("p3", thinking)
+        text = self._turn(params.rendering(params.states.checkpoint), thinking)
         one = self._pass(text, logits=0, image=self.image)
         width = self._vlm.text_config.hidden_size
         lengths = self.workload.lengths
@@ -320,14 +336,16 @@ class Estimate(Parts):
         prompt: float = QUESTION if not self._toy else lengths.prompt
         if model == "base":
             return prompt, lengths.sections["conclusion"] + 1 if self._toy else BASE_ANSWER
-        checkpoint = params.checkpoints.get(model)
-        rendering = checkpoint.data if checkpoint else "text-cot"
+        rendering = params.rendering(model)
         answer = lengths.answer(rendering, params.thinking(model))
-        forced = params.variants[variant].forced_prefix
-        if forced is not None:
-            kept = lengths.answer("answer-only", ONE_TOKEN)
-            prefix = lengths.answer(forced, params.thinking(model)) - kept
-            return prompt + prefix, answer - prefix
+        if params.variants[variant].forced_prefix is not None:
+            omitted = rendering.model_copy(update=dict.fromkeys(COMPRESSIBLE, "omit"))
+            kept = lengths.answer(omitted, ONE_TOKEN)
+            return prompt + answer - kept, kept
+        budget = params.variants[variant].budget
+        if budget is not None:
+            omitted = rendering.model_copy(update=dict.fromkeys(COMPRESSIBLE, "omit"))
+            return prompt, min(answer, budget + lengths.answer(omitted, ONE_TOKEN))
         return prompt, answer
 
     def _score(self, name: str) -> Stage:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from heima.config import OpenAIJudge, Params, Schedule, given
+from heima.cot.rendering import Rendering
 from heima.cot.thinking import Thinking
 from heima.families.registry import FAMILIES
 from heima.planning import flop_counts, memory
@@ -142,7 +143,7 @@ class Parts:
     def _positions(self, text: float, image: Picture) -> float:
         return text if self._crosses else text + image.tokens
 
-    def _turn(self, rendering: str, thinking: Thinking) -> float:
+    def _turn(self, rendering: Rendering, thinking: Thinking) -> float:
         """Text tokens of a turn in a rendering."""
         lengths = self.workload.lengths
         return lengths.prompt + lengths.answer(rendering, thinking)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from heima.config import BenchmarkName, Params, ToySource
 from heima.config.benchmarks import BENCHMARKS
 from heima.cot import parsing
-from heima.cot.rendering import RENDERINGS, Form, render
+from heima.cot.rendering import Form, Layout, Rendering, render, rendering_of
 from heima.cot.sections import SECTIONS
 from heima.cot.thinking import Thinking
 from heima.data.encoding import thinking_count
@@ -50,19 +50,31 @@ class Lengths:
     sections: Mapping[str, float]
     tags: Mapping[str, float]
 
-    def answer(self, rendering: str, thinking: Thinking) -> float:
+    def answer(self, rendering: str | Rendering, thinking: Thinking) -> float:
         """Tokens of an answer, its end included."""
-        total = 1 + self.sections["conclusion"] + self.tags["conclusion"]
-        for section, form in RENDERINGS[rendering].items():
+        rendering = rendering_of(rendering)
+        total = 1 + self.sections["conclusion"] + self._around("conclusion", rendering.tags)
+        for section, form in rendering.forms.items():
             if form != "omit":
-                total += self.tags[section] + self.body(section, form, thinking)
+                total += self._around(section, rendering.tags)
+                total += self.body(section, form, thinking)
         return total
 
+    def _around(self, section: str, tags: Layout) -> float:
+        return {"text": self.tags[section], "token": 2, "none": 0}[tags]
+
     def body(self, section: str, form: Form, thinking: Thinking) -> float:
-        """Tokens between a section's tags."""
-        if form == "token":
-            return thinking_count(thinking, round(self.sections[section]))
-        return self.sections[section]
+        """Tokens that stand for a section, between its tags if it has any."""
+        count = thinking_count(thinking, round(self.sections[section]))
+        match form:
+            case "text":
+                return self.sections[section]
+            case "token" | "filler":
+                return count
+            case "short":
+                return min(count, self.sections[section])
+            case "omit":
+                return 0
 
 
 # From the recipe: 10 + 10 + 12 tokens of the compressed sections, one of them the thinking token,

@@ -13,16 +13,17 @@ from heima.data.encoding import Sample
 from heima.data.tokens import IGNORED
 from heima.families import registry
 from heima.families.family import Body
+from heima.families.feeding import Feed
 from heima.training.loop import AnswerLoss, Collate
 
 
-def body(model: nn.Module, *, tiles: Tiles = "padded") -> Body:
+def body(model: nn.Module, *, tiles: Tiles = "padded", feed: Feed | None = None) -> Body:
     """A VLM's last hidden states, (rows, length, hidden_size), after the final norm, as a function
-    of a batch of `models.collator`'s, labels apart.
+    of a batch of `models.collator`'s, labels apart; with `feed`, of one whose states are fed back.
 
     Raises `ValueError` for a model of no known family.
     """
-    return registry.of(model).body(registry.pretrained(model), tiles)
+    return registry.of(model).body(registry.pretrained(model), tiles, feed)
 
 
 @torch.no_grad()

@@ -36,11 +36,13 @@ from transformers import get_cosine_schedule_with_warmup
 
 from heima.config import Hardware, Schedule, Training, given
 from heima.data.tokens import IGNORED
+from heima.families.batches import ALIGN, EXPLAIN
 from heima.families.family import Body
 from heima.families.registry import pretrained
 from heima.training import batch_order
 from heima.training.merged_lora import merged_forward
 from heima.training.snapshots import Resume
+from heima.training.terms import Align, Explain
 
 
 class Trainable(Protocol):
@@ -69,12 +71,25 @@ class AnswerLoss(nn.Module):
     `body` gives the hidden states for a batch without its labels (`heima.vlm.body`); None: `model`
     computes them itself. With `hardware.labelled_only`,
     only positions that predict a label go through the lm_head, `logits_chunk` of them at once,
-    so that no more logits than that are ever kept.
+    so that no more logits than that are ever kept. `align` and `explain` are terms with their
+    weights (`heima.training.terms`); a loss that is asked for by rows has none of them.
     """
 
-    def __init__(self, model: nn.Module, hardware: Hardware, *, body: Body | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        hardware: Hardware,
+        *,
+        body: Body | None = None,
+        align: tuple[float, Align] | None = None,
+        explain: tuple[float, Explain] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self._align, self._explain = align, explain
+        if explain:
+            # Its weights train, too.
+            self.explainer = explain[1]
         base = pretrained(model)
         self._body = body or (
             lambda **inputs: base.model(**inputs, use_cache=False).last_hidden_state
@@ -104,7 +119,38 @@ class AnswerLoss(nn.Module):
         Without that number: the (rows,) sums, and the (rows,) numbers of labelled tokens. Without
         labels: the (rows, length, vocabulary) logits.
         """
-        hidden = self._body(**inputs)
+        terms = {key: inputs.pop(key) for key in list(inputs) if key.startswith((ALIGN, EXPLAIN))}
+        if not num_items_in_batch or labels is None or not terms:
+            return self._token_loss(self._body(**inputs), labels, num_items_in_batch)
+        hidden, more = self._with_terms(labels, inputs, terms)
+        return self._token_loss(hidden, labels, num_items_in_batch) + more / num_items_in_batch
+
+    def _with_terms(
+        self,
+        labels: torch.Tensor,
+        inputs: Mapping[str, torch.Tensor],
+        batch: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hidden states, and the sum of the terms over rows, each as often as it has labels."""
+        counts = (labels[:, 1:] != IGNORED).sum(dim=1)
+        sums = []
+        if self._align:
+            weight, align = self._align
+            own = {key: value for key, value in batch.items() if key.startswith(ALIGN)}
+            wanted = align.taught(own, inputs)
+            with align.recording() as seen:
+                hidden = self._body(**inputs)
+            sums.append(weight * (align(seen, wanted, own) * counts).sum())
+        else:
+            hidden = self._body(**inputs)
+        if self._explain:
+            weight, _ = self._explain
+            sums.append(weight * (self.explainer(hidden, batch) * counts).sum())
+        return hidden, torch.stack(sums).sum() if sums else hidden.new_zeros(())
+
+    def _token_loss(
+        self, hidden: torch.Tensor, labels: torch.Tensor | None, num_items_in_batch: int | None
+    ) -> Any:
         head = self._base[0].lm_head
         if labels is None:
             return head(hidden)
@@ -118,6 +164,14 @@ class AnswerLoss(nn.Module):
             return losses.sum() / num_items_in_batch
         zeros = losses.new_zeros(len(labels))
         return zeros.index_add(0, rows, losses), (targets != IGNORED).sum(dim=1)
+
+    def each_token(self, labels: torch.Tensor, **inputs: Any) -> list[torch.Tensor]:
+        """For each row the losses of its labelled tokens, in their order, in nats."""
+        hidden = self._body(**inputs)
+        targets = labels[:, 1:]
+        rows, places = (targets != IGNORED).nonzero(as_tuple=True)
+        losses = self._losses(self._base[0].lm_head, hidden[rows, places], targets[rows, places])
+        return list(losses.split((targets != IGNORED).sum(dim=1).tolist()))
 
     def _losses(self, head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Each token's loss; hidden is (tokens, hidden_size)."""

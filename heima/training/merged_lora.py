@@ -62,6 +62,8 @@ def _merged(layer: lora.Linear, x: torch.Tensor) -> torch.Tensor:
     """The layer's output for `x`, (..., inputs) -> (..., outputs)."""
     (name,) = layer.active_adapters
     base: Any = layer.base_layer
+    if layer.disable_adapters:
+        return linear(x, base.weight, base.bias)
     a: Any = layer.lora_A[name]
     b: Any = layer.lora_B[name]
     weight = torch.addmm(base.weight, b.weight, a.weight, alpha=layer.scaling[name])

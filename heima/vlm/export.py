@@ -32,8 +32,9 @@ def export(
     that it stands on and its id.
 
     Raises:
-        ExportError: for a folder that is there already, and for an adapter of a family whose
-            thinking tokens are added to the vocabulary, which a peft folder would lose.
+        ExportError: for a folder that is there already, for a checkpoint that states are fed back
+            to, and for an adapter of a family whose thinking tokens are added to the vocabulary,
+            which a peft folder would lose.
         FileNotFoundError: where the checkpoint has not been trained.
     """
     if folder.exists():
@@ -42,6 +43,11 @@ def export(
         raise ExportError(
             f"the family {params.family} adds its thinking tokens to the vocabulary, which an "
             "adapter does not carry; export it with --merged"
+        )
+    if params.feed(checkpoint) is not None:
+        raise ExportError(
+            f"checkpoints.{checkpoint}.feed = 'state' cannot be exported, only 'token': "
+            "transformers alone would feed it tokens, and give other answers"
         )
     trained = params.trained(checkpoint, seed)
     processor = models.load_processor(root, params)
@@ -84,5 +90,5 @@ def _thinking_tokens(processor: ProcessorMixin, params: Params) -> dict[str, dic
     vocabulary = models.vocabulary(processor.tokenizer, params)
     return {
         name: {"token": vocabulary.reserved[name], "id": number}
-        for name, number in vocabulary.thinking_ids.items()
+        for name, number in {**vocabulary.thinking_ids, **vocabulary.tag_ids}.items()
     }

@@ -29,14 +29,18 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from heima.config import Decoding
 from heima.cot import parsing
-from heima.cot.sections import SECTIONS
+from heima.cot.rendering import Layout
+from heima.cot.sections import TAG_TOKENS, TAGS
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
+from heima.families.feeding import Feed, Forced, fed_back, unforced
 from heima.families.images import ImageCache, distinct
 from heima.vlm.processes import batch_seed
 from heima.vlm.sampling import sampling
 
-_TAG = re.compile(rf"</?(?:{'|'.join(section.upper() for section in SECTIONS)})>")
+_TAG = re.compile(
+    "|".join(tag for tags in (TAGS, TAG_TOKENS) for two in tags.values() for tag in two)
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Counts:
     """Tokens of one generation.
 
     `prompt` counts an image as the one token that stands for it. `decoded` counts everything
-    generated, the end of turn included; `thinking`, `tag` (of the sections' tags) and
-    `conclusion` (between its tags) are disjoint parts of it.
+    generated, the end of turn included; `thinking` (fillers among them), `tag` (of the sections'
+    tags) and `conclusion` (between its tags, or behind all thinking) are disjoint parts of it.
     """
 
     prompt: int
@@ -145,12 +149,15 @@ class Engine(Protocol):
 
 
 class Decoder:
-    """Decodes the batches of plans with an engine, and accounts for every token."""
+    """Decodes the batches of plans with an engine, and accounts for every token.
 
-    def __init__(self, engine: Engine, vocabulary: Vocabulary) -> None:
+    `tags` is the layout of the model's answers.
+    """
+
+    def __init__(self, engine: Engine, vocabulary: Vocabulary, tags: Layout = "text") -> None:
         self._engine = engine
         self._vocabulary = vocabulary
-        self._count = _Tally(vocabulary)
+        self._count = _Tally(vocabulary, tags)
 
     def __call__(self, planned: Plan, batch: int) -> list[Generation]:
         """Answer the prompts of one batch, in its order."""
@@ -184,7 +191,7 @@ class Decoder:
             counts=Counts(
                 prompt=prompt,
                 decoded=len(answer) + (end is not None),
-                **self._count(answer),
+                **self._count(answer, ended=end is not None),
             ),
             finish="length" if end is None else "stop",
             seconds=seconds,
@@ -200,15 +207,18 @@ def generate(
     decoding: Decoding,
     seed: int,
     prefix: str = "",
+    tags: Layout = "text",
+    feed: Feed | None = None,
 ) -> list[Generation]:
     """Answer every prompt; the generations stand in the order of the prompts.
 
     `decoding.temperature` 0 is greedy; otherwise tokens are drawn from the `top_k` likeliest, and
     the draws depend on `seed` and `batch_size`. `prefix` is forced upon every answer: it counts to
-    the prompt, and the generations are what follows it.
+    the prompt, and the generations are what follows it. `tags` is the layout of answers,
+    `feed` says of which tokens the states are fed back.
     """
     planned = plan(vocabulary, prompts, decoding=decoding, seed=seed, prefix=prefix)
-    decode = Decoder(Transformers(model, processor), vocabulary)
+    decode = Decoder(Transformers(model, processor, feed=feed), vocabulary, tags)
     return planned.in_order(decode(planned, batch) for batch in range(len(planned.batches)))
 
 
@@ -217,7 +227,8 @@ class Transformers:
 
     `cache` keeps processed images for other models with the same processor. `workers` processes
     read and process the images of batches that are announced (`ahead`); 0: this process does, as
-    each is asked. The answers are the same.
+    each is asked. The answers are the same. With `feed`, states are fed back; thinking tokens that
+    a prompt forces are then written one after the other, and are no part of the answer.
 
     Raises `ValueError` for a model of no known family.
     """
@@ -229,8 +240,10 @@ class Transformers:
         cache: ImageCache | None = None,
         *,
         workers: int = 0,
+        feed: Feed | None = None,
     ) -> None:
         self._model = model
+        self._feed = feed
         self._processor = processor
         self._family = registry.of(model)
         self._cache = cache or ImageCache()
@@ -251,17 +264,23 @@ class Transformers:
         names, rows = distinct([prompt.image_key for prompt in prompts], once=True)
         found = self._images(prompts) if self._read is None else _as_arrays(next(self._read))
         images = [found[name] for name in names]
-        inputs = batches.model_inputs(self._family, ids, images, self._processor, rows)
+        prompted, forced = unforced(ids, self._feed)
+        inputs = batches.model_inputs(self._family, prompted, images, self._processor, rows)
+        length = inputs["input_ids"].shape[1]
         torch.manual_seed(seed)
-        with self._family.spread(self._model, rows):
+        with (
+            self._family.spread(self._model, rows),
+            fed_back(self._family.language_model(self._model), self._feed),
+        ):
             output = self._model.generate(
                 **{key: value.to(self._model.device) for key, value in inputs.items()},
-                max_new_tokens=decoding.max_new_tokens,
+                max_new_tokens=len(forced) + decoding.max_new_tokens,
                 eos_token_id=sorted(self.ends),
                 pad_token_id=self._processor.tokenizer.pad_token_id,
                 **sampling(decoding),
+                **({"logits_processor": [Forced(forced, length)]} if forced else {}),
             )
-        return output[:, inputs["input_ids"].shape[1] :].tolist()
+        return output[:, length + len(forced) :].tolist()
 
     @contextlib.contextmanager
     def ahead(self, batches: Sequence[Sequence[Prompt]]) -> Iterator[None]:
@@ -333,11 +352,13 @@ class _Tally:
     in the text that the tokens' own pieces make, and a token that overlaps a tag belongs to it.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, tags: Layout = "text") -> None:
         self._tokenizer = vocabulary.tokenizer
+        self._tags = tags
         self._thinking = set(vocabulary.thinking_ids.values())
         # A thinking token is no text: without a piece it is neither tag nor conclusion.
         self._pieces: dict[int, str] = dict.fromkeys(self._thinking, "")
+        self._pieces |= {number: name for name, number in vocabulary.tag_ids.items()}
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:
@@ -346,14 +367,16 @@ class _Tally:
             )
         return self._pieces[token]
 
-    def __call__(self, ids: Sequence[int]) -> dict[str, int]:
+    def __call__(self, ids: Sequence[int], *, ended: bool = True) -> dict[str, int]:
         pieces = [self._piece(token) for token in ids]
         starts = [0, *itertools.accumulate(map(len, pieces))]
         text = "".join(pieces)
         tags = list(_TAG.finditer(text))
         tag_tokens = {i for tag in tags for i in _overlapping(starts, *tag.span())}
         conclusion: set[int] = set()
-        if (span := parsing.conclusion_span(text)) is not None:
+        span = parsing.conclusion_span(text, self._tags)
+        # Without tags only an end closes a conclusion.
+        if span is not None and (ended or self._tags != "none"):
             conclusion = set(_overlapping(starts, *span))
         return {
             "thinking": sum(token in self._thinking for token in ids),

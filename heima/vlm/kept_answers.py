@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from heima.config import Params
+from heima.config import FeedScale, Params
 from heima.results.files import sha256, write_json
 from heima.results.provenance import digest, provenance
 from heima.vlm.generation import Counts, Generation, Plan
@@ -58,7 +58,15 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
-def key(planned: Plan, params: Params, *, weights: str, prefix: str) -> dict[str, Any]:
+def key(
+    planned: Plan,
+    params: Params,
+    *,
+    weights: str,
+    prefix: str,
+    feed: FeedScale | None = None,
+    budget: int | None = None,
+) -> dict[str, Any]:
     """All that the answers of a plan depend on.
 
     The code counts by the stage's fingerprint, where one was taken.
@@ -76,6 +84,8 @@ def key(planned: Plan, params: Params, *, weights: str, prefix: str) -> dict[str
         "decoding": planned.decoding.model_dump(mode="json"),
         "seed": planned.seed,
         "prefix": prefix,
+        **({"feed": feed} if feed else {}),
+        **({"budget": budget} if budget else {}),
         "prompts": prompts.hexdigest(),
         "code": provenance("predict", params)["code"],
         "device": torch.cuda.get_device_name() if cuda else "cpu",

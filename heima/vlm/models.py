@@ -27,9 +27,11 @@ from transformers import (
 )
 
 from heima.config import GivenCheckpoint, Lora, Params
+from heima.cot.sections import with_controls
 from heima.data.images import ImageZip
 from heima.data.tokens import Vocabulary
 from heima.families.batches import Collator
+from heima.families.feeding import Feed
 from heima.families.registry import FAMILIES
 from heima.results.provenance import digest
 from heima.vlm import kernels, weights
@@ -91,7 +93,8 @@ def load_tokenizer(models: Path, params: Params) -> PreTrainedTokenizerBase:
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, params: Params) -> Vocabulary:
-    return Vocabulary(tokenizer, FAMILIES[params.family].thinking_tokens)
+    reserved = FAMILIES[params.family].thinking_tokens
+    return Vocabulary(tokenizer, with_controls(reserved) if params.controls else reserved)
 
 
 def positions(models: Path, params: Params) -> int:
@@ -117,10 +120,26 @@ def image_tokens(
     return of_image
 
 
-def collator(processor: ProcessorMixin, images: ImageZip, params: Params) -> Collator:
+def feed(tokenizer: PreTrainedTokenizerBase, params: Params, model: str) -> Feed | None:
+    """Of which tokens a model's states are fed back; None: of none."""
+    scale = params.feed(model)
+    if scale is None:
+        return None
+    return Feed(frozenset(vocabulary(tokenizer, params).thinking_ids.values()), scale)
+
+
+def collator(
+    processor: ProcessorMixin, images: ImageZip, params: Params, feed: Feed | None = None
+) -> Collator:
     """What makes batches of the family's VLM from `encoding.Sample`s."""
     family = FAMILIES[params.family]
-    return Collator(family, processor, images, once=params.training.images_once)
+    return Collator(
+        family,
+        processor,
+        images,
+        once=params.training.images_once,
+        thoughts=feed.ids if feed else None,
+    )
 
 
 def load_vlm(models: Path, name: str, params: Params) -> tuple[PreTrainedModel, ProcessorMixin]:

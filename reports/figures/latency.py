@@ -25,7 +25,11 @@ def latency_by_phase(inputs: Inputs) -> Figure:
     grid = drawn.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axes, size in zip(grid, sizes, strict=True):
         for place, case in enumerate(cases):
-            found = cells[latency_group(case, size)]
+            if (found := cells.get(latency_group(case, size))) is None:
+                # What is looked up is measured at batch 1 alone.
+                if inputs.params.latency.cases[case].lookup is None or size == 1:
+                    raise FigureError(f"{LATENCY} lacks the cells {latency_group(case, size)}")
+                continue
             begin = 0.0
             for phase in PHASES:
                 if (cell := found.get(f"{phase}_ms")) is None:

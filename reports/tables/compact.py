@@ -361,9 +361,14 @@ def _latency(block: Block, params: Params) -> Compact:
     ]
     speedups = next((p for p in block.panels if p.title.startswith("End-to-end time of")), None)
     rows: dict[str, list[Value]] = {}
-    for size in sizes:
-        panel = _panel(block, f"Batch {size}: latency")
-        for case in panel.rows if panel else ():
+    panels = {size: _panel(block, f"Batch {size}: latency") for size in sizes}
+    cases = dict.fromkeys(case for panel in panels.values() if panel for case in panel.rows)
+    for size, panel in panels.items():
+        for case in cases:
+            if panel is not None and case not in panel.rows:
+                # What is looked up is measured at batch 1 alone.
+                rows.setdefault(variant(case), []).append(Value("–", -float("inf"), ""))
+                continue
             time = panel.entries[case, "e2e_ms"] if panel else None
             if not isinstance(time, Entry):
                 raise ValueError(f"latency of {case} at batch {size} is no number")

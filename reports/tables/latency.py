@@ -30,6 +30,8 @@ def latency_block(
         title: str, digits: Mapping[str, int], size: int, rows: tuple[str, ...] = cases
     ) -> Panel:
         entries: dict[tuple[str, str], Entry | Label] = {}
+        # What is looked up is measured at batch 1 alone.
+        rows = tuple(case for case in rows if latency_group(case, size) in cells)
         for case, column in itertools.product(rows, digits):
             cell = cells[latency_group(case, size)].get(column)
             entries[case, column] = Label("–", LATENCY) if cell is None else Entry.of(cell, LATENCY)
@@ -48,9 +50,9 @@ def latency_block(
                 others,
                 dict.fromkeys(columns, 2),
                 {
-                    (case, column): Entry.of(
-                        cells[latency_group(f"{case}{VERSUS}{base}", size)]["speedup"], LATENCY
-                    )
+                    (case, column): Entry.of(found["speedup"], LATENCY)
+                    if (found := cells.get(latency_group(f"{case}{VERSUS}{base}", size)))
+                    else Label("–", LATENCY)
                     for case in others
                     for column, size in columns.items()
                 },

@@ -30,18 +30,21 @@ def points(params: Params, name: str) -> dict[str, str]:
     """Row of a series -> the variant that is trained so: `{"1": "heima", "4": "heima-4"}`.
 
     A variant counts if its checkpoints are trained on the renderings of heima's, in their order,
-    and no prefix is forced upon it.
+    with what heima is fed and its loss, and neither a prefix nor a budget is forced upon it.
     """
     kind = SERIES[name]
 
-    def renderings(variant: str) -> list[str]:
-        return [one.data for _, one in lineage(params, params.variants[variant].model)]
+    def renderings(variant: str) -> list[tuple[object, ...]]:
+        return [
+            (one.data, one.feed, one.thought_loss, one.losses)
+            for _, one in lineage(params, params.variants[variant].model)
+        ]
 
     found: dict[str, str] = {}
     for variant, one in params.variants.items():
         value = getattr(params.thinking(one.model), kind)
         same = renderings(variant) == renderings(REFERENCE)
-        if value is not None and same and one.forced_prefix is None:
+        if value is not None and same and one.forced_prefix is None and one.budget is None:
             found.setdefault(f"{value:g}", variant)
     return dict(sorted(found.items(), key=lambda item: float(item[0])))
 

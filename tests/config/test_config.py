@@ -37,7 +37,7 @@ def test_the_kinds_of_question_are_the_toy_worlds():
 def edit(raw: dict, key: str, value) -> str:
     *parents, last = key.split(".")
     for parent in parents:
-        raw = raw[parent]
+        raw = raw.setdefault(parent, {})
     if value is ...:
         del raw[last]
     else:
@@ -65,6 +65,29 @@ def edit(raw: dict, key: str, value) -> str:
         ("checkpoints.answer-only.thinking", {"tokens": 2}, r"answer-only has no thinking tokens"),
         ("checkpoints.p2.thinking", {"ratio": 0.5},
          r"checkpoints\.p2\.thinking = \{ratio: 0\.5\} must be \{tokens: 1\}, that of p1"),
+        ("renderings.p3", {"summary": "omit", "caption": "omit", "reasoning": "omit"},
+         r"renderings\.p3: must have another name than text-cot, p1"),
+        ("renderings.x", {"summary": "text", "caption": "omit", "reasoning": "omit",
+                          "tags": "none"},
+         r"renderings\.x: tags = 'none' with summary = 'text': nothing would tell the summary"),
+        ("renderings.x", {"summary": "text", "caption": "latent", "reasoning": "omit"},
+         r"renderings\.x\.caption = 'latent': .*'text', 'token', 'omit', 'filler' or 'short'"),
+        ("renderings.x", {"summary": "text", "caption": "text"}, r"x\.reasoning: missing"),
+        ("renderings.x", {"summary": "text", "caption": "text", "reasoning": "text",
+                          "tags": "xml"}, r"x\.tags = 'xml': .*'text', 'token' or 'none'"),
+        ("checkpoints.p1.feed", "embedding", r"p1\.feed = 'embedding': .*'token' or 'state'"),
+        ("checkpoints.p2.feed", "state",
+         r"checkpoints\.p2\.feed = 'state' must be 'token', that of p1 earlier in its chain"),
+        ("checkpoints.p1.feed_scale", "match",
+         r"feed_scale = 'match' must be 'none' with feed = 'token'"),
+        ("checkpoints.answer-only.feed", "state",
+         r"answer-only\.feed = 'state': the rendering answer-only has no thinking tokens"),
+        ("checkpoints.answer-only.thought_loss", False,
+         r"answer-only\.thought_loss = False: the rendering answer-only has no thinking"),
+        ("checkpoints.p1.losses", {"align": 0}, r"losses\.align = 0: .*greater than 0"),
+        ("checkpoints.p1.losses", {"aligned": 1}, r"losses\.aligned = 1: unknown key"),
+        ("checkpoints.answer-only.losses", {"explain": 1.0},
+         r"answer-only\.losses\.explain = 1\.0: the rendering answer-only has no thinking tokens"),
         ("training.micro_batch_size", 6,
          r"training: micro_batch_size = 6 must stand in `hardware`; `training` has group_by"),
         ("training.tile", "real", r"training\.tile = 'real': unknown key"),
@@ -186,6 +209,112 @@ def test_the_prefix_of_a_model_is_what_its_answers_begin_with(raw_params):
     assert params.prefix("recover", "p3") == constant_prefix("p3")
     three = params.prefix("one-shot", "p3")
     assert three.count("<THINKING_OF_") == 9 and "_3></REASONING>" in three.replace(" ", "")
+
+
+BARE = {"summary": "token", "caption": "filler", "reasoning": "omit", "tags": "none"}
+
+
+def test_a_rendering_of_known_forms_needs_no_code(raw_params):
+    """Its checkpoint, the prefix of its answers and what stages read follow from it."""
+    raw_params["renderings"] = {"bare": BARE}
+    raw_params["checkpoints"]["bare"] = {
+        **raw_params["checkpoints"]["recover"], "data": "bare", "thinking": {"tokens": 1}
+    }  # fmt: skip
+    raw_params["variants"]["bare"] = {"model": "bare", "forced_prefix": "bare"}
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.rendering("bare") == params.renderings["bare"] and params.controls
+    assert params.prefix("bare", "bare") == "<THINKING_OF_SUMMARY><FILLER_OF_THINKING>"
+    written = config.resolved(params)["derived"]
+    assert written["models"]["bare"]["rendering"] == BARE and written["controls"]
+    assert written["models"]["base"]["rendering"]["tags"] == "text"
+    assert written["variants"]["bare"]["prefix"] == params.prefix("bare", "bare")
+    assert config.parse(yaml.safe_dump(config.resolved(params))) == params
+
+
+@pytest.mark.parametrize(
+    ("forms", "thinking", "message"),
+    [
+        ({"tags": "token"}, {"tokens": 30}, r"x\.thinking\.tokens = 30 must be at most 29 where"),
+        ({"caption": "omit", "summary": "omit"}, {"tokens": 2},
+         r"x\.thinking = \{tokens: 2\}: the rendering bare has no thinking tokens"),
+        ({"caption": "short"}, {"tokens": 2}, r"nothing would tell the caption from"),
+    ],
+)  # fmt: skip
+def test_wrong_counts_of_a_rendering_are_named(raw_params, forms, thinking, message):
+    raw_params["renderings"] = {"bare": {**BARE, **forms}}
+    raw_params["checkpoints"]["x"] = {
+        **raw_params["checkpoints"]["one-shot"], "data": "bare", "thinking": thinking
+    }  # fmt: skip
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("checkpoints.one-shot.thinking", {"ratio": 0.5},
+         r"needs thinking\.tokens, not thinking = \{ratio: 0\.5\}: all rows"),
+        ("distill.too_long", "cut", r"needs distill\.too_long = 'drop' or 'refuse', not 'cut'"),
+        ("hardware.gradient_checkpointing", True,
+         r"needs hardware\.gradient_checkpointing = false: .* drops the cache"),
+        ("predict.engine", "vllm", r"needs predict\.engine = 'transformers', not 'vllm'"),
+    ],
+)  # fmt: skip
+def test_what_states_fed_back_cannot_go_with_is_named(raw_params, key, value, message):
+    raw_params["checkpoints"]["one-shot"]["feed"] = "state"
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.feed("one-shot") == "none" and params.feed("recover") is None
+    assert config.resolved(params)["derived"]["models"]["one-shot"]["feed"] == "none"
+    edit(raw_params, key, value)
+    with pytest.raises(
+        config.ConfigError, match=rf"checkpoints\.one-shot\.feed = 'state' {message}"
+    ):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+def test_align_without_a_start_from_text_cot_is_refused(raw_params):
+    """The text-CoT model below the adapter is the teacher."""
+    raw_params["checkpoints"]["one-shot"].update(losses={"align": 1.0}, init="base")
+    message = r"checkpoints\.one-shot\.init = 'base' must be .*text-cot.* losses\.align"
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+def test_explain_needs_as_many_states_of_a_section(raw_params):
+    raw_params["checkpoints"]["one-shot"].update(losses={"explain": 0.5}, thinking={"ratio": 0.5})
+    message = r"one-shot\.losses\.explain = 0\.5 needs thinking\.tokens, not thinking = \{ratio"
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants.cut.budget": 0}, r"cut\.budget = 0: .*greater than 0"),
+        ({"variants.cut": {"model": "recover", "budget": 9, "forced_prefix": "p3"}},
+         r"variants\.cut\.budget = 9 must have no forced_prefix, not 'p3'"),
+        ({"variants.cut.model": "answer-only"}, r"cut\.budget = 9 needs a model whose answers"),
+        ({"variants.cut.model": "base"}, r"cut\.budget = 9 needs a model whose answers have"),
+        ({"checkpoints.one-shot.feed": "state", "variants.cut.model": "one-shot"},
+         r"cut\.budget = 9 needs a model with feed = 'token', not one-shot with 'state'"),
+        ({"latency.cases.cut": {"variant": "cut"}},
+         r"latency\.cases\.cut\.variant = 'cut' must have no budget of its own, not 9"),
+        ({"latency.cases.look": {"variant": "text-cot", "lookup": 0}}, r"lookup = 0: .*greater"),
+        ({"latency.cases.look": {"variant": "text-cot", "lookup": 5}, "latency.batch_sizes": [8]},
+         r"cases\.look\.lookup = 5 needs 1 among batch_sizes = \[8\]"),
+        ({"checkpoints.one-shot.feed": "state",
+          "latency.cases.look": {"variant": "heima-no-progressive", "lookup": 5}},
+         r"latency\.cases\.look\.lookup = 5 needs a model with feed = 'token', not one-shot"),
+    ],
+)  # fmt: skip
+def test_what_budgets_and_lookups_cannot_go_with_is_named(raw_params, changes, message):
+    raw_params["variants"]["cut"] = {"model": "text-cot", "budget": 9}
+    raw_params["latency"]["cases"]["looked-up"] = {"variant": "heima", "lookup": 5}
+    config.parse(yaml.safe_dump(raw_params))
+    for key, value in changes.items():
+        edit(raw_params, key, value)
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse(yaml.safe_dump(raw_params))
 
 
 @given(st.integers(1, 4000), st.floats(0.001, 0.999))

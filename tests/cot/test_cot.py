@@ -39,7 +39,7 @@ def test_parse_inverts_render(parts):
 @given(sections, st.sampled_from(sorted(RENDERINGS)))
 def test_each_rendering_shows_what_it_says(parts, rendering):
     text = render(parts, rendering)
-    for section, form in RENDERINGS[rendering].items():
+    for section, form in RENDERINGS[rendering].forms.items():
         tag, token = f"<{section.upper()}>", thinking_token(section)
         assert text.count(token) == (form == "token")
         assert text.count(tag) == (form != "omit")

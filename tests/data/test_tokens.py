@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from heima.cot.rendering import RENDERINGS, constant_prefix, is_constant, render
+from heima.cot.rendering import RENDERINGS, constant_prefix, render
 from heima.cot.sections import (
     COMPRESSIBLE,
     MAX_NUMBERED,
@@ -319,7 +319,7 @@ def test_a_question_cannot_name_a_state(any_vocabulary):
 def test_only_constant_renderings_have_a_prefix(toy_turns, rendering):
     answers = [render(turn.sections, rendering) for turn in toy_turns]
     beginnings = {answer.partition("<CONCLUSION>")[0] for answer in answers}
-    if is_constant(rendering):
+    if RENDERINGS[rendering].constant:
         assert beginnings == {constant_prefix(rendering)}
     else:
         assert len(beginnings) > 1 or beginnings == {""}

@@ -27,6 +27,7 @@ from eval.timing import (
 )
 from heima.config import Decoding, Peaks
 from heima.cot.rendering import constant_prefix
+from heima.families.feeding import Feed
 from heima.results.cells import read_metrics
 from heima.results.files import read_jsonl
 from heima.vlm.generation import Prompt, generate
@@ -153,6 +154,44 @@ def test_exact_answers_do_not_stop(setup, measured):
     assert timing.decoded == [12] * 8
 
 
+def test_what_is_looked_up_is_the_same_in_fewer_passes(setup, model):
+    """At batch 1 alone, beside the other cases on the same questions."""
+    cases = {"text-cot": setup.cases["text-cot"], "looked-up": Case(model, 24, lookup=6)}
+    found = measure(replace(setup, cases=cases), batch_sizes=[1, 3], rounds=1)
+    plain, looked = (
+        [one for one in found.timings if one.case == case and one.batch_size == 1] for case in cases
+    )
+    assert [one.texts for one in plain] == [one.texts for one in looked]
+    assert [one.decoded for one in plain] == [one.decoded for one in looked]
+    assert len({one.texts for one in plain}) > 1
+    for one in looked:
+        assert 1 <= one.passes <= max(one.decoded)
+    assert all(one.passes is None for one in plain)
+    assert {key for key in found.work if key[0] == "looked-up"} == {("looked-up", 1)}
+    row = latency.cells(found, PEAKS, seed=1)["looked-up/batch-1"]
+    assert row["passes"].value <= row["longest_tokens"].value
+
+
+def test_states_fed_back_are_timed_as_predicted(setup, model):
+    """A forced beginning is written token by token, and is no part of the answer."""
+    feed = Feed(frozenset(setup.vocabulary.thinking_ids.values()))
+    cases = {"text-cot": Case(model, 12, prefix=PREFIX, feed=feed)}
+    found = measure(replace(setup, cases=cases), batch_sizes=[4], rounds=1)
+    prompts = [
+        Prompt(one.text, f"image {i}", lambda one=one: one.image)
+        for i, one in enumerate(setup.questions)
+    ]
+    answers = generate(
+        *(model, setup.processor, setup.vocabulary, prompts),
+        decoding=Decoding(temperature=0, top_k=50, max_new_tokens=12, batch_size=4),
+        seed=1,
+        prefix=PREFIX,
+        feed=feed,
+    )
+    decoded = [count for one in found.timings for count in one.decoded]
+    assert decoded == [answer.counts.decoded for answer in answers]
+
+
 def test_what_does_not_fit_is_named(setup, monkeypatch):
     model = setup.cases["cut"].model
     run = model.generate
@@ -263,6 +302,8 @@ def timing(case, e2e, *, size=2, turn=0, batch=0, decoded=(3, 5), decode=40.0):
         round=turn,
         batch=batch,
         decoded=list(decoded),
+        passes=None,
+        texts="",
         preprocess_ms=1.0,
         vision_ms=2.0,
         prefill_ms=3.0,

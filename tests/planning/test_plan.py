@@ -15,7 +15,11 @@ from huggingface_hub import constants
 from heima import config
 from heima.config import PretrainedModel, Slurm
 from heima.config.benchmarks import BENCHMARKS
-from heima.cot.thinking import ONE_TOKEN
+from heima.cot.rendering import Rendering
+from heima.cot.sections import numbered, with_controls
+from heima.cot.thinking import ONE_TOKEN, Thinking
+from heima.data.tokens import Vocabulary
+from heima.families.registry import FAMILIES
 from heima.planning import architectures, preflight, sharding, workload
 from heima.planning.estimate import Estimate
 from heima.planning.machine import GPUS, Machine
@@ -180,6 +184,39 @@ def test_the_toy_is_planned_by_its_own_world(params):
     # The toy's answer with three thinking tokens: eight tags, an answer of a word, the end.
     assert work.lengths.answer("p3", ONE_TOKEN) == pytest.approx(13, abs=0.2)
     assert total(estimate.stages).usd == 0
+
+
+@pytest.mark.parametrize("tags", ["text", "token", "none"])
+@pytest.mark.parametrize("form", ["text", "token", "omit", "filler", "short"])
+def test_the_length_of_an_answer_follows_from_its_rendering(params, toy_turns, form, tags):
+    """On one turn, where a mean is the turn's own: as many tokens as its answer has."""
+    if tags == "none" and form in ("text", "short"):
+        return
+    rendering = Rendering(summary="token", caption=form, reasoning="omit", tags=tags)
+    plain = plan.tokenizer(params)
+    words = Vocabulary(plain, with_controls(FAMILIES[params.family].thinking_tokens))
+    for turn in toy_turns[:3]:
+        lengths = workload._measured([turn], plain, None)
+        for count in (1, 3):
+            short = {"caption": " ".join(turn.caption.split()[:count])}
+            answer = turn.written(rendering, numbered(count), short=short)
+            assert lengths.answer(rendering, Thinking(tokens=count)) == words.length(answer) + 1
+
+
+def test_the_passes_that_shorten_texts_are_planned(params):
+    work = workload.of(params, plan.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
+    forms = {"summary": "omit", "caption": "omit", "reasoning": "text"}
+    flops = {}
+    for form in ("text", "short"):
+        own = {"x": Rendering(**{**forms, "reasoning": form})}
+        checkpoints = {"p1": params.checkpoints["p1"].model_copy(update={"data": "x"})}
+        other = params.model_copy(update={"renderings": own, "checkpoints": checkpoints})
+        estimate = planned(other, Machine("cpu", plan.CPU, 1, 0.35, 0.25), work)
+        flops[form] = estimate._distill("p1", checkpoints["p1"]).flops
+        assert (estimate._surprisals(own["x"]) > 0) == (form == "short")
+    assert flops["short"] != flops["text"]
+    taught = checkpoints["p1"].model_copy(update={"losses": config.Losses(align=1.0)})
+    assert estimate._distill("p1", taught).flops > flops["short"]
 
 
 def test_counts_of_another_profile_do_not_count(params, tmp_path):

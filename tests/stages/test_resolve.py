@@ -228,6 +228,7 @@ def test_rules_of_the_parameters_are_written_out(params):
     """What a stage may ask of `Params` beyond what was given stands in resolved.yaml."""
     written = config.resolved(params)["derived"]
     named = {"thinking": "models", "prefix": "variants", "decoding": "protocols"}
+    named |= {"rendering": "models", "feed": "models", "controls": "controls"}
     named |= {"data_name": "protocols", "sections": "sections", "published_family": "family"}
     named["readers"] = "data"
     paths = {"trained", "training_seeds", "derived"}  # they follow from names and `seeds`

@@ -150,6 +150,28 @@ def test_two_processes_shard_llava_next_too(llava_folder):
     assert_as_one(finished(llava_folder, "shared", launcher=sharded(2)), one, processes=2)
 
 
+@pytest.mark.parametrize(
+    "processes", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["replicated", "sharded"]
+)
+def test_two_processes_that_feed_states_back_train_as_one(folder, processes):
+    """In segments, of which all processes have as many, whole models and sharded ones; with every
+    term of the loss, too."""
+    made = folder / "fed"
+    if not made.exists():
+        made.mkdir()
+        for name in ("models", "turns.parquet", "images.zip"):
+            (made / name).symlink_to(folder / name)
+        raw = yaml.safe_load((folder / "sharded" / "params.yaml").read_text(encoding="utf-8"))
+        for name in ("p1", "p2", "p3", "recover"):
+            raw["checkpoints"][name].update(feed="state", feed_scale="match")
+        raw["checkpoints"]["p3"]["losses"] = {"align": 0.5, "explain": 0.3}
+        (made / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    one = finished(made, "alone")
+    launcher = sharded(2) if processes == 2 else REPLICATED
+    shared = finished(made, "shared", launcher=launcher)
+    assert_as_one(shared, one, processes=2, sharded=processes == 2)
+
+
 def test_two_processes_that_shard_the_model_train_as_one(folder, alone):
     shared = finished(folder / "sharded", "shared", launcher=sharded(2))
     assert_as_one(shared, alone, processes=2)
@@ -223,6 +245,7 @@ def assert_as_one(found, expected, *, processes, sharded=True):
         assert theirs["step"] == ours["step"]
         assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
         assert theirs["learning_rate"] == ours["learning_rate"]
+    assert result["surprisals"] == pytest.approx(single["surprisals"], abs=1e-4)
     assert result["losses"] == pytest.approx(single["losses"], abs=1e-4)
     for name, weight in wanted.items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-4)

@@ -19,12 +19,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from heima import config
-from heima.data.encoding import encode_turns
+from heima.data.encoding import encode_turns, fit_turns
 from heima.data.images import ImageZip
 from heima.data.turns import load_turns
 from heima.training import loop
 from heima.training.backbone import body
 from heima.training.snapshots import Resume
+from heima.training.surprisal import surprisals
+from heima.training.terms import Align, Explain
 from heima.vlm import models
 
 
@@ -37,16 +39,36 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
     images = ImageZip(folder / "images.zip")
     turns = load_turns(folder / "turns.parquet")
     vocabulary = models.vocabulary(processor.tokenizer, params)
-    samples = encode_turns(turns, "p3", vocabulary, max_length=512)
-    collate = models.collator(processor, images, params)
-    answering = loop.AnswerLoss(model, params.hardware, body=body(model))
+    checkpoint = params.checkpoints["p3"]
+    samples = fit_turns(
+        turns,
+        "p3",
+        vocabulary,
+        max_length=512,
+        too_long="refuse",
+        supervised=checkpoint.losses.any,
+    ).samples
+    plain = encode_turns(turns[:10], "p3", vocabulary, max_length=512)
+    feed = models.feed(processor.tokenizer, params, "p3")
+    collate = models.collator(processor, images, params, feed)
+    weights = checkpoint.losses
+    answering = loop.AnswerLoss(
+        model,
+        params.hardware,
+        body=body(model, feed=feed),
+        align=(weights.align, Align(model, body(model))) if weights.align else None,
+        explain=(weights.explain, Explain(model, seed=1, fed=bool(feed)))
+        if weights.explain
+        else None,
+    )
+    nats = surprisals(answering, plain, collate, batch_size=3)
     if kill:
         _kill_at(answering, kill)
     curve = loop.train(
         answering,
         samples,
         collate,
-        params.checkpoints["p3"],
+        checkpoint,
         seed=params.seed,
         precision=params.precision,
         training=params.training,
@@ -64,6 +86,7 @@ def main(folder: Path, out: str, kill: int = 0) -> None:
             "sharded": any(isinstance(weight, DTensor) for weight in model.parameters()),
             "curve": curve,
             "losses": losses,
+            "surprisals": [sum(row) / len(row) for row in nats],
         }
         (folder / out / "result.json").write_text(json.dumps(result))
 

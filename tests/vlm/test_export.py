@@ -153,3 +153,14 @@ def test_the_demo_refuses_an_exported_folder_that_is_not_whole(trained, merged, 
         without_a_weight(folder / "adapter_model.safetensors")
         with pytest.raises(chat.ChatError, match="lacks 1 of the adapter's"):
             chat.load_exported(folder)
+
+
+def test_a_checkpoint_that_states_are_fed_back_to_is_not_exported(params, tmp_path):
+    """transformers alone would feed it tokens."""
+    fed = params.checkpoints["one-shot"].model_copy(update={"feed": "state"})
+    changed = params.model_copy(update={"checkpoints": {**params.checkpoints, "one-shot": fed}})
+    with pytest.raises(
+        export.ExportError, match=r"one-shot\.feed = 'state' cannot be exported, only"
+    ):
+        export.export(tmp_path, "one-shot", 42, changed, tmp_path / "new", "", merged=True)
+    assert not (tmp_path / "new").exists()

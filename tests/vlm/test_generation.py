@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from heima.config import Decoding
-from heima.cot.rendering import constant_prefix, render
-from heima.cot.sections import numbered, repeated
+from heima.cot import parsing
+from heima.cot.rendering import Rendering, constant_prefix, render
+from heima.cot.sections import numbered, repeated, with_controls
+from heima.data.tokens import Vocabulary
 from heima.families.images import ImageCache
 from heima.families.mllama import Mllama
 from heima.vlm.generation import Decoder, Prompt, Transformers, _Tally, generate, plan
@@ -276,6 +278,27 @@ class TestTally:
         assert _Tally(toy_vocabulary)(ids) == {"thinking": number, "tag": 8, "conclusion": 2}
         assert len(ids) == number + 10
 
+    @pytest.mark.parametrize("tags", ["text", "token", "none"])
+    @pytest.mark.parametrize("form", ["token", "filler", "omit"])
+    def test_every_layout_is_accounted_for(self, toy_processor, toy_vocabulary, form, tags):
+        """Thinking, tags and conclusion are all of an answer, and decode to what was rendered."""
+        rendering = Rendering(summary=form, caption="omit", reasoning=form, tags=tags)
+        words = Vocabulary(toy_processor.tokenizer, with_controls(toy_vocabulary.reserved))
+        parts = {"summary": "-", "caption": "-", "reasoning": "-", "conclusion": "yes no"}
+        answer = render(parts, rendering, numbered(2))
+        encoded = words.encode("what", "first", answer)
+        ids = encoded.input_ids[encoded.body : -1]
+        thinking = 0 if form == "omit" else 4
+        tag = {"none": 0, "text": 2, "token": 2}[tags] * (1 if form == "omit" else 3)
+        expected = {"thinking": thinking, "tag": tag, "conclusion": 2}
+        assert _Tally(words, tags)(ids) == expected
+        assert sum(expected.values()) == len(ids)
+        assert "".join(words.decode(ids).split()) == "".join(answer.split())
+        assert parsing.conclusion(words.decode(ids), tags) == "yes no"
+        # An answer that the limit cut is closed by its tag alone.
+        cut = _Tally(words, tags)(ids, ended=False)
+        assert cut == {**expected, "conclusion": 0 if tags == "none" else 2}
+
     @pytest.mark.parametrize(
         ("pieces", "expected"),
         [
@@ -294,6 +317,6 @@ class TestTally:
     )
     def test_several_tokens_a_tag(self, pieces, expected):
         tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(pieces[place] for place in ids))
-        vocabulary = SimpleNamespace(tokenizer=tokenizer, thinking_ids={})
+        vocabulary = SimpleNamespace(tokenizer=tokenizer, thinking_ids={}, tag_ids={})
         counts = _Tally(vocabulary)(range(len(pieces)))
         assert (counts["tag"], counts["conclusion"]) == expected

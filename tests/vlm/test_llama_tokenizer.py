@@ -14,11 +14,14 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from heima.cot.rendering import constant_prefix, render
-from heima.cot.sections import SECTIONS, TAGS, numbered
+from heima.cot import parsing
+from heima.cot.rendering import Rendering, constant_prefix, render
+from heima.cot.sections import SECTIONS, TAGS, numbered, with_controls
 from heima.data import official
 from heima.data.official import TokenizerMerges
+from heima.data.tokens import Vocabulary
 from heima.toy.mllama import CHAT_TEMPLATE
+from heima.vlm.generation import _Tally
 from heima.vlm.models import vocabulary as family_vocabulary
 from timings.rehearsal.tokenizers import INSTALL, LLAMA_NAMED
 
@@ -87,6 +90,25 @@ def test_the_answer_b_costs_42_decoded_tokens(vocabulary):
     # What a model is forced to begin with is how it was trained to begin.
     forced = vocabulary.prompt_ids("q", "first", constant_prefix("p3"))
     assert encoded.input_ids[: len(forced)] == forced
+
+
+@pytest.mark.parametrize(("tags", "tokens"), [("text", 42), ("token", 13), ("none", 5)])
+@pytest.mark.parametrize("form", ["token", "filler"])
+def test_a_layout_of_tags_has_its_number_of_decoded_tokens(vocabulary, tags, tokens, form):
+    """The paper prints 13, which tags of a token each give."""
+    rendering = Rendering(summary=form, caption=form, reasoning=form, tags=tags)
+    words = Vocabulary(vocabulary.tokenizer, with_controls(vocabulary.reserved))
+    answer = render({**dict.fromkeys(SECTIONS, "left out"), "conclusion": "B"}, rendering)
+    encoded = words.encode("q", "first", answer)
+    decoded = encoded.input_ids[encoded.body :]
+    assert len(decoded) == tokens and words.decode(decoded) == answer
+    assert parsing.conclusion(words.decode(decoded), tags) == "B"
+    forced = words.prompt_ids("q", "first", constant_prefix(rendering))
+    assert encoded.input_ids[: len(forced)] == forced
+    counts = _Tally(words, tags)(decoded[:-1])
+    # The blank of " B </" is a part of the letter's token.
+    assert counts["thinking"] == 3 and counts["conclusion"] == 1
+    assert (counts["tag"] == 0) == (tags == "none")
 
 
 def test_text_is_text(vocabulary):

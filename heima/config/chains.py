@@ -1,0 +1,104 @@
+"""What states fed back, and terms of the loss, can go with in a chain of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from heima.cot.thinking import shown
+
+if TYPE_CHECKING:
+    from heima.config.params import Params
+
+
+def check_budget(params: Params, name: str) -> None:
+    """Raise `ValueError` where a variant's budget cannot be kept, naming what is allowed."""
+    variant = params.variants[name]
+    if variant.budget is None:
+        return
+    key = f"variants.{name}.budget = {variant.budget}"
+    if variant.forced_prefix is not None:
+        raise ValueError(f"{key} must have no forced_prefix, not {variant.forced_prefix!r}")
+    rendering = params.rendering(variant.model)
+    if rendering.tags == "none" or set(rendering.forms.values()) == {"omit"}:
+        raise ValueError(
+            f"{key} needs a model whose answers have sections and a tag that opens the conclusion, "
+            f"not {variant.model}"
+        )
+    if params.feed(variant.model) is not None:
+        raise ValueError(
+            f"{key} needs a model with feed = 'token', not {variant.model} with 'state': a cut "
+            "chain is read again as a prompt"
+        )
+
+
+def check_case(params: Params, name: str) -> None:
+    """Raise `ValueError` where a case of `latency` cannot be measured, naming what is allowed."""
+    case = params.latency.cases[name]
+    variant = params.variants[case.variant]
+    if variant.budget is not None:
+        raise ValueError(
+            f"latency.cases.{name}.variant = {case.variant!r} must have no budget of its own, not "
+            f"{variant.budget}; the case's cuts to another one's tokens"
+        )
+    if case.lookup is not None and params.feed(variant.model) is not None:
+        raise ValueError(
+            f"latency.cases.{name}.lookup = {case.lookup} needs a model with feed = 'token', not "
+            f"{variant.model} with 'state': a pass of several tokens has one state for all"
+        )
+
+
+def check(params: Params, name: str, chain: Sequence[str]) -> None:
+    """Raise `ValueError` where a checkpoint cannot be trained as it says, naming what is allowed.
+
+    `chain` are the checkpoints from the text-cot model to this one.
+    """
+    own = params.checkpoints[name]
+    key = f"checkpoints.{name}.feed = 'state'"
+    for earlier in chain[:-1]:
+        other = params.checkpoints[earlier]
+        if params.rendering(name).thinks and params.rendering(earlier).thinks:
+            for field in ("feed", "feed_scale"):
+                if getattr(own, field) != getattr(other, field):
+                    raise ValueError(
+                        f"checkpoints.{name}.{field} = {getattr(own, field)!r} must be "
+                        f"{getattr(other, field)!r}, that of {earlier} earlier in its chain"
+                    )
+    if own.losses.explain is not None and own.thinking.tokens is None:
+        raise ValueError(
+            f"checkpoints.{name}.losses.explain = {own.losses.explain} needs thinking.tokens, "
+            f"not thinking = {shown(own.thinking)}: a batch has as many states of each section"
+        )
+    if not params.rendering(name).thinks:
+        if own.losses.explain is not None:
+            raise ValueError(
+                f"checkpoints.{name}.losses.explain = {own.losses.explain}: the rendering "
+                f"{own.data} has no thinking tokens to explain"
+            )
+        if own.feed == "state" or not own.thought_loss:
+            field = "feed = 'state'" if own.feed == "state" else "thought_loss = False"
+            raise ValueError(
+                f"checkpoints.{name}.{field}: the rendering {own.data} has no thinking tokens"
+            )
+        return
+    if own.feed == "token":
+        return
+    if own.thinking.tokens is None:
+        raise ValueError(
+            f"{key} needs thinking.tokens, not thinking = {shown(own.thinking)}: all rows of "
+            "all processes must have as many thinking tokens"
+        )
+    if params.distill.too_long == "cut":
+        raise ValueError(
+            f"{key} needs distill.too_long = 'drop' or 'refuse', not 'cut': all rows of all "
+            "processes must have as many thinking tokens, and a cut answer may have fewer"
+        )
+    if params.hardware.gradient_checkpointing:
+        raise ValueError(
+            f"{key} needs hardware.gradient_checkpointing = false: with it transformers drops "
+            "the cache of keys and values, by which segments see what was before them"
+        )
+    if params.predict.engine == "vllm":
+        raise ValueError(
+            f"{key} needs predict.engine = 'transformers', not 'vllm', which feeds back tokens"
+        )
