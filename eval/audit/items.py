@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from heima.data.turns import Turn
+from heima.config import Params, ToySource
+from heima.data import places
+from heima.data.images import ImageZip
+from heima.data.turns import Turn, load_turns
+from heima.families.batches import Images
+from heima.toy.unseen import Unseen
 
 NOBODY = -1
 """The donor of a turn that has none."""
@@ -33,3 +39,14 @@ def partners(turns: Sequence[Turn], *, same_gold: bool, seed: int) -> np.ndarray
             if len(fitting):
                 found[place] = rng.choice(fitting)
     return found
+
+
+def asked(params: Params) -> tuple[list[Turn], Images]:
+    """The turns that an audit asks, each with its image first, and what reads their images."""
+    wanted = params.audit.items
+    if isinstance(params.source, ToySource):
+        unseen = Unseen(params.source, count=wanted, seed=params.seed)
+        return unseen.turns, unseen
+    turns = load_turns("data/rewritten/heldout.parquet")[:wanted]
+    images = ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
+    return [dataclasses.replace(turn, image_first=True) for turn in turns], images

@@ -43,6 +43,7 @@ from heima.config.data import (
     ToySource,
 )
 from heima.config.evaluation import (
+    Audit,
     Decoding,
     EmbeddedRules,
     Latency,
@@ -87,6 +88,7 @@ __all__ = [
     "PRETRAINED",
     "RESOLVED",
     "TOY_FAMILIES",
+    "Audit",
     "BenchmarkName",
     "Checkpoint",
     "ConfigError",

@@ -29,6 +29,7 @@ from heima.config.data import (
     ToySource,
 )
 from heima.config.evaluation import (
+    Audit,
     Decoding,
     EmbeddedRules,
     Latency,
@@ -51,7 +52,7 @@ from heima.config.training import (
     Teach,
     Training,
 )
-from heima.cot.rendering import RENDERINGS, constant_prefix
+from heima.cot.rendering import RENDERINGS, constant_prefix, is_constant
 from heima.cot.sections import COMPRESSIBLE, numbered
 from heima.cot.thinking import ONE_TOKEN, Thinking
 
@@ -91,6 +92,7 @@ class Params(Model):
     variants: dict[Name, Variant] = Field(min_length=1)
     latency: Latency
     page: Page = Page()
+    audit: Audit = Audit()
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Params:
@@ -132,6 +134,7 @@ class Params(Model):
         self._check_teach()
         self._check_reconstructions()
         self._check_benchmarks()
+        self._check_audit()
         for name, variant in self.variants.items():
             allowed = known | {"base"}
             if variant.model not in allowed:
@@ -173,6 +176,21 @@ class Params(Model):
                     f"teach.{name}.kind = 'train' needs source.kind = 'toy': only the toy world's "
                     "models are trained from scratch"
                 )
+
+    def _check_audit(self) -> None:
+        constant = sorted(
+            name
+            for name, one in self.checkpoints.items()
+            if is_constant(one.data) and one.thinking.tokens is not None
+        )
+        for name in self.audit.checkpoints:
+            if name not in constant:
+                raise ValueError(
+                    f"audit.checkpoints: {name!r} is not one of {constant}, whose answers all "
+                    "begin alike"
+                )
+        if len(set(self.audit.checkpoints)) != len(self.audit.checkpoints):
+            raise ValueError("audit.checkpoints must name no checkpoint twice")
 
     def _check_benchmarks(self) -> None:
         if len(set(self.benchmarks)) != len(self.benchmarks):
