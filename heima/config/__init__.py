@@ -44,6 +44,7 @@ from heima.config.data import (
     ToySource,
 )
 from heima.config.evaluation import (
+    Audit,
     Decoding,
     EmbeddedRules,
     Latency,
@@ -94,6 +95,7 @@ __all__ = [
     "PRETRAINED",
     "RESOLVED",
     "TOY_FAMILIES",
+    "Audit",
     "BenchmarkName",
     "Checkpoint",
     "ConfigError",

@@ -1,4 +1,5 @@
-"""What states fed back, and terms of the loss, can go with in a chain of checkpoints."""
+"""What states fed back, terms of the loss, budgets and audits can go with in chains of
+checkpoints."""
 
 from __future__ import annotations
 
@@ -46,6 +47,27 @@ def check_case(params: Params, name: str) -> None:
             f"latency.cases.{name}.lookup = {case.lookup} needs a model with feed = 'token', not "
             f"{variant.model} with 'state': a pass of several tokens has one state for all"
         )
+
+
+def check_audit(params: Params) -> None:
+    """Raise `ValueError` where a checkpoint cannot be audited, naming those that can."""
+    able = sorted(
+        name
+        for name, one in params.checkpoints.items()
+        if set(params.rendering(name).forms.values()) == {"token"}
+        and params.rendering(name).tags == "text"
+        and one.thinking.tokens is not None
+        and one.feed == "token"
+    )
+    named = params.audit.checkpoints
+    for name in named:
+        if name not in able:
+            raise ValueError(
+                f"audit.checkpoints: {name!r} is not one of {able}, whose answers all begin alike, "
+                "with tags in words, and which read the thinking tokens that they write"
+            )
+    if len(set(named)) != len(named):
+        raise ValueError(f"audit.checkpoints = {list(named)} must name no checkpoint twice")
 
 
 def check(params: Params, name: str, chain: Sequence[str]) -> None:

@@ -179,6 +179,34 @@ class Page(Model):
     samples: Annotated[int, Field(ge=1, le=1000)] = 20
 
 
+class Audit(Model):
+    """Whether conclusions depend on thinking states (docs/audit.md).
+
+    `checkpoints` are audited: they must write constant prefixes. `items` questions are asked, in
+    the toy world about scenes that nothing else shows, elsewhere held-out turns (all, where there
+    are fewer). The states of `fitted` training turns give those that replace others by their mean
+    and as noise; `windows` divide the layers in which ways of attention are closed. A conclusion of
+    more than `max_new_tokens` counts as not ended.
+    """
+
+    checkpoints: tuple[Name, ...] = ()
+    items: Annotated[int, Field(ge=2)] = 3000
+    fitted: Annotated[int, Field(ge=2)] = 512
+    windows: PositiveInt = 2
+    max_new_tokens: PositiveInt = 16
+    batch_size: PositiveInt = 128
+
+    @property
+    def decoding(self) -> Decoding:
+        """Greedy, as every measure takes an answer to be."""
+        return Decoding(
+            temperature=0.0,
+            top_k=1,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+        )
+
+
 class EmbeddedRules(Model):
     """A judge without a language model, for the toy world; named in every result."""
 

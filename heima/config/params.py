@@ -30,6 +30,7 @@ from heima.config.data import (
     ToySource,
 )
 from heima.config.evaluation import (
+    Audit,
     Decoding,
     EmbeddedRules,
     Latency,
@@ -96,6 +97,7 @@ class Params(Model):
     variants: dict[Name, Variant] = Field(min_length=1)
     latency: Latency
     page: Page = Page()
+    audit: Audit = Audit()
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Params:
@@ -157,6 +159,7 @@ class Params(Model):
         self._check_teach()
         self._check_reconstructions()
         self._check_benchmarks()
+        chains.check_audit(self)
         for name, variant in self.variants.items():
             allowed = known | {"base"}
             if variant.model not in allowed:

@@ -20,12 +20,20 @@ from heima.interpreting.states import save as save_states
 from heima.vlm import kept_batches, models
 from heima.vlm.kept_batches import KeptBatches
 from heima.vlm.processes import Processes
-from stages import reconstruct, resolve, states
+from stages import audit, reconstruct, resolve, states
 from tests.conftest import ROOT
 from tests.fabricated import write_turns
 
-RUNS = {"states": (states, (42,)), "reconstruct": (reconstruct, ("caption", 42))}
-RESULTS = {"states": "states/42", "reconstruct": "reconstructions/caption"}
+RUNS = {
+    "states": (states, (42,)),
+    "reconstruct": (reconstruct, ("caption", 42)),
+    "audit": (audit, ("recover", 42)),
+}
+RESULTS = {
+    "states": "states/42",
+    "reconstruct": "reconstructions/caption",
+    "audit": "audits/recover",
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +47,7 @@ def ready(tmp_path_factory, toy_vlm, toy_llm, toy_processor, toy_turns, toy_sour
         batch_size=4, max_new_tokens=6, temperature=0.7, controls=["own", "question-only"]
     )
     raw["similarity"]["judged"] = ["own"]
+    raw["audit"] = {"checkpoints": ["recover"], "items": 22, "fitted": 6, "batch_size": 4}
     (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     params = config.load(folder / "params.yaml")
     (folder / "data" / "rewritten").mkdir(parents=True)
@@ -122,6 +131,7 @@ def counted(monkeypatch):
         # The first waits for the others otherwise than they for it.
         ("states", (0,)),
         ("reconstruct", ()),
+        pytest.param("audit", (0,), marks=pytest.mark.slow),
         pytest.param("states", (1,), marks=pytest.mark.slow),
         pytest.param("reconstruct", (0, 1), marks=pytest.mark.slow),
     ],

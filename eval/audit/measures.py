@@ -1,0 +1,295 @@
+"""The measures of an audit, question by question (docs/audit.md).
+
+`of_batch` knows nothing of other batches: processes share them, and a killed audit goes on from
+those that are finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.audit.passes import Passes, Places, Scores, Within, continuation
+from heima.config import Decoding
+from heima.cot.sections import COMPRESSIBLE, SEPARATOR, TAGS, meant, parts_of
+from heima.data.turns import Turn
+from heima.families import registry
+from heima.vlm import patching
+
+States = Sequence[torch.Tensor]
+"""The residual stream at the thinking columns: the embedding and each layer, (rows, k, hidden)."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of `States` over training turns, each part (k, hidden)."""
+
+    mean: States
+    deviation: States
+
+    @classmethod
+    def of(cls, batches: Sequence[States]) -> Moments:
+        parts = [torch.cat(part).float() for part in zip(*batches, strict=True)]
+        return cls([one.mean(dim=0) for one in parts], [one.std(dim=0) for one in parts])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Turns, and for each a donor of the same and one of another conclusion, and the seed of noise.
+
+    Where a turn has no donor, it stands in for it itself and `lent_*` is False.
+    """
+
+    turns: Sequence[Turn]
+    same: Sequence[Turn]
+    other: Sequence[Turn]
+    lent_same: np.ndarray
+    lent_other: np.ndarray
+    seed: int
+
+
+def states(passes: Passes, turns: Sequence[Turn], images: Sequence[str] | None = None) -> States:
+    """The states of turns; with `images`, of the same questions about other images."""
+    found: list[torch.Tensor] = []
+
+    @contextlib.contextmanager
+    def within(places: Places) -> Iterator[None]:
+        with patching.recorded(passes.model, places.thinking) as taken:
+            yield
+        found.extend(part.cpu() for part in taken)
+
+    texts = [continuation(turn.conclusion) for turn in turns]
+    passes.score(turns, texts, images=images, within=within)
+    return found
+
+
+def putting(passes: Passes, given: States) -> Within:
+    """Passes in which the thinking columns have other states."""
+    device = passes.model.device
+
+    def within(places: Places) -> contextlib.AbstractContextManager[None]:
+        return patching.patched(
+            passes.model, places.thinking.to(device), [part.to(device) for part in given]
+        )
+
+    return within
+
+
+def of_batch(
+    passes: Passes, batch: Batch, moments: Moments, *, decoding: Decoding, windows: int
+) -> dict[str, np.ndarray]:
+    """Every measure of each turn: a column a measure, NaN where a turn has none.
+
+    - `own/…`: `nll` of the gold conclusion and its end, whether it is `right`, i.e. greedy
+      decoding gives it, and `written`: decoding ended, and one pass finds its answer greedy.
+    - `<replacement>/…`: with other states, `nll`, `right`, and `changed`: greedy decoding gives
+      another continuation than its own. Replacements are `zero`, `mean`, `noise`, `first` (where a
+      turn has several thinking tokens), `same` and `other` (a donor's, by its gold conclusion).
+    - `other/followed`: greedy decoding gives what the donor writes; `other/alike`: it does so of
+      its own; `other/donor-written`: the donor's answer ended.
+    - `mediation/te|nie|nde`: differences of `nll` (the donor's image, its states, or both).
+    - `without/<parts>/right`: with slots, markers or both left out; `first-<j>/right`, `/changed`:
+      with the first j thinking tokens alone.
+    - `closed/<what>/<window>/nll`: the rise of `nll` where the conclusion cannot see the thinking
+      tokens or the image, in a window of layers.
+    - `moved/image`, `moved/donor`: squared distance of the last states under another image, and
+      from the donor's.
+    """
+    turns, n = batch.turns, len(batch.turns)
+    gold = [continuation(turn.conclusion) for turn in turns]
+    own_states = states(passes, turns)
+    own = passes.score(turns, gold)
+    written = passes.continuations(turns, decoding=decoding)
+    said = [text if text is not None else gold[row] for row, text in enumerate(written)]
+    ended = np.array([text is not None for text in written])
+    again = passes.score(turns, said)
+    valid = ended & again.greedy
+    columns: dict[str, np.ndarray] = {
+        "own/nll": own.nll,
+        "own/right": _shares(own.greedy),
+        "own/written": _shares(valid),
+    }
+
+    def replaced(name: str, given: States, lent: np.ndarray) -> None:
+        within = putting(passes, given)
+        scores = passes.score(turns, gold, within=within)
+        same = passes.score(turns, said, within=within).greedy
+        columns[f"{name}/nll"] = _where(lent, scores.nll)
+        columns[f"{name}/right"] = _where(lent, scores.greedy)
+        columns[f"{name}/changed"] = _where(lent & valid, ~same)
+
+    everybody = np.ones(n, dtype=bool)
+    donors = {"same": states(passes, batch.same), "other": states(passes, batch.other)}
+    replaced("zero", [torch.zeros_like(part) for part in own_states], everybody)
+    replaced("mean", _everywhere(moments.mean, n), everybody)
+    replaced("noise", _noise(moments, n, batch.seed), everybody)
+    if own_states[0].shape[1] > len(COMPRESSIBLE):
+        each = own_states[0].shape[1] // len(COMPRESSIBLE)
+        replaced("first", [_first_of(part, each) for part in own_states], everybody)
+    replaced("same", donors["same"], batch.lent_same)
+    replaced("other", donors["other"], batch.lent_other)
+
+    lent = passes.continuations(batch.other, decoding=decoding)
+    theirs = [text if text is not None else gold[row] for row, text in enumerate(lent)]
+    both = batch.lent_other & valid & np.array([text is not None for text in lent])
+    followed = passes.score(turns, theirs, within=putting(passes, donors["other"])).greedy
+    columns["other/followed"] = _where(both, followed)
+    columns["other/alike"] = _where(
+        both, [one == two for one, two in zip(said, theirs, strict=True)]
+    )
+
+    columns |= _mediation(passes, batch, gold, own, own_states)
+    columns |= _parts(passes, turns, gold, said, valid)
+    columns |= _closed(passes, turns, gold, own, windows)
+    last, donor = own_states[-1], donors["other"][-1]
+    columns["moved/donor"] = _where(batch.lent_other, _squared(last, donor))
+    return columns
+
+
+def _mediation(
+    passes: Passes, batch: Batch, gold: Sequence[str], own: Scores, own_states: States
+) -> dict[str, np.ndarray]:
+    """The same question about the donor's image: total, natural indirect and direct effects."""
+    turns, images = batch.turns, [turn.image for turn in batch.other]
+    other_states = states(passes, turns, images)
+    total = passes.score(turns, gold, images=images).nll - own.nll
+    indirect = passes.score(turns, gold, within=putting(passes, other_states)).nll - own.nll
+    direct = passes.score(turns, gold, images=images, within=putting(passes, own_states)).nll
+    moved = _squared(own_states[-1], other_states[-1])
+    return {
+        name: _where(batch.lent_other, values)
+        for name, values in {
+            "mediation/te": total,
+            "mediation/nie": indirect,
+            "mediation/nde": direct - own.nll,
+            "moved/image": moved,
+        }.items()
+    }
+
+
+def _parts(
+    passes: Passes,
+    turns: Sequence[Turn],
+    gold: Sequence[str],
+    said: Sequence[str],
+    valid: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Answers whose beginning lacks parts: thinking tokens, their tags, or both."""
+    slots = thinking_tokens(passes.prefix)
+    found = {}
+    kept = {
+        "slots": without_slots(passes.prefix),
+        "markers": "".join(slots),
+        "both": "",
+    }
+    for name, prefix in kept.items():
+        found[f"without/{name}/right"] = _shares(passes.score(turns, gold, prefix=prefix).greedy)
+    for count in range(1, len(slots)):
+        prefix = first_slots(passes.prefix, count)
+        right = passes.score(turns, gold, prefix=prefix).greedy
+        same = passes.score(turns, said, prefix=prefix).greedy
+        found[f"first-{count}/right"] = _shares(right)
+        found[f"first-{count}/changed"] = _where(valid, ~same)
+    return found
+
+
+def _closed(
+    passes: Passes, turns: Sequence[Turn], gold: Sequence[str], own: Scores, windows: int
+) -> dict[str, np.ndarray]:
+    """What the conclusion loses where it does not see the thinking tokens, or the image."""
+    model = passes.model
+    text = registry.of(model).language_model(model)
+
+    def thinking(layers: range | None) -> Within:
+        return lambda places: patching.closing(
+            model, [patching.Closed(places.conclusion, places.thinking_mask, layers)]
+        )
+
+    def image(layers: range | None) -> Within:
+        return lambda places: patching.blindfolded(model, places.conclusion, places.image, layers)
+
+    found = {}
+    for name, closed in {"thinking": thinking, "image": image}.items():
+        for window, layers in layer_windows(len(text.layers), windows).items():
+            nll = passes.score(turns, gold, within=closed(layers)).nll
+            found[f"closed/{name}/{window}/nll"] = nll - own.nll
+    return found
+
+
+def layer_windows(layers: int, windows: int) -> Mapping[str, range | None]:
+    """All layers, and so many windows of neighbouring ones.
+
+    >>> layer_windows(5, 2)
+    {'all': None, '0-1': range(0, 2), '2-4': range(2, 5)}
+    """
+    edges = [layers * part // windows for part in range(windows + 1)]
+    return {
+        "all": None,
+        **{
+            f"{first}-{end - 1}": range(first, end)
+            for first, end in itertools.pairwise(edges)
+            if windows > 1
+        },
+    }
+
+
+def thinking_tokens(prefix: str) -> tuple[str, ...]:
+    """The thinking tokens of a prefix, in order."""
+    return parts_of(meant(prefix))[1::2]
+
+
+def without_slots(prefix: str) -> str:
+    """A prefix with its tags and without its thinking tokens.
+
+    >>> without_slots("<SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY>")
+    '<SUMMARY>  </SUMMARY>'
+    """
+    return "".join(parts_of(meant(prefix))[::2])
+
+
+def first_slots(prefix: str, count: int) -> str:
+    """A prefix that ends with its first `count` thinking tokens and the tag that closes them.
+
+    >>> first_slots("<SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY> <CAPTION> …", 1)
+    '<SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY>\\n\\n'
+    """
+    begun = "".join(parts_of(meant(prefix))[: 2 * count])
+    section = max(COMPRESSIBLE, key=lambda name: begun.rfind(TAGS[name][0]))
+    return f"{begun} {TAGS[section][1]}{SEPARATOR}"
+
+
+def _everywhere(states: States, n: int) -> States:
+    return [part.expand(n, *part.shape) for part in states]
+
+
+def _noise(moments: Moments, n: int, seed: int) -> States:
+    drawn = np.random.default_rng(seed)
+    return [
+        mean
+        + deviation
+        * torch.from_numpy(drawn.standard_normal((n, *mean.shape), dtype=np.float32)).to(mean)
+        for mean, deviation in zip(moments.mean, moments.deviation, strict=True)
+    ]
+
+
+def _first_of(part: torch.Tensor, each: int) -> torch.Tensor:
+    """Every state replaced by the first of its section's `each`."""
+    return part[:, torch.arange(part.shape[1]) // each * each]
+
+
+def _squared(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
+    return (left.float() - right.float()).square().sum(dim=(1, 2)).numpy().astype(np.float64)
+
+
+def _shares(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _where(there: np.ndarray, values: Any) -> np.ndarray:
+    return np.where(there, _shares(values), np.nan)

@@ -1,0 +1,153 @@
+"""Ask what conclusions owe to thinking states: `python -m stages.audit recover 42`
+
+Writes `audits/<checkpoint>/<seed>.parquet`: a row for each question, a column for each measure (see
+`eval.audit.measures.of_batch`). The questions are the same for all checkpoints and seeds.
+
+On several GPUs it starts itself once on each, and the processes share the batches. Finished batches
+stay in `.cache/batches/` until the result is written: a killed run goes on from them, on any number
+of processes, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.audit import items, measures
+from eval.audit.passes import Passes
+from heima import config
+from heima.data import places
+from heima.data.images import ImageZip
+from heima.data.turns import Turn, load_turns
+from heima.families.batches import Collator, Images
+from heima.families.registry import FAMILIES
+from heima.results.files import atomic
+from heima.training import snapshots
+from heima.vlm import kept_batches, models, processes
+from stages import arguments, launch
+
+
+def main(checkpoint: str, seed: int) -> None:
+    import pandas as pd
+
+    params = config.load_resolved()
+    launch.on_all_devices(params, "stages.audit", checkpoint, str(seed))
+    turns, images = items.asked(params)
+    batches = processes.batches(range(len(turns)), params.audit.batch_size)
+    donors = {
+        same: items.partners(turns, same_gold=same, seed=params.seed) for same in (True, False)
+    }
+    kept = kept_batches.KeptBatches(_kept(checkpoint, seed, params))
+
+    def work(numbers: Sequence[int]) -> Iterator[bytes]:
+        model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
+
+        def passes(shown: Images) -> Passes:
+            return Passes(
+                model,
+                processor,
+                models.vocabulary(processor.tokenizer, params),
+                Collator(
+                    FAMILIES[params.family], processor, shown, once=params.training.images_once
+                ),
+                shown,
+                params.prefix(checkpoint, params.checkpoints[checkpoint].data),
+            )
+
+        moments = _moments(passes(_source(params)), params)
+        asking = passes(images)
+        for number in numbers:
+            rows = batches[number]
+            found = measures.of_batch(
+                asking,
+                _batch(turns, donors, rows, seed=processes.batch_seed(params.seed, number)),
+                moments,
+                decoding=params.audit.decoding,
+                windows=params.audit.windows,
+            )
+            buffer = io.BytesIO()
+            pd.DataFrame(found).to_parquet(buffer, index=False)
+            yield buffer.getvalue()
+
+    with processes.joined() as shared:
+        complete = kept_batches.compute(
+            len(batches), kept, shared, work, title=f"audit@{checkpoint}-{seed}"
+        )
+    if not complete:
+        return
+    parts = [pd.read_parquet(io.BytesIO(kept.get(one))) for one in range(len(batches))]
+    table = pd.DataFrame(
+        {
+            "turn": [turn.id for turn in turns],
+            "image": [turn.image for turn in turns],
+            "kind": [turn.kind for turn in turns],
+            "gold": [turn.conclusion for turn in turns],
+            **pd.concat(parts, ignore_index=True),
+        }
+    )
+    with atomic(Path("audits") / checkpoint / f"{seed}.parquet") as temporary:
+        table.to_parquet(temporary, index=False)
+    kept.discard()
+    right, follows = table["own/right"].mean(), table["other/followed"].mean()
+    print(
+        f"{len(table)} questions: {100 * right:.1f} % right, {100 * follows:.1f} % answered as the "
+        f"donor does ({100 * table['other/alike'].mean():.1f} % without its states)"
+    )
+
+
+def _batch(
+    turns: Sequence[Turn], donors: dict[bool, np.ndarray], rows: Sequence[int], *, seed: int
+) -> measures.Batch:
+    """These turns with their donors; a turn without one is its own."""
+    here = np.asarray(rows)
+    lent = {same: found[here] != items.NOBODY for same, found in donors.items()}
+    chosen = {
+        same: [turns[row] for row in np.where(lent[same], found[here], here)]
+        for same, found in donors.items()
+    }
+    return measures.Batch(
+        [turns[row] for row in rows], chosen[True], chosen[False], lent[True], lent[False], seed
+    )
+
+
+def _source(params: config.Params) -> ImageZip:
+    return ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
+
+
+def _moments(passes: Passes, params: config.Params) -> measures.Moments:
+    """Of the states of the first training turns."""
+    turns = load_turns("data/rewritten/train.parquet")[: params.audit.fitted]
+    asked = [dataclasses.replace(turn, image_first=True) for turn in turns]
+    return measures.Moments.of(
+        [
+            measures.states(passes, part)
+            for part in processes.batches(asked, params.audit.batch_size)
+        ]
+    )
+
+
+def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
+    """Where finished batches are: a folder named by all that they depend on."""
+    inputs = [
+        *(Path(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")),
+        models.ROOT / "text-cot",
+        models.ROOT / params.trained(checkpoint, seed),
+    ]
+    used = ("seed", "family", "precision", "image_decoding", "source", "audit", "training")
+    key = snapshots.key(
+        f"audit@{checkpoint}-{seed}", params, *used, f"checkpoints.{checkpoint}", inputs=inputs
+    )
+    return kept_batches.ROOT / f"{key}-{_source(params).fingerprint()}-{models.fingerprint()}"
+
+
+if __name__ == "__main__":
+    name, chosen = arguments.read(
+        __doc__,
+        checkpoint=lambda params: params.audit.checkpoints,
+        seed=lambda params: params.seeds,
+    )
+    main(name, int(chosen))

@@ -1,0 +1,245 @@
+"""Measures on planted models, where every effect is known, and passes against decoding."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from eval.audit import items, measures
+from eval.audit.passes import Passes, continuation
+from heima.config import Decoding
+from heima.cot.rendering import constant_prefix
+from heima.cot.sections import numbered
+from heima.data.encoding import Sample
+from heima.data.images import ImageZip
+from heima.families import registry
+from heima.families.batches import Collator
+from heima.families.registry import FAMILIES
+from heima.toy.twins import TWINS
+from heima.training.backbone import body
+from heima.vlm import models, patching
+from heima.vlm.added_tokens import equip, fit
+
+GREEDY = Decoding(temperature=0, top_k=50, max_new_tokens=6, batch_size=4)
+
+
+@pytest.fixture(scope="module", params=["toy-mllama", "toy-llava-next"])
+def parts(request, toy_source, params):
+    """An untrained model that looks at its image and ends its answers, and what feeds it."""
+    twin, family = TWINS[request.param], FAMILIES[request.param]
+    processor = twin.build_processor()
+    equip(processor.tokenizer, family)
+    model = twin.build_vlm(processor, seed=1, initializer_range=0.1).double().eval()
+    for layer in family.language_model(model).layers:
+        if hasattr(layer, "cross_attn"):
+            torch.nn.init.constant_(layer.cross_attn_attn_gate, 1.0)
+    fit(model, processor.tokenizer, family)
+    _let_it_speak(model, processor.tokenizer)
+    vocabulary = models.vocabulary(
+        processor.tokenizer, params.model_copy(update={"family": request.param})
+    )
+    images = ImageZip(toy_source / "images.zip")
+    return model, processor, vocabulary, Collator(family, processor, images), images
+
+
+def _let_it_speak(model, tokenizer):
+    """Answers of plain words that end soon, and read the same when they are encoded again."""
+    words = ("yes", "no", "red", "green", "blue", "yellow", "two", "three", "four", "A", "B", "C")
+    plain = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    allowed = {ids[0] for ids in plain if len(ids) == 1}
+    assert len(allowed) > 6
+    with torch.no_grad():
+        weight = model.lm_head.weight
+        weight[tokenizer.eos_token_id].mul_(4)
+        for other in set(range(len(weight))) - allowed - {tokenizer.eos_token_id}:
+            weight[other] = weight[tokenizer.eos_token_id] * 0.9
+
+
+@pytest.fixture(scope="module")
+def turns(toy_turns):
+    """Ten of one kind, about five images, with one of two conclusions."""
+    kinds = collections.Counter(turn.kind for turn in toy_turns)
+    some = [turn for turn in toy_turns if turn.kind == kinds.most_common(1)[0][0]][:10]
+    images = sorted({turn.image for turn in some})
+    return [
+        dataclasses.replace(
+            turn, image_first=True, conclusion=("red", "two")[images.index(turn.image) % 2]
+        )
+        for turn in some
+    ]
+
+
+def passes_of(parts, *, world=None, tokens=1):
+    prefix = constant_prefix("p3", numbered(tokens))
+    return Passes(*parts, prefix, **({} if world is None else {"world": world}))
+
+
+def _after(places, thinking):
+    return torch.arange(places.image.shape[1]) > places.thinking[:, thinking, None]
+
+
+def blind(model):
+    def world(places):
+        if not places.thinking.numel():
+            return contextlib.nullcontext()
+        return patching.closing(model, [patching.Closed(_after(places, 0), places.thinking_mask)])
+
+    return world
+
+
+def bottleneck(model):
+    """What stands between the last thinking token and the conclusion sees no more than that."""
+
+    @contextlib.contextmanager
+    def world(places):
+        if not places.thinking.numel():
+            yield
+            return
+        after = _after(places, -1)
+        way = patching.Closed(after, ~places.thinking_mask & ~after)
+        with (
+            patching.closing(model, [way]),
+            patching.blindfolded(model, after, places.image),
+        ):
+            yield
+
+    return world
+
+
+def batch_of(turns):
+    def lent(same_gold):
+        found = items.partners(turns, same_gold=same_gold, seed=3)
+        there = found != items.NOBODY
+        donors = np.where(there, found, np.arange(len(turns)))
+        return [turns[donor] for donor in donors], there
+
+    (same, lent_same), (other, lent_other) = lent(True), lent(False)
+    return measures.Batch(turns, same, other, lent_same, lent_other, seed=0)
+
+
+def measured(passes, turns, windows=2):
+    moments = measures.Moments.of([measures.states(passes, turns)])
+    batch = batch_of(turns)
+    return batch, measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=windows)
+
+
+def test_a_pass_finds_greedy_what_decoding_writes_and_nothing_else(parts, turns):
+    passes = passes_of(parts)
+    said = passes.continuations(turns, decoding=GREEDY)
+    ended = [turn for turn, text in zip(turns, said, strict=True) if text is not None]
+    texts = [text for text in said if text is not None]
+    assert len(ended) > 2
+    assert passes.score(ended, texts).greedy.all()
+    assert not passes.score(ended, [f"{text} red" for text in texts]).greedy.any()
+
+
+def test_the_nll_is_that_of_each_token_alone(parts, turns):
+    """Against the model's own forward pass over one answer, token by token."""
+    passes, (model, _, vocabulary, collate, _) = passes_of(parts), parts
+    found = passes.score(turns[:3], [continuation("red")] * 3).nll
+    for turn, nll in zip(turns[:3], found, strict=True):
+        answer = vocabulary.encode(
+            turn.question, "first", dataclasses.replace(turn, conclusion="red").written("p3")
+        )
+        inputs = collate([Sample(answer, turn.image)])
+        del inputs["labels"]
+        with torch.no_grad():
+            logits = model.lm_head(body(model)(**inputs))[0].log_softmax(-1)
+        ids = inputs["input_ids"][0].tolist()
+        count = len(vocabulary._ids([continuation("red")])[0]) + 1
+        alone = -sum(logits[at - 1, ids[at]].item() for at in range(len(ids) - count, len(ids)))
+        assert nll == pytest.approx(alone, abs=1e-5)
+
+
+def test_where_nothing_sees_the_thinking_tokens_every_effect_is_nothing(parts, turns):
+    passes = passes_of(parts, world=blind(parts[0]))
+    _, found = measured(passes, turns)
+    for name in ("zero", "mean", "noise", "same", "other"):
+        there = np.isfinite(found[f"{name}/nll"])
+        assert there.any()
+        np.testing.assert_array_equal(found[f"{name}/nll"][there], found["own/nll"][there])
+        np.testing.assert_array_equal(found[f"{name}/right"][there], found["own/right"][there])
+    there = np.isfinite(found["mediation/te"])
+    assert (found["mediation/nie"][there] == 0).all()
+    np.testing.assert_array_equal(found["mediation/nde"], found["mediation/te"])
+    assert (abs(found["mediation/te"][there]) > 1e-3).any()
+    assert (found["closed/thinking/all/nll"] == 0).all()
+
+
+def test_where_nothing_else_is_seen_everything_passes_through_the_states(parts, turns):
+    passes = passes_of(parts, world=bottleneck(parts[0]))
+    batch, found = measured(passes, turns)
+    there = batch.lent_other
+    gold = [continuation(turn.conclusion) for turn in turns]
+    theirs = passes.score(batch.other, gold).nll
+    np.testing.assert_allclose(found["other/nll"][there], theirs[there], atol=1e-5)
+    np.testing.assert_allclose(
+        found["mediation/nie"][there], found["mediation/te"][there], atol=1e-5
+    )
+    np.testing.assert_allclose(found["mediation/nde"][there], 0, atol=1e-5)
+    assert (abs(found["mediation/te"][there]) > 1e-3).any()
+    assert (found["closed/image/all/nll"] == 0).all()
+
+
+def test_questions_do_not_depend_on_their_batch(parts, turns):
+    passes = passes_of(parts)
+    moments = measures.Moments.of([measures.states(passes, turns)])
+    whole = batch_of(turns)
+
+    def of(rows):
+        batch = measures.Batch(
+            *([part[row] for row in rows] for part in (whole.turns, whole.same, whole.other)),
+            whole.lent_same[rows],
+            whole.lent_other[rows],
+            seed=0,
+        )
+        return measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=2)
+
+    together, halves = of([*range(10)]), [of([*range(6)]), of([*range(6, 10)])]
+    for name, values in together.items():
+        if not name.startswith("noise"):
+            apart = np.concatenate([half[name] for half in halves])
+            np.testing.assert_allclose(values, apart, atol=1e-5, err_msg=name)
+
+
+def test_several_thinking_tokens_of_a_section(parts, turns):
+    passes = passes_of(parts, tokens=2)
+    _, found = measured(passes, turns[:6])
+    assert {"first/nll", "first-1/right", "first-5/changed"} <= found.keys()
+    assert "first-6/right" not in found
+    assert not np.array_equal(found["first/nll"], found["own/nll"])
+
+
+def test_donors_are_of_the_kind_and_about_another_image(turns):
+    for same in (True, False):
+        for own, other in enumerate(items.partners(turns, same_gold=same, seed=1)):
+            if other == items.NOBODY:
+                assert not any(
+                    turn.kind == turns[own].kind
+                    and turn.image != turns[own].image
+                    and (turn.conclusion == turns[own].conclusion) == same
+                    for turn in turns
+                )
+                continue
+            assert turns[other].kind == turns[own].kind
+            assert turns[other].image != turns[own].image
+            assert (turns[other].conclusion == turns[own].conclusion) == same
+
+
+def test_every_layer_is_in_one_window():
+    for layers in (1, 4, 5, 40):
+        for windows in (1, 2, 3, 4):
+            found = measures.layer_windows(layers, windows)
+            inner = [layer for name, part in found.items() if part for layer in part]
+            assert found["all"] is None
+            assert inner == ([] if windows == 1 else list(range(layers)))
+
+
+def test_the_model_has_layers_of_the_family(parts):
+    model = parts[0]
+    assert len(patching.stream(model)) == 1 + len(registry.of(model).language_model(model).layers)
