@@ -56,7 +56,17 @@ NO_RESULTS = {
     "benchmarks.md": {
         "Benchmarks: two protocols, one set of answers each": "others' reports, a rule"
     },
+    "clusters.md": {
+        "What was tried": "versions, and a time of stages that wait",
+        "MLflow on PostgreSQL": "versions",
+    },
+    "methods.md": {
+        "Renderings": "citations",
+        "States fed back": "a citation",
+        "Terms of the loss": "parameters, citations",
+    },
     "metrics-and-judge.md": {"A judge that is never paid twice": "a command"},
+    "mlflow.md": {"What is there": "parameters"},
     "paper-profile.md": {
         "The paper profile: data, models, devices": "a command",
         "Data and models": "names of models and licences",
@@ -65,6 +75,7 @@ NO_RESULTS = {
         "Rehearsal": "a name",
         "One GPU": "versions",
     },
+    "pipeline.md": {"What a run says": "a command"},
     "recipe.md": {
         "The recipe": "a citation",
         "1 Data": "the paper's",
@@ -79,6 +90,7 @@ NO_RESULTS = {
         "Which CPUs were tried": "a time",
         "make check": "a rule",
     },
+    "smol.md": {"A real language model, small": "names of models, sizes, a run's time"},
     "toy-world.md": {
         "Why": "what a question tells at best, computed",
         "What was measured": "trials before the shipped budgets",
