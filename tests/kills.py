@@ -181,7 +181,7 @@ def under_kills(folder: Path, kills: int, seconds: float, draw: random.Random) -
             while clone.processes() and time.monotonic() < end:
                 time.sleep(0.1)
             for one in clone.processes():
-                outcome.faults.append(f"kill {outcome.kills}: {one} is left")
+                outcome.faults.append(f"kill {outcome.kills}: {_told(one)} is left")
                 one.kill()
             print(f"kill {outcome.kills} of {kills}: {target} after {delay:.1f} s", flush=True)
             continue
@@ -194,6 +194,14 @@ def under_kills(folder: Path, kills: int, seconds: float, draw: random.Random) -
     clone.finish()
     outcome.faults += judged(clone, folder)
     return outcome
+
+
+def _told(process: psutil.Process) -> str:
+    """What a process is, for as long as it can be asked."""
+    try:
+        return f"{process}: {' '.join(process.cmdline())}"
+    except psutil.Error:
+        return str(process)
 
 
 def judged(clone: Clone, folder: Path) -> list[str]:
