@@ -14,14 +14,11 @@ import pytest
 import torch
 
 from heima.data.encoding import encode_turns
-from heima.data.images import ImageZip
 from heima.families import registry
-from heima.families.batches import Collator
-from heima.families.registry import FAMILIES
 from heima.toy.twins import TWINS
 from heima.training.backbone import body
-from heima.vlm import models, patching
-from heima.vlm.added_tokens import equip, fit
+from heima.vlm import patching
+from tests import planted
 
 NAMES = tuple(TWINS)
 
@@ -61,20 +58,8 @@ class Case:
 
 @pytest.fixture(scope="module", params=NAMES)
 def case(request, toy_turns, toy_source, params):
-    twin, family = TWINS[request.param], FAMILIES[request.param]
-    processor = twin.build_processor()
-    equip(processor.tokenizer, family)
-    model = twin.build_vlm(processor, seed=1, initializer_range=0.1).double().eval()
-    for layer in family.language_model(model).layers:
-        if hasattr(layer, "cross_attn"):
-            # A new layer's gates are closed.
-            torch.nn.init.constant_(layer.cross_attn_attn_gate, 1.0)
-    fit(model, processor.tokenizer, family)
-    vocabulary = models.vocabulary(
-        processor.tokenizer, params.model_copy(update={"family": request.param})
-    )
+    model, processor, vocabulary, collate, _ = planted.parts(request.param, params, toy_source)
     turns = [dataclasses.replace(turn, conclusion="B") for turn in toy_turns[:6]]
-    collate = Collator(family, processor, ImageZip(toy_source / "images.zip"))
     inputs = collate(encode_turns(turns, "p3", vocabulary))
     del inputs["labels"]
     inputs["pixel_values"] = inputs["pixel_values"].double()

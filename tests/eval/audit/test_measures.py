@@ -16,14 +16,10 @@ from heima.config import Decoding
 from heima.cot.rendering import constant_prefix
 from heima.cot.sections import numbered
 from heima.data.encoding import Sample
-from heima.data.images import ImageZip
 from heima.families import registry
-from heima.families.batches import Collator
-from heima.families.registry import FAMILIES
-from heima.toy.twins import TWINS
 from heima.training.backbone import body
-from heima.vlm import models, patching
-from heima.vlm.added_tokens import equip, fit
+from heima.vlm import patching
+from tests import planted
 
 GREEDY = Decoding(temperature=0, top_k=50, max_new_tokens=6, batch_size=4)
 
@@ -31,20 +27,9 @@ GREEDY = Decoding(temperature=0, top_k=50, max_new_tokens=6, batch_size=4)
 @pytest.fixture(scope="module", params=["toy-mllama", "toy-llava-next"])
 def parts(request, toy_source, params):
     """An untrained model that looks at its image and ends its answers, and what feeds it."""
-    twin, family = TWINS[request.param], FAMILIES[request.param]
-    processor = twin.build_processor()
-    equip(processor.tokenizer, family)
-    model = twin.build_vlm(processor, seed=1, initializer_range=0.1).double().eval()
-    for layer in family.language_model(model).layers:
-        if hasattr(layer, "cross_attn"):
-            torch.nn.init.constant_(layer.cross_attn_attn_gate, 1.0)
-    fit(model, processor.tokenizer, family)
+    model, processor, *others = planted.parts(request.param, params, toy_source)
     _let_it_speak(model, processor.tokenizer)
-    vocabulary = models.vocabulary(
-        processor.tokenizer, params.model_copy(update={"family": request.param})
-    )
-    images = ImageZip(toy_source / "images.zip")
-    return model, processor, vocabulary, Collator(family, processor, images), images
+    return model, processor, *others
 
 
 def _let_it_speak(model, tokenizer):
