@@ -20,6 +20,7 @@ import numpy as np
 from eval.audit import items, measures
 from eval.audit.passes import Passes
 from heima import config
+from heima.config import chains
 from heima.data import places
 from heima.data.images import ImageZip
 from heima.data.turns import Turn, load_turns
@@ -147,7 +148,7 @@ def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
 if __name__ == "__main__":
     name, chosen = arguments.read(
         __doc__,
-        checkpoint=lambda params: params.audit.checkpoints,
+        checkpoint=chains.auditable,
         seed=lambda params: params.seeds,
     )
     main(name, int(chosen))

@@ -1,5 +1,4 @@
-"""What states fed back, terms of the loss, budgets and audits can go with in chains of
-checkpoints."""
+"""What states fed back, terms of the loss, budgets and audits can go with in a chain."""
 
 from __future__ import annotations
 
@@ -49,9 +48,10 @@ def check_case(params: Params, name: str) -> None:
         )
 
 
-def check_audit(params: Params) -> None:
-    """Raise `ValueError` where a checkpoint cannot be audited, naming those that can."""
-    able = sorted(
+def auditable(params: Params) -> list[str]:
+    """The checkpoints whose answers all begin alike, with tags in words, and which read the
+    thinking tokens that they write: those that can be audited."""
+    return sorted(
         name
         for name, one in params.checkpoints.items()
         if set(params.rendering(name).forms.values()) == {"token"}
@@ -59,15 +59,6 @@ def check_audit(params: Params) -> None:
         and one.thinking.tokens is not None
         and one.feed == "token"
     )
-    named = params.audit.checkpoints
-    for name in named:
-        if name not in able:
-            raise ValueError(
-                f"audit.checkpoints: {name!r} is not one of {able}, whose answers all begin alike, "
-                "with tags in words, and which read the thinking tokens that they write"
-            )
-    if len(set(named)) != len(named):
-        raise ValueError(f"audit.checkpoints = {list(named)} must name no checkpoint twice")
 
 
 def check(params: Params, name: str, chain: Sequence[str]) -> None:

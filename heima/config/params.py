@@ -159,7 +159,6 @@ class Params(Model):
         self._check_teach()
         self._check_reconstructions()
         self._check_benchmarks()
-        chains.check_audit(self)
         for name, variant in self.variants.items():
             allowed = known | {"base"}
             if variant.model not in allowed:

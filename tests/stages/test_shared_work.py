@@ -47,7 +47,7 @@ def ready(tmp_path_factory, toy_vlm, toy_llm, toy_processor, toy_turns, toy_sour
         batch_size=4, max_new_tokens=6, temperature=0.7, controls=["own", "question-only"]
     )
     raw["similarity"]["judged"] = ["own"]
-    raw["audit"] = {"checkpoints": ["recover"], "items": 22, "fitted": 6, "batch_size": 4}
+    raw["audit"] = {"items": 22, "fitted": 6, "batch_size": 4}
     (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     params = config.load(folder / "params.yaml")
     (folder / "data" / "rewritten").mkdir(parents=True)
