@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from heima.results import machine
+
+# Behind a shell's `&` Ctrl-C is ignored, and so it would be by all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported. One thread, too: tiny models are 3-5 times slower with two under load.
 machine.pin()

@@ -30,7 +30,8 @@ def small(source):
     return model, tokenizer
 
 
-@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
 def test_every_stage_takes_the_family(tmp_path, monkeypatch, frozen):
     from stages import distill, interpret, predict, prepare, reconstruct, resolve, rewrite, teach
     from stages import states as states_stage

@@ -150,9 +150,8 @@ def test_two_processes_shard_llava_next_too(llava_folder):
     assert_as_one(finished(llava_folder, "shared", launcher=sharded(2)), one, processes=2)
 
 
-@pytest.mark.parametrize(
-    "processes", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["replicated", "sharded"]
-)
+@pytest.mark.parametrize("processes", [1, 2], ids=["replicated", "sharded"])
+@pytest.mark.slow
 def test_two_processes_that_feed_states_back_train_as_one(folder, processes):
     """In segments, of which all processes have as many, whole models and sharded ones; with every
     term of the loss, too."""
