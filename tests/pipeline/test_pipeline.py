@@ -504,6 +504,7 @@ def test_the_same_inputs_give_the_same_bytes(reproduction, stage, out):
     assert digest(folder) == before
 
 
+@pytest.mark.slow
 def test_a_seed_more_trains_that_seed_alone(reproduction):
     """And a list of runs that does not fit the parameters is made to fit, in so many words."""
     checkout = reproduction.checkout

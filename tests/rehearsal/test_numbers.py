@@ -30,7 +30,10 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=make.FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[make.FAMILIES[0], pytest.param(make.FAMILIES[1], marks=pytest.mark.slow)],
+)
 def rehearsed(request, made):
     params = rehearsed_batch.parameters(request.param, "fp32", ROOT / "profiles")
     return rehearsed_batch.prepare(made, request.param, params, CPU)
