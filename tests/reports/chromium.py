@@ -35,7 +35,9 @@ class Chromium:
             ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", program,
              "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
              "--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}",
-             "--disable-background-networking", "--hide-scrollbars", "about:blank"],
+             "--disable-background-networking", "--hide-scrollbars",
+             # A test may look at more than 200 addresses in ten seconds.
+             "--disable-ipc-flooding-protection", "about:blank"],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
