@@ -130,10 +130,15 @@ def test_what_is_said_of_pages_without_results_is_about_something():
         assert set(known) <= headings, name
 
 
-def test_the_readme_marks_its_results():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    marks = list(docs.marked(text))
-    counted = sum(len(docs.NUMBER.findall(text, begin, end)) for begin, end, _, _ in marks)
+def test_results_in_prose_are_marked():
+    """Those of the README, and of the page that says what they mean."""
+    marks, counted = [], 0
+    for name in ("README.md", "docs/results.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = list(docs.marked(text))
+        assert found, name
+        marks += found
+        counted += sum(len(docs.NUMBER.findall(text, begin, end)) for begin, end, _, _ in found)
     assert len(marks) >= 5 and counted > 120
 
 

@@ -295,8 +295,8 @@ def test_without_slurm_a_sentence_says_so(monkeypatch):
 
 
 def test_inside_of_an_allocation_stages_ask_for_jobs_of_their_own():
-    own = {"SLURM_CONF": "/etc/x", "SLURM_PARTITION": "fast", "HOME": "/root"}
-    here = {"CUDA_VISIBLE_DEVICES": "0", "STAGES_WARM_SERVER": "/tmp/x"}
+    own = {"SLURM_CONF": "slurm.conf", "SLURM_PARTITION": "fast", "HOME": "home"}
+    here = {"CUDA_VISIBLE_DEVICES": "0", "STAGES_WARM_SERVER": "socket"}
     assert slurm.environment({**own, **here}) == own
     inside = {**own, "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
-    assert slurm.environment(inside) == {"SLURM_CONF": "/etc/x", "HOME": "/root"}
+    assert slurm.environment(inside) == {"SLURM_CONF": "slurm.conf", "HOME": "home"}

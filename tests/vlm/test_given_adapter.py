@@ -455,7 +455,7 @@ def from_the_hub(folder: Path, identity: str) -> None:
     [
         ("meta-llama/Llama-3.1-8B-Instruct", {}),
         ("meta-llama/Meta-Llama-3.1-8B-Instruct", {}),
-        ("/home/somebody/llama", {}),
+        ("/models/llama", {}),
         (None, {}),
         ("somebody/copy-of-llama", {"base": "somebody/copy-of-llama"}),
     ],
