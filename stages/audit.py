@@ -125,7 +125,7 @@ def _moments(passes: Passes, params: config.Params) -> measures.Moments:
     asked = [dataclasses.replace(turn, image_first=True) for turn in turns]
     return measures.Moments.of(
         [
-            measures.states(passes, part)
+            measures.states(passes, part)[0]
             for part in processes.batches(asked, params.audit.batch_size)
         ]
     )

@@ -54,8 +54,13 @@ class Batch:
     seed: int
 
 
-def states(passes: Passes, turns: Sequence[Turn], images: Sequence[str] | None = None) -> States:
-    """The states of turns; with `images`, of the same questions about other images."""
+def states(
+    passes: Passes, turns: Sequence[Turn], images: Sequence[str] | None = None
+) -> tuple[States, Scores]:
+    """The states of turns, and the scores of their gold conclusions in the same pass.
+
+    With `images`, of the same questions about other images.
+    """
     found: list[torch.Tensor] = []
 
     @contextlib.contextmanager
@@ -65,8 +70,8 @@ def states(passes: Passes, turns: Sequence[Turn], images: Sequence[str] | None =
         found.extend(part.cpu() for part in taken)
 
     texts = [continuation(turn.conclusion) for turn in turns]
-    passes.score(turns, texts, images=images, within=within)
-    return found
+    scores = passes.score(turns, texts, images=images, within=within)
+    return found, scores
 
 
 def putting(passes: Passes, given: States) -> Within:
@@ -103,8 +108,7 @@ def of_batch(
     """
     turns, n = batch.turns, len(batch.turns)
     gold = [continuation(turn.conclusion) for turn in turns]
-    own_states = states(passes, turns)
-    own = passes.score(turns, gold)
+    own_states, own = states(passes, turns)
     written = passes.continuations(turns, decoding=decoding)
     said = [text if text is not None else gold[row] for row, text in enumerate(written)]
     ended = np.array([text is not None for text in written])
@@ -125,7 +129,7 @@ def of_batch(
         columns[f"{name}/changed"] = _where(lent & valid, ~same)
 
     everybody = np.ones(n, dtype=bool)
-    donors = {"same": states(passes, batch.same), "other": states(passes, batch.other)}
+    donors = {"same": states(passes, batch.same)[0], "other": states(passes, batch.other)[0]}
     replaced("zero", [torch.zeros_like(part) for part in own_states], everybody)
     replaced("mean", _everywhere(moments.mean, n), everybody)
     replaced("noise", _noise(moments, n, batch.seed), everybody)
@@ -157,8 +161,8 @@ def _mediation(
 ) -> dict[str, np.ndarray]:
     """The same question about the donor's image: total, natural indirect and direct effects."""
     turns, images = batch.turns, [turn.image for turn in batch.other]
-    other_states = states(passes, turns, images)
-    total = passes.score(turns, gold, images=images).nll - own.nll
+    other_states, shown = states(passes, turns, images)
+    total = shown.nll - own.nll
     indirect = passes.score(turns, gold, within=putting(passes, other_states)).nll - own.nll
     direct = passes.score(turns, gold, images=images, within=putting(passes, own_states)).nll
     moved = _squared(own_states[-1], other_states[-1])

@@ -108,7 +108,7 @@ def batch_of(turns):
 
 
 def measured(passes, turns, windows=2):
-    moments = measures.Moments.of([measures.states(passes, turns)])
+    moments = measures.Moments.of([measures.states(passes, turns)[0]])
     batch = batch_of(turns)
     return batch, measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=windows)
 
@@ -173,7 +173,7 @@ def test_where_nothing_else_is_seen_everything_passes_through_the_states(parts, 
 
 def test_questions_do_not_depend_on_their_batch(parts, turns):
     passes = passes_of(parts)
-    moments = measures.Moments.of([measures.states(passes, turns)])
+    moments = measures.Moments.of([measures.states(passes, turns)[0]])
     whole = batch_of(turns)
 
     def of(rows):
