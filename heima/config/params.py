@@ -231,7 +231,7 @@ class Params(Model):
 
     def _check_benchmarks(self) -> None:
         if len(set(self.benchmarks)) != len(self.benchmarks):
-            raise ValueError("benchmarks must name no benchmark twice")
+            raise ValueError(f"benchmarks = {list(self.benchmarks)} must name no benchmark twice")
         if self.predict.engine == "vllm" and not families.RECORDS[self.family].vllm:
             raise ValueError(
                 f"predict.engine = 'vllm' does not serve the family {self.family}; it must be "
