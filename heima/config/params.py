@@ -34,6 +34,7 @@ from heima.config.evaluation import (
     Decoding,
     EmbeddedRules,
     Latency,
+    Leaks,
     OpenAIJudge,
     Page,
     Predict,
@@ -98,6 +99,7 @@ class Params(Model):
     latency: Latency
     page: Page = Page()
     audit: Audit = Audit()
+    leaks: Leaks = Leaks()
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Params:

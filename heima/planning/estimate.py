@@ -39,6 +39,11 @@ BENCHMARK_BYTES = 3e9
 ROW_BYTES = 2500
 """A prediction, a reconstruction or a judgement with its texts, about."""
 
+HASHED = 0.011
+"""Seconds that one core takes to decode and hash an image of a megapixel."""
+HASHING = 4
+"""Threads that hash images."""
+
 INSTRUCTIONS = 320
 """Tokens of the judge's instructions for a reconstruction, and of the form of its reply."""
 REPLY = 10
@@ -75,6 +80,7 @@ class Estimate(Parts):
             *(self._predict(name) for name in params.variants),
             *(self._score(name) for name in params.variants),
             self._latency(),
+            self._leaks(),
             Stage("tables"),
             Stage("figures"),
             Stage("page"),
@@ -387,3 +393,13 @@ class Estimate(Parts):
         return Stage(
             "latency", samples, tokens, flops, hours, 1, held, note="all models in memory at once"
         )
+
+    def _leaks(self) -> Stage:
+        """Images are decoded and hashed, on cores; comparing their hashes takes seconds."""
+        if self._toy:
+            return Stage("leaks", samples=self.workload.images)
+        rows = sum(benchmark_rows(self.params, one) for one in self.params.benchmarks)
+        images = self.workload.images + rows
+        minutes = images * HASHED / HASHING / 60
+        note = f"on the CPU: about {minutes:.0f} min on {HASHING} cores, as fast as images are read"
+        return Stage("leaks", samples=images, disk=rows * 100, note=note)

@@ -196,6 +196,32 @@ def series(params: Params, protocol: ProtocolName, rows: Mapping[str, str]) -> s
     )
 
 
+def leaks(params: Params, unreadable: int) -> str:
+    near = params.leaks
+    return (
+        "Of each set's questions, how many an earlier set has: with the image in the same file; of "
+        "the same pixels in another file; near (a perceptual hash of 64 bits that differs in at "
+        f"most {near.hamming}, and thumbnails whose colours differ by at most {near.difference:g} "
+        "of 255 in the mean); with the same words, case, punctuation and options aside; with image "
+        "and words of one question. Words alone are no leak: some are asked of every image. Images "
+        f"that could not be read: {unreadable or 'none'}."
+    )
+
+
+def without_leaks(params: Params, protocol: ProtocolName, leaked: Mapping[str, int]) -> str:
+    if not leaked:
+        return (
+            "No benchmark has an image that training turns have, so there is nothing to leave out."
+        )
+    counts = ", ".join(f"{name} {count}" for name, count in leaked.items())
+    return (
+        "Accuracy in percent on all questions, and without those whose image training turns have, "
+        "as the same file, of the same pixels or near (rows left out, where there are any: "
+        f"{counts}); {_RULES[protocol]}; {_spread(params)}; questions on one image resampled "
+        "together."
+    )
+
+
 def kept_block(block: Block, kept: Kept) -> Block:
     """A block of another profile, which says so."""
     size = "" if kept.scale == "paper" else f"; {kept.scale}: not comparable with the paper's"
