@@ -288,6 +288,7 @@ def _write_rebuilt(root: Path, params: config.Params, name: str) -> None:
                 "reference": f"the {section} of turn {number}, " + "word for word, " * number,
                 "text": "" if number == 6 else f"the {section} as read from {control}",
                 "nll": 3.25,
+                **({"same_gold": number != 4} if control == "shuffled-same-gold" else {}),
             }
             for control in params.reconstruct.controls
             for number in range(20)

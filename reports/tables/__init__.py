@@ -138,6 +138,7 @@ def _own_interpreters(results: Results) -> tuple[Block, ...]:
             results.similarities,
             results.reconstructed,
             results.published["interpreters"],
+            results.rebuilt,
         ),
     )
 

@@ -100,8 +100,9 @@ _VERDICTS = (
 )
 
 
-def interpreters(params: Params, made: Mapping[str, Any]) -> str:
-    """`made` is the provenance of the first reconstruction's metrics."""
+def interpreters(params: Params, made: Mapping[str, Any], alone: int) -> str:
+    """`made` is the provenance of the first reconstruction's metrics; `alone` counts the turns that
+    no other one of their kind has the conclusion of."""
     official = params.similarity.references == "official"
     return (
         "Held-out sections rebuilt from their own thinking "
@@ -117,11 +118,27 @@ def interpreters(params: Params, made: Mapping[str, Any]) -> str:
             if official
             else "sections alone."
         )
+        + _controls(params, alone)
         + _given(params)
         + f" {_resources(params, made)} A metric named after a resource "
         "(meteor_exact_stem: no WordNet; bertscore_minilm_l6: MiniLM-L6) is not the paper's "
         "metric."
     )
+
+
+def _controls(params: Params, alone: int) -> str:
+    """What the controls are that a name does not tell."""
+    words = {
+        "shuffled": "shuffled: the state of another turn of the kind",
+        "shuffled-same-gold": "shuffled-same-gold: of another one of the kind about another image "
+        "with the same conclusion"
+        + (f" (without one for {alone} turns, which get any of the kind)" if alone else ""),
+        "mean": "mean: of the training states",
+        "noise": "noise: drawn with mean and variance of the training states in each dimension, "
+        "as long as the own state",
+    }
+    told = "; ".join(words[one] for one in params.reconstruct.controls if one in words)
+    return f" Controls: {told}." if told else ""
 
 
 def _given(params: Params) -> str:

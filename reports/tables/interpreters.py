@@ -24,6 +24,7 @@ from reports.tables.model import Block, Entry, Label, Panel
 from reports.tables.panels import by_training_seed
 from reports.tables.published import PAPERS
 from reports.tables.reading import Scores
+from reports.tables.samples import Rebuilt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,7 @@ def interpreters_block(
     similarities: Scores,
     reconstructed: Mapping[str, pd.DataFrame],
     published: Sequence[Mapping[str, str]],
+    rebuilt: Rebuilt,
 ) -> Block:
     panels: list[Panel] = []
     for section in params.sections:
@@ -46,9 +48,15 @@ def interpreters_block(
     return Block(
         origin=f"{params.profile} profile",
         title=f"Interpreters ({captions.about(params)})",
-        caption=captions.interpreters(params, made),
+        caption=captions.interpreters(params, made, _without_partner(rebuilt)),
         panels=tuple(panels),
     )
+
+
+def _without_partner(rebuilt: Rebuilt) -> int:
+    """How many turns are the only ones of their kind with their conclusion."""
+    rows = next(iter(rebuilt.values()), ())
+    return sum(not row["same_gold"] for row in rows if row["control"] == "shuffled-same-gold")
 
 
 def _shown(params: Params) -> dict[str, int]:

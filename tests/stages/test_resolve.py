@@ -155,7 +155,12 @@ CHANGES = {
     "what a cluster is asked": ("heima/config/slurm.py", "le=100", "le=200", set()),
     "a download's": ("heima/data/hub.py", "_TIMEOUT = 60", "_TIMEOUT = 90", set()),
     # what decides
-    "a control": ("heima/interpreting/controls.py", "** 0.5", "** 0.4", {"reconstruct"}),
+    "a control": (
+        "heima/interpreting/controls.py",
+        "correction=0",
+        "correction=1",
+        {"reconstruct"},
+    ),
     "a filter": ("heima/data/arrangements.py", None, "X = 1", {"rewrite"}),
     "the toy's optimiser": ("heima/toy/optim.py", None, "X = 1", {"teach"}),
     "the order of batches": ("heima/training/batch_order.py", None, "X = 1", MODELS),
