@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from eval import leaks
+from eval import leaks, probe
 from heima import config
 from heima.data.turns import SCHEMA, Turn, TurnFile
 from heima.results import statistics
@@ -57,6 +57,7 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
         _write_rebuilt(root, params, name)
     _write_latency(root, params)
     _write_leaks(root, params, questions)
+    _write_probe(root, params)
     return params
 
 
@@ -91,6 +92,22 @@ def _write_latency(root: Path, params: config.Params) -> None:
             limits=dict.fromkeys(params.latency.cases, 13),
             skipped={str(too_large): "out of memory: on purpose"},
         ),
+    )
+
+
+def _write_probe(root: Path, params: config.Params) -> None:
+    random = np.random.default_rng(9)
+    cells = {
+        name: {
+            column: statistics.seeded_cell(
+                {seed: 50 + 10 * random.random(20) for seed in params.seeds}, draws=100, seed=1
+            )
+            for column in probe.columns(params)
+        }
+        for name in params.reconstructions
+    }
+    write_metrics(
+        root / "metrics" / "probe.json", cells, provenance("probe", params, words={}, fitted=20)
     )
 
 

@@ -38,6 +38,7 @@ from heima.config.evaluation import (
     OpenAIJudge,
     Page,
     Predict,
+    Probe,
     Protocol,
     Reconstruct,
     Similarity,
@@ -99,6 +100,7 @@ class Params(Model):
     latency: Latency
     page: Page = Page()
     audit: Audit = Audit()
+    probe: Probe = Probe()
     leaks: Leaks = Leaks()
 
     @model_validator(mode="after")

@@ -39,6 +39,9 @@ BENCHMARK_BYTES = 3e9
 ROW_BYTES = 2500
 """A prediction, a reconstruction or a judgement with its texts, about."""
 
+PROBING = 2e-7
+"""Seconds for each number of a probe's states: some hundred steps of L-BFGS on one core."""
+
 HASHED = 0.011
 """Seconds that one core takes to decode and hash an image of a megapixel."""
 HASHING = 4
@@ -77,6 +80,7 @@ class Estimate(Parts):
             *self._each_seed(self._reconstruct(name) for name in params.reconstructions),
             self._judge(),
             *(self._similarity(name) for name in params.reconstructions),
+            self._probe(),
             *(self._predict(name) for name in params.variants),
             *(self._score(name) for name in params.variants),
             self._latency(),
@@ -310,6 +314,16 @@ class Estimate(Parts):
         params = self.params
         samples = self.workload.heldout * len(params.reconstruct.controls) * len(params.seeds)
         return Stage(f"similarity@{name}", samples=samples, disk=samples * 300)
+
+    def _probe(self) -> Stage:
+        """Two probes for each section, training seed and word; on the CPU."""
+        params = self.params
+        fitted = min(params.probe.fitted, self.workload.train)
+        probes = 2 * len(params.sections) * len(params.seeds) * params.probe.words
+        width = self._vlm.text_config.hidden_size
+        minutes = probes * PROBING * fitted * width / 60
+        note = "" if self._toy else f"on the CPU: about {minutes:.0f} min on one core"
+        return Stage("probe", samples=probes * fitted, note=note)
 
     def _predict(self, name: str) -> Stage:
         params = self.params

@@ -139,6 +139,7 @@ def _own_interpreters(results: Results) -> tuple[Block, ...]:
             results.reconstructed,
             results.published["interpreters"],
             results.rebuilt,
+            results.probe,
         ),
     )
 

@@ -119,6 +119,10 @@ def interpreters(params: Params, made: Mapping[str, Any], alone: int) -> str:
             else "sections alone."
         )
         + _controls(params, alone)
+        + " Words: which of the section's commonest content words a linear probe of the own state "
+        "(L2-regularised logistic regression, one a word) says are there; the same trained on the "
+        "words of other turns of the kind (probe_shuffled_labels); and which of them an "
+        "interpreter writes."
         + _given(params)
         + f" {_resources(params, made)} A metric named after a resource "
         "(meteor_exact_stem: no WordNet; bertscore_minilm_l6: MiniLM-L6) is not the paper's "

@@ -17,6 +17,7 @@ from reports.tables.reading import (
     Samples,
     Scores,
     read_latency,
+    read_probe,
     read_published,
     read_reconstructed,
     read_samples,
@@ -47,6 +48,7 @@ class Results:
     published: Mapping[str, list[dict[str, str]]]
     rebuilt: Rebuilt = field(default_factory=dict)
     leaks: Leaks = field(default_factory=Leaks)
+    probe: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
 
     @property
@@ -78,6 +80,7 @@ def read(root: Path, params: Params) -> Results:
     published = read_published(root, params, problems)
     rebuilt = read_rebuilt(root, params, problems)
     leaks = read_leaks(root, params, problems)
+    probe = read_probe(root, params, problems)
     kept = read_kept(root, params.profile, scale_of(params), problems)
     if problems:
         raise TableError(problems)
@@ -93,5 +96,6 @@ def read(root: Path, params: Params) -> Results:
         published,
         rebuilt,
         leaks,
+        probe,
         kept,
     )

@@ -60,6 +60,7 @@ def expected_stages(params: config.Params) -> set[str]:
         *(f"score@{name}" for name in params.variants),
         "latency",
         "leaks",
+        "probe",
         *REPORTS,
     }
 

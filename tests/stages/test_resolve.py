@@ -173,6 +173,8 @@ CHANGES = {
     "a metric": ("eval/lexical.py", None, "X = 1", {"similarity"}),
     "a rule of scoring": ("eval/vlmevalkit/scoring.py", None, "X = 1", {"score"}),
     "what makes images near": ("heima/data/duplicates.py", "SIDE = 32", "SIDE = 64", {"leaks"}),
+    "a probe": ("heima/interpreting/probe.py", "STRENGTH = 1.0", "STRENGTH = 2.0", {"probe"}),
+    "words of a probe": ("eval/probe.py", None, "X = 1", {"probe", *TABLES}),
     "a timing": ("eval/timing.py", None, "X = 1", {"latency"}),
     "the judge's client": ("eval/judge/client.py", None, "X = 1", {"judge", "score"}),
     "a figure": ("reports/figures/scores.py", None, "X = 1", {"figures", "page"}),
