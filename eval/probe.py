@@ -46,17 +46,29 @@ def evaluate(
     return {way: one.cell(seed=params.seed) for way, one in found.items()}
 
 
-def macro_f1(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., 3, words) true positives, false ones and false negatives -> (...) percent.
+def macro_f1(
+    counts: NDArray[np.float64], drawn: NDArray[np.float64]
+) -> tuple[float, NDArray[np.float64]]:
+    """The macro-F1 in percent of counts, (3, words) true positives, false ones and false negatives,
+    and of those of each resample, (draws, 3, words).
 
-    A word that is neither there nor said counts in no mean; without any it is 0.
+    A word that is neither there nor said counts in no mean (none such: 0). Where a resample lacks
+    it, it has its F1 of the whole: a mean over the other words would be of another measure.
     """
-    right, wrong, missed = np.moveaxis(counts, -2, 0)
-    total = 2 * right + wrong + missed
-    there = total > 0
-    f1 = np.divide(2 * right, total, out=np.zeros_like(total), where=there)
-    mean: NDArray[np.float64] = 100 * f1.sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
-    return mean
+
+    def by_word(given: NDArray[np.float64], else_: NDArray[np.float64]) -> NDArray[np.float64]:
+        right, wrong, missed = np.moveaxis(given, -2, 0)
+        total = 2 * right + wrong + missed
+        found: NDArray[np.float64] = np.divide(
+            200 * right, total, out=np.broadcast_to(else_, total.shape).copy(), where=total > 0
+        )
+        return found
+
+    there = counts.sum(axis=0) > 0
+    if not there.any():
+        return 0.0, np.zeros(len(drawn))
+    whole = by_word(counts, np.zeros(counts.shape[1]))
+    return float(whole[there].mean()), by_word(drawn, whole)[:, there].mean(axis=1)
 
 
 def _resampled(
@@ -71,8 +83,8 @@ def _resampled(
             seed=params.seed,
             clusters=images,
         )
-        both = np.vstack([counts.sum(axis=0), sums]).reshape(len(sums) + 1, 3, -1)
-        value, *rest = macro_f1(both).tolist()
-        values[seed] = value
+        values[seed], rest = macro_f1(
+            counts.sum(axis=0, dtype=np.float64).reshape(3, -1), sums.reshape(len(sums), 3, -1)
+        )
         drawn.append(rest)
     return statistics.Resampled(values, np.array(drawn).T, n=len(truth) * len(values))

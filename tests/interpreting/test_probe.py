@@ -101,3 +101,12 @@ def test_cells_are_macro_f1_with_intervals_over_images_and_seeds(params):
     )
     assert (perfect["own"].value, perfect["own"].low) == (100, 100)
     assert (perfect[scoring.AHEAD].low, perfect[scoring.AHEAD].high) == (0, 0)
+
+
+def test_a_word_that_a_resample_lacks_keeps_its_f1():
+    """A rare word that nobody finds is no better off where a resample is without it."""
+    counts = np.array([[6.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    without = np.array([[6.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    value, drawn = scoring.macro_f1(counts, np.stack([counts, without]))
+    assert drawn.tolist() == [value, value] and value == pytest.approx(100 * 12 / 14 / 2)
+    assert scoring.macro_f1(0 * counts, np.zeros((4, 3, 3)))[1].tolist() == [0.0] * 4

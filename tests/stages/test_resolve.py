@@ -159,7 +159,7 @@ CHANGES = {
         "heima/interpreting/controls.py",
         "correction=0",
         "correction=1",
-        {"reconstruct"},
+        {"reconstruct", "probe"},
     ),
     "a filter": ("heima/data/arrangements.py", None, "X = 1", {"rewrite"}),
     "the toy's optimiser": ("heima/toy/optim.py", None, "X = 1", {"teach"}),
