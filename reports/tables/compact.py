@@ -254,6 +254,7 @@ def _score(accuracy: Panel, tokens: Panel | None, row: str, column: str, *, rank
 _PUBLISHED_INTERPRETERS = {EACH: "one each", SHARED: "one for all"}
 
 
+_SHORT_NAMES = {"shuffled-same-gold": "same gold"}
 _LEFT_OUT = "zero"
 """A control that a paper's column has no room for: no state is near it, so it decides nothing."""
 
@@ -276,7 +277,10 @@ def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
                 continue
             values = [_number(given.entries[row, c], given.digits[c], rank=1) for c in shown]
             gain = gains.entries.get((row, "nll_gain"))
-            rows[row] = [*values, Value("–") if gain is None else _number(gain, 2, rank=0)]
+            rows[_SHORT_NAMES.get(row, row)] = [
+                *values,
+                Value("–") if gain is None else _number(gain, 2, rank=0),
+            ]
         groups.append(Group(rows, section))
     yield Compact(
         "interpreters",
