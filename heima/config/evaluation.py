@@ -207,6 +207,23 @@ class Audit(Model):
         )
 
 
+class Probe(Model):
+    """A linear probe for each of the `words` commonest content words of a section, trained on the
+    states of `fitted` training turns (all, where there are fewer)."""
+
+    words: Annotated[int, Field(ge=1)] = 40
+    fitted: Annotated[int, Field(ge=10)] = 4000
+
+
+class Leaks(Model):
+    """When an image counts as near another one (`heima.data.duplicates`): by at most `hamming`
+    differing bits of 64, and thumbnails whose colours differ by at most `difference` of 255.
+    """
+
+    hamming: Annotated[int, Field(ge=0, le=64)] = 8
+    difference: Annotated[float, Field(ge=0, le=255)] = 6.0
+
+
 class EmbeddedRules(Model):
     """A judge without a language model, for the toy world; named in every result."""
 

@@ -34,9 +34,11 @@ from heima.config.evaluation import (
     Decoding,
     EmbeddedRules,
     Latency,
+    Leaks,
     OpenAIJudge,
     Page,
     Predict,
+    Probe,
     Protocol,
     Reconstruct,
     Similarity,
@@ -98,6 +100,8 @@ class Params(Model):
     latency: Latency
     page: Page = Page()
     audit: Audit = Audit()
+    probe: Probe = Probe()
+    leaks: Leaks = Leaks()
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Params:

@@ -100,6 +100,16 @@ def _is_read(section: str) -> Callable[[Evidence], Finding]:
     return find
 
 
+def _tells_more(section: str) -> Callable[[Evidence], Finding]:
+    def find(evidence: Evidence) -> Finding:
+        found = evidence.state_gain(section, "shuffled-same-gold")
+        if not found:
+            return _missing("the control shuffled-same-gold")
+        return greater(*found, least=LEAST_NATS)
+
+    return find
+
+
 def _own_is_better(evidence: Evidence) -> Finding:
     findings = []
     for section in evidence.results.params.sections:
@@ -388,6 +398,20 @@ CLAIMS: tuple[Claim, ...] = (
             unit="nats a text",
             scale="any",
             find=_is_read(section),
+        )
+        for section in ("caption", "reasoning")
+    ),
+    *(
+        Claim(
+            f"{section}-state-tells-more-than-the-answer",
+            f"The interpreter of the {section} reads more in its thinking state than the answer: a "
+            "state of another image with the same conclusion is worse.",
+            of="project",
+            where="docs/audit.md",
+            rule=_DIRECTION.format(least=f"{LEAST_NATS:g} nats"),
+            unit="nats a text",
+            scale="any",
+            find=_tells_more(section),
         )
         for section in ("caption", "reasoning")
     ),

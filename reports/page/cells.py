@@ -202,6 +202,8 @@ _STAGES = (
     (r"scores/similarity/([\w.-]+)\.parquet", r"similarity@\1"),
     (r"scores/([\w.-]+)\.jsonl", r"score@\1"),
     (r"metrics/latency\.json", "latency"),
+    (r"metrics/(leaks|probe)\.json", r"\1"),
+    (r"leaks/[\w.-]+\.jsonl", "leaks"),
     (r"reconstructions/([\w.-]+)/(\d+)\.jsonl", r"reconstruct@\1-\2"),
 )
 

@@ -22,6 +22,7 @@ from reports.tables.families import GAINS, families_blocks
 from reports.tables.interpreters import interpreters_block
 from reports.tables.kept import PlainBlock
 from reports.tables.latency import latency_block
+from reports.tables.leaks import leaks_blocks
 from reports.tables.model import Block, Entry, Label, Panel, Table, TableError
 from reports.tables.panels import ACCURACIES, DECODED
 from reports.tables.published import (
@@ -62,6 +63,7 @@ NAMES = (
     "latency",
     *SERIES,
     "families",
+    "leaks",
     "samples",
     "reported",
 )
@@ -114,6 +116,7 @@ def of_results(results: Results) -> dict[str, Table]:
             "families",
             families_blocks(params, benchmarks, interpreters, results.kept, published["families"]),
         ),
+        Table("leaks", leaks_blocks(params, results.leaks, scores)),
         Table("samples", (samples_block(params, results.rebuilt),)),
         reported_table(results, comparisons(results)),
     )
@@ -135,6 +138,8 @@ def _own_interpreters(results: Results) -> tuple[Block, ...]:
             results.similarities,
             results.reconstructed,
             results.published["interpreters"],
+            results.rebuilt,
+            results.probe,
         ),
     )
 

@@ -254,6 +254,11 @@ def _score(accuracy: Panel, tokens: Panel | None, row: str, column: str, *, rank
 _PUBLISHED_INTERPRETERS = {EACH: "one each", SHARED: "one for all"}
 
 
+_SHORT_NAMES = {"shuffled-same-gold": "same gold"}
+_LEFT_OUT = "zero"
+"""A control that a paper's column has no room for: no state is near it, so it decides nothing."""
+
+
 def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
     """Rows: the states given, for each section; and the paper's, for each section."""
     ours, *theirs = table.blocks
@@ -268,9 +273,14 @@ def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
         columns = (*(heading(one) for one in shown), "NLL gain")
         rows: dict[str, Sequence[Value]] = {}
         for row in params.reconstruct.controls:
+            if row == _LEFT_OUT:
+                continue
             values = [_number(given.entries[row, c], given.digits[c], rank=1) for c in shown]
             gain = gains.entries.get((row, "nll_gain"))
-            rows[row] = [*values, Value("–") if gain is None else _number(gain, 2, rank=0)]
+            rows[_SHORT_NAMES.get(row, row)] = [
+                *values,
+                Value("–") if gain is None else _number(gain, 2, rank=0),
+            ]
         groups.append(Group(rows, section))
     yield Compact(
         "interpreters",

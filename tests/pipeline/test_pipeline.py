@@ -59,6 +59,8 @@ def expected_stages(params: config.Params) -> set[str]:
         *(f"predict@{name}" for name in params.variants),
         *(f"score@{name}" for name in params.variants),
         "latency",
+        "leaks",
+        "probe",
         *REPORTS,
     }
 
@@ -383,7 +385,7 @@ def test_the_tables_are_labelled(reproduction):
     tables = folder / "tables"
     assert "| toy | " in (folder / "claims.md").read_text(encoding="utf-8")
     assert (tables / "compact" / "benchmarks-lmms-column.tex").stat().st_size > 0
-    for name in ("benchmarks", "ablation", "interpreters", "latency", "samples", "reported"):
+    for name in ("benchmarks", "interpreters", "latency", "leaks", "samples", "reported"):
         for suffix in ("tex", "md", "csv"):
             assert (tables / f"{name}.{suffix}").stat().st_size > 0
         for suffix in ("tex", "md"):

@@ -76,6 +76,8 @@ CASES = {
     "compressing-costs": TURNED,
     "caption-state-is-read": DIRECTION,
     "reasoning-state-is-read": DIRECTION,
+    "caption-state-tells-more-than-the-answer": DIRECTION,
+    "reasoning-state-tells-more-than-the-answer": DIRECTION,
     "better-than-bare-answers": DIRECTION,
     "forced-prefix-changes-nothing": [(NONE, YES), (HIGH, NO), (LOW, NO), (UNKNOWN, OPEN)],
     "compressed-is-at-chance-on-mmbench": [
