@@ -55,7 +55,6 @@ def main(checkpoint: str, seed: int) -> None:
                 Collator(
                     FAMILIES[params.family], processor, shown, once=params.training.images_once
                 ),
-                shown,
                 params.prefix(checkpoint, params.checkpoints[checkpoint].data),
             )
 

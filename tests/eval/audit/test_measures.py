@@ -61,7 +61,7 @@ def turns(toy_turns):
 
 def passes_of(parts, *, world=None, tokens=1):
     prefix = constant_prefix("p3", numbered(tokens))
-    return Passes(*parts, prefix, **({} if world is None else {"world": world}))
+    return Passes(*parts[:4], prefix, **({} if world is None else {"world": world}))
 
 
 def _after(places, thinking):
