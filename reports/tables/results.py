@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from heima.config import Params
 from heima.results.cells import Cell
+from reports.tables.audit import Audits, read_audits
 from reports.tables.kept import Kept, Scale, read_kept
 from reports.tables.model import TableError
 from reports.tables.published import PAPERS
@@ -44,6 +45,7 @@ class Results:
     latency: Mapping[str, Mapping[str, Cell]]
     latency_provenance: Mapping[str, Any]
     published: Mapping[str, list[dict[str, str]]]
+    audits: Audits = field(default_factory=dict)
     rebuilt: Rebuilt = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
 
@@ -74,6 +76,7 @@ def read(root: Path, params: Params) -> Results:
     samples = read_samples(root, params, problems)
     latency, provenance = read_latency(root, params, problems)
     published = read_published(root, params, problems)
+    audits = read_audits(root, params, problems)
     rebuilt = read_rebuilt(root, params, problems)
     kept = read_kept(root, params.profile, scale_of(params), problems)
     if problems:
@@ -88,6 +91,7 @@ def read(root: Path, params: Params) -> Results:
         latency,
         provenance,
         published,
+        audits,
         rebuilt,
         kept,
     )
