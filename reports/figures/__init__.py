@@ -89,8 +89,8 @@ FIGURES = {
     "audit-effects": Drawing(
         audit_effects,
         "What conclusions owe to the thinking states",
-        "Above, thinking states are replaced by zeros, by the mean of training turns, by noise, and "
-        "by a donor's with the same or another conclusion; below, parts of the forced prefix are "
+        "Above, thinking states are replaced by zeros, the mean of training turns, noise, and by "
+        "a donor's with the same or another conclusion; below, parts of the forced prefix are "
         "left out, or ways of attention closed in some layers. Dots are means, bars 95 % intervals "
         "over training seeds and questions. At the line nothing changes. Hollow squares are "
         "planted checkpoints, whose effects are known.",
