@@ -55,7 +55,6 @@ def main(checkpoint: str, seed: int) -> None:
                 Collator(
                     FAMILIES[params.family], processor, shown, once=params.training.images_once
                 ),
-                shown,
                 params.prefix(checkpoint, params.checkpoints[checkpoint].data),
             )
 
@@ -138,7 +137,8 @@ def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(checkpoint, seed),
     ]
-    used = ("seed", "family", "precision", "image_decoding", "source", "audit", "training")
+    used = ["seed", "family", "precision", "image_decoding", "source", "training"]
+    used += [f"audit.{one}" for one in type(params.audit).model_fields if one != "checkpoints"]
     key = snapshots.key(
         f"audit@{checkpoint}-{seed}", params, *used, f"checkpoints.{checkpoint}", inputs=inputs
     )

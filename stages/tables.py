@@ -1,7 +1,7 @@
 """Write the tables and the claim sheet, or print one: `python -m stages.tables [--show benchmarks]`
 
 Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, metrics/latency.json,
-       metrics/leaks.json and leaks/, scores/{variant}.jsonl,
+       metrics/leaks.json and leaks/, metrics/effects/{checkpoint}.json, scores/{variant}.jsonl,
        reconstructions/{section}/{seed}.jsonl, reports/published/*.csv, and what other profiles
        have kept in reports/kept: what params.yaml names, no other file
 Writes reports/<profile>/tables/{name}.{tex,md,csv} for each name of `reports.tables.NAMES`,
@@ -34,6 +34,7 @@ NAMES = (
     "retention_ratio",
     "families",
     "leaks",
+    "audit",
     "samples",
     "reported",
     CLAIMS,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import yaml
 
 from eval import leaks, probe
+from eval.audit import effects
 from heima import config
 from heima.data.turns import SCHEMA, Turn, TurnFile
 from heima.results import statistics
@@ -55,10 +56,54 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
     for seed, name in enumerate(params.reconstructions):
         _write_similarity(root, params, name, seed)
         _write_rebuilt(root, params, name)
+    for name in params.audit.checkpoints:
+        _write_effects(root, params, name)
     _write_latency(root, params)
     _write_leaks(root, params, questions)
     _write_probe(root, params)
     return params
+
+
+def _write_effects(root: Path, params: config.Params, name: str) -> None:
+    """Of a checkpoint with a thinking token a section and two windows of layers."""
+    seeds = params.training_seeds(name)
+    effect = {
+        **{("own", what): 50.0 for what in ("accuracy", "nll")},
+        **{
+            (measure, what): 10.0
+            for measure in ("zero", "mean", "noise", "same", "other")
+            for what in ("accuracy lost", "answers changed", "nll gained")
+        },
+        **{(f"without/{part}", "accuracy lost"): 20.0 for part in ("slots", "markers", "both")},
+        **{
+            (f"closed/{what}/{window}", "nll gained"): 1.0
+            for what in ("thinking", "image")
+            for window in ("all", "0-1", "2-4")
+        },
+        ("other", "follows the donor"): 5.0,
+        **{("mediation", what): 1.0 for what in ("te", "nie", "nde")},
+        **({("mediation", "share"): 0.5} if name == params.audit.checkpoints[0] else {}),
+    }
+    random = np.random.default_rng(len(name))
+    cells: dict[str, dict[str, Cell]] = {}
+    for (measure, what), value in effect.items():
+        drawn = {seed: value + random.normal(size=20) for seed in seeds}
+        cells.setdefault(measure, {})[what] = statistics.seeded_cell(drawn, draws=100, seed=1)
+    verdict, p = effects.judged(cells)
+    write_metrics(
+        root / "metrics" / "effects" / f"{name}.json",
+        cells,
+        provenance(
+            f"effects@{name}",
+            params,
+            training_seeds=list(seeds),
+            questions=20,
+            power=effects.power(20),
+            verdict=verdict,
+            p=p,
+            left_out={},
+        ),
+    )
 
 
 def _write_latency(root: Path, params: config.Params) -> None:
@@ -324,6 +369,9 @@ stages:
   similarity:
     foreach: ${reconstructions}
     do: {cmd: "python -m stages.similarity ${key}"}
+  effects:
+    foreach: ${runs.effects}
+    do: {cmd: "python -m stages.effects ${key}"}
   predict:
     foreach: ${variants}
     do: {cmd: "python -m stages.predict ${key}"}
@@ -389,6 +437,8 @@ def lock(root: Path, params: config.Params) -> None:
         add(f"distill@{run}", [f"models/{place}", metrics], reads, **used)
     for name in params.reconstructions:
         add(f"similarity@{name}", [f"metrics/similarity/{name}.json"])
+    for name in params.audit.checkpoints:
+        add(f"effects@{name}", [f"metrics/effects/{name}.json"])
     for variant in params.variants:
         (root / "predictions" / variant).mkdir(parents=True, exist_ok=True)
         model = params.variants[variant].model

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from eval.audit import effects
 from heima.config import ProtocolName
 from heima.results import verdicts
 from heima.results.scores import MEAN
 from reports.claims.evidence import Evidence
 from reports.claims.model import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Finding
 from reports.claims.rules import ONE_SEED, all_of, greater, not_testable, same
+from reports.tables.numbers import probability
 
 PAPERS_PROTOCOL: ProtocolName = "vlmevalkit"
 OWN_PROTOCOL: ProtocolName = "lmms"
@@ -175,6 +177,30 @@ def _theorem(evidence: Evidence) -> Finding:
         "needs the usable information about the answer in text and in thinking tokens by one "
         "predictor, which no stage measures"
     )
+
+
+def _states_matter(variant: str) -> Callable[[Evidence], Finding]:
+    """By the rule of audits, of the checkpoint behind a variant."""
+
+    def find(evidence: Evidence) -> Finding:
+        found = evidence.audit(variant)
+        if found is None:
+            return _missing(f"an audit of {variant}")
+        cells, source = found
+        shown = cells.get("other", {}).get("accuracy lost")
+        if shown is not None and shown.sd is None:
+            return Finding(UNDECIDED, ONE_SEED, shown, source)
+        verdict, p = effects.judged(cells)
+        largest = max(p, key=lambda test: p[test])
+        why = {
+            SUPPORTED: "other states cost accuracy, donors are followed, and the image's effect "
+            "passes through the states",
+            NOT_SUPPORTED: f"no replacement moves accuracy by {effects.MARGIN:g} points",
+            UNDECIDED: f"neither is shown; {largest}: p {probability(p[largest])}",
+        }[verdict]
+        return Finding(verdict, why, shown, source)
+
+    return find
 
 
 def _costs(evidence: Evidence) -> Finding:
@@ -376,6 +402,26 @@ CLAIMS: tuple[Claim, ...] = (
         unit="nats",
         scale="any",
         find=_theorem,
+    ),
+    *(
+        Claim(
+            f"thinking-states-matter{ending}",
+            f"The thinking states of {variant} matter to the conclusion.",
+            of="project",
+            where="docs/audit.md",
+            rule="supported where a donor's states of another conclusion cost accuracy, the donor "
+            f"is followed, and more than {effects.SHARE:.0%} of the image's effect passes through "
+            "the states, all at 5 % after Holm; not supported where no replacement moves accuracy "
+            f"by {effects.MARGIN:g} points (equivalence at 5 %); the value is the accuracy lost",
+            unit="points",
+            scale="any",
+            find=_states_matter(variant),
+        )
+        for variant, ending in (
+            ("heima", ""),
+            ("heima-no-recover", "-before-recovering"),
+            ("heima-no-progressive", "-without-progress"),
+        )
     ),
     Claim(
         "compressing-costs",

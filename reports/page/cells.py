@@ -198,7 +198,7 @@ def kept_profile(source: str) -> str | None:
 
 
 _STAGES = (
-    (r"metrics/(score|similarity)/([\w.-]+)\.json", r"\1@\2"),
+    (r"metrics/(score|similarity|effects)/([\w.-]+)\.json", r"\1@\2"),
     (r"scores/similarity/([\w.-]+)\.parquet", r"similarity@\1"),
     (r"scores/([\w.-]+)\.jsonl", r"score@\1"),
     (r"metrics/latency\.json", "latency"),

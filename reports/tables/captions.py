@@ -100,6 +100,28 @@ _VERDICTS = (
 )
 
 
+def audit(params: Params) -> str:
+    """Without the numbers that `Params` says, which stand in the table."""
+    return (
+        "What becomes of conclusions where thinking states are replaced (zero, mean, noise, first: "
+        "zeros, the mean of training turns, noise of their mean and variance, the first of a "
+        "section's; same, other: those of a donor, another turn of the kind with the same or "
+        "another conclusion), where parts of the forced prefix are left out (without, first), and "
+        "where the conclusion does not see the thinking tokens or the image in some layers "
+        "(closed). Accuracy is that of greedy decoding after the constant prefix. Follows the "
+        "donor: answers that become the donor's, less those that are its anyway. Zeros decide "
+        "nothing. Supported: other costs accuracy, the donor is followed, and more than 5 % of the "
+        "image's effect passes through the states, all at 5 % after Holm; not supported: no "
+        "replacement moves accuracy by 2 points (equivalence at 5 %); else undecided. Power: the "
+        "probability that so many questions show that, where a tenth of the answers differ and "
+        "none is lost. What the effects of planted checkpoints must be is known (docs/audit.md). "
+        f"{_spread(params)}; questions on one image resampled together."
+    )
+
+
+NO_AUDIT = "No checkpoint is audited: audit.checkpoints in params.yaml names none."
+
+
 def interpreters(params: Params, made: Mapping[str, Any], alone: int) -> str:
     """`made` is the provenance of the first reconstruction's metrics; `alone` counts the turns that
     no other one of their kind has the conclusion of."""

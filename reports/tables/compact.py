@@ -15,6 +15,8 @@ from heima.config import Params
 from heima.results.measures import judge_name
 from heima.results.scores import CHANCE, MEAN
 from reports.tables.ablation import DIFFERENCES
+from reports.tables.audit import ACCURACY, FOLLOWS, LOST, REPLACED
+from reports.tables.audit import VERDICTS as AUDIT_VERDICTS
 from reports.tables.interpreters import OTHERS
 from reports.tables.kept import Kept
 from reports.tables.layout import (
@@ -160,6 +162,8 @@ def _of(table: Table, params: Params, kept: Sequence[Kept]) -> Iterator[Compact]
         yield from _interpreters(table, params)
     elif table.name == "latency":
         yield _latency(table.blocks[0], params)
+    elif table.name == "audit":
+        yield from _audit(table.blocks[0], params)
     elif table.name == "samples":
         yield from _samples(table.blocks[0], params)
     elif table.name == "reported":
@@ -395,6 +399,31 @@ def _latency(block: Block, params: Params) -> Compact:
         "bold.",
         "model",
         tuple(f"batch {size}" for size in sizes),
+        (Group(rows),),
+    )
+
+
+def _audit(block: Block, params: Params) -> Iterator[Compact]:
+    """A row a checkpoint: accuracy lost to replacements, whom answers follow, the verdict."""
+    lost, verdicts = _panel(block, LOST), _panel(block, AUDIT_VERDICTS)
+    if lost is None or verdicts is None:
+        return
+    donors = next(one for one in block.panels if FOLLOWS in one.digits)
+    replaced = [one for one in REPLACED if one in lost.digits]
+    rows = {}
+    for row in lost.rows:
+        shown = [verdicts.entries[row, ACCURACY]]
+        shown += [*(lost.entries[row, one] for one in replaced), donors.entries[row, FOLLOWS]]
+        found = verdicts.entries[row, "verdict"]
+        text = found.text if isinstance(found, Label) else ""
+        rows[row] = [*(_number(one, 1, rank=0) for one in shown), Value(text)]
+    yield Compact(
+        "audit",
+        f"Do thinking states matter? Accuracy, points lost under other states, and answers that "
+        f"follow a donor of another conclusion, beyond chance; {params.profile} profile, "
+        f"{_seeds(params.seeds)}.",
+        "checkpoint",
+        ("accuracy", *replaced, "follows", "verdict"),
         (Group(rows),),
     )
 

@@ -60,6 +60,7 @@ def smaller(made: Path, profile: str) -> dict:
     raw["reconstruct"].update(controls=["own"], max_new_tokens=4)
     raw["similarity"]["judged"] = ["own"]
     raw["predict"]["max_new_tokens"] = 4
+    raw["audit"]["checkpoints"] = ["p3"]
     return raw
 
 
