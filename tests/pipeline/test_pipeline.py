@@ -59,6 +59,7 @@ def expected_stages(params: config.Params) -> set[str]:
         *(f"predict@{name}" for name in params.variants),
         *(f"score@{name}" for name in params.variants),
         "latency",
+        "flops",
         *REPORTS,
     }
 

@@ -178,7 +178,7 @@ def test_a_batch_of_judgements_costs_half(estimate, paper):
 
 def test_the_toy_is_planned_by_its_own_world(params):
     """Its turns are those of params; its tokens are counted on turns that prepare would draw."""
-    work = workload.of(params, plan.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
+    work = workload.of(params, workload.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
     turns = params.source.records * params.source.turns
     assert (work.turns, work.heldout) == (turns, round(turns * params.rewrite.heldout))
     estimate = planned(params, Machine("cpu", plan.CPU, 1, 0.35, 0.25), work)
@@ -195,7 +195,7 @@ def test_the_length_of_an_answer_follows_from_its_rendering(params, toy_turns, f
     if tags == "none" and form in ("text", "short"):
         return
     rendering = Rendering(summary="token", caption=form, reasoning="omit", tags=tags)
-    plain = plan.tokenizer(params)
+    plain = workload.tokenizer(params)
     words = Vocabulary(plain, with_controls(FAMILIES[params.family].thinking_tokens))
     for turn in toy_turns[:3]:
         lengths = workload._measured([turn], plain, None)
@@ -206,7 +206,7 @@ def test_the_length_of_an_answer_follows_from_its_rendering(params, toy_turns, f
 
 
 def test_the_passes_that_shorten_texts_are_planned(params):
-    work = workload.of(params, plan.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
+    work = workload.of(params, workload.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
     forms = {"summary": "omit", "caption": "omit", "reasoning": "text"}
     flops = {}
     for form in ("text", "short"):
