@@ -29,6 +29,7 @@ from reports.tables.layout import (
     grids,
     plain,
 )
+from reports.tables.methods import METHODS
 from reports.tables.model import Block, Entry, Label, Panel, Table
 from reports.tables.names import heading, variant
 from reports.tables.numbers import fixed
@@ -160,6 +161,8 @@ def _of(table: Table, params: Params, kept: Sequence[Kept]) -> Iterator[Compact]
         yield from _interpreters(table, params)
     elif table.name == "latency":
         yield _latency(table.blocks[0], params)
+    elif table.name == "methods":
+        yield _methods(table.blocks[0], params)
     elif table.name == "samples":
         yield from _samples(table.blocks[0], params)
     elif table.name == "reported":
@@ -385,6 +388,31 @@ def _latency(block: Block, params: Params) -> Compact:
         "bold.",
         "model",
         tuple(f"batch {size}" for size in sizes),
+        (Group(rows),),
+    )
+
+
+def _methods(block: Block, params: Params) -> Compact:
+    """The first panel; fewer tokens and less time are better, of updates and FLOPs none is best."""
+    panel = _panel(block, METHODS)
+    if panel is None:
+        raise ValueError(f"the block {block.title!r} has no panel {METHODS!r}")
+    columns = [column for column in panel.digits if column != "training seeds"]
+    rows: dict[str, list[Value]] = {}
+    for row in panel.rows:
+        values = rows[variant(row)] = []
+        for column in columns:
+            entry = panel.entries[row, column]
+            rank = 1 if column.endswith("(%)") else -1 if column.startswith(("tokens", "ms")) else 0
+            text = Value(entry.text) if isinstance(entry, Label) else None
+            values.append(text or _number(entry, panel.digits[column], rank=rank))
+    return Compact(
+        "methods",
+        f"Methods, {params.profile} profile, {_seeds(params.seeds)}, judge "
+        f"{judge_name(params.judge)}. Accuracy and tokens an answer are means of the benchmarks; "
+        "updates and FLOPs are those of training, text-CoT's apart; ms of a batch. Best in bold.",
+        "method",
+        tuple(columns),
         (Group(rows),),
     )
 

@@ -15,6 +15,7 @@ from reports.tables.published import PAPERS
 from reports.tables.reading import (
     Samples,
     Scores,
+    read_flops,
     read_latency,
     read_published,
     read_reconstructed,
@@ -43,6 +44,7 @@ class Results:
     samples: Mapping[str, Samples]
     latency: Mapping[str, Mapping[str, Cell]]
     latency_provenance: Mapping[str, Any]
+    flops: Mapping[str, Mapping[str, Cell]]
     published: Mapping[str, list[dict[str, str]]]
     rebuilt: Rebuilt = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
@@ -73,6 +75,7 @@ def read(root: Path, params: Params) -> Results:
     reconstructed = read_reconstructed(root, params, problems)
     samples = read_samples(root, params, problems)
     latency, provenance = read_latency(root, params, problems)
+    flops = read_flops(root, params, problems)
     published = read_published(root, params, problems)
     rebuilt = read_rebuilt(root, params, problems)
     kept = read_kept(root, params.profile, scale_of(params), problems)
@@ -87,6 +90,7 @@ def read(root: Path, params: Params) -> Results:
         samples,
         latency,
         provenance,
+        flops,
         published,
         rebuilt,
         kept,
