@@ -56,7 +56,7 @@ def main(checkpoint: str, seed: int) -> None:
                     FAMILIES[params.family], processor, shown, once=params.training.images_once
                 ),
                 shown,
-                params.prefix(checkpoint, params.checkpoints[checkpoint].data),
+                params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on),
             )
 
         moments = _moments(passes(_source(params)), params)

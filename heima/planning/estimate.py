@@ -15,13 +15,13 @@ from functools import cached_property
 
 from heima.config import BenchmarkName, Checkpoint, GivenCheckpoint, Params, ToySource
 from heima.config.benchmarks import BENCHMARKS
-from heima.cot.rendering import RENDERINGS, Rendering
+from heima.cot.rendering import RENDERINGS
 from heima.cot.sections import COMPRESSIBLE
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
 from heima.planning.machine import Levers
 from heima.planning.parts import Stage
-from heima.planning.trainings import FROM_SCRATCH, Trainings
+from heima.planning.trainings import FROM_SCRATCH, Training, Trainings
 from heima.toy.world import LETTERS
 
 PADDING = 2.0
@@ -176,7 +176,7 @@ class Estimate(Trainings):
                 logits_chunk=training.logits_chunk if training.labelled_only else None,
             ),
             disk=self._vlm_weights.trained * 4,
-            note=_notes(checkpoint, self.params.rendering(name)),
+            note=_notes(checkpoint, found),
         )
 
     def _states(self) -> Stage:
@@ -318,7 +318,7 @@ class Estimate(Trainings):
         prompt: float = QUESTION if not self._toy else lengths.prompt
         if model == "base":
             return prompt, lengths.sections["conclusion"] + 1 if self._toy else BASE_ANSWER
-        rendering = params.rendering(model)
+        rendering = params.rendering(model, params.variants[variant].asks)
         answer = lengths.answer(rendering, params.thinking(model))
         if params.variants[variant].forced_prefix is not None:
             omitted = rendering.model_copy(update=dict.fromkeys(COMPRESSIBLE, "omit"))
@@ -374,18 +374,20 @@ class Estimate(Trainings):
         )
 
 
-def _notes(checkpoint: Checkpoint, rendering: Rendering) -> str:
+def _notes(checkpoint: Checkpoint, found: Training) -> str:
     """What a checkpoint's training has beside the pass over its samples."""
-    found = []
+    notes = []
+    if not isinstance(checkpoint.data, str):
+        notes.append(f"a mixture: {checkpoint.trained_on}")
     if checkpoint.feed == "state":
-        found.append("states fed back by segments, the FLOPs of one pass")
+        notes.append("states fed back by segments, the FLOPs of one pass")
     if checkpoint.losses.align:
-        found.append("a teacher's pass for each sample")
+        notes.append("a teacher's pass for each sample")
     if checkpoint.losses.explain:
-        found.append("a decoder of two layers writes the sections")
-    if "short" in rendering.forms.values():
-        found.append("text-CoT reads all turns once to shorten them")
-    return "; ".join(found)
+        notes.append("a decoder of two layers writes the sections")
+    if found.before:
+        notes.append("text-CoT reads all turns once to shorten them")
+    return "; ".join(notes)
 
 
 def benchmark_rows(params: Params, benchmark: BenchmarkName) -> int:

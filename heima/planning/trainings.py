@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 
 from heima.config import Checkpoint
+from heima.config.mixtures import mixture
 from heima.cot.rendering import RENDERINGS, Rendering
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts
@@ -40,21 +41,27 @@ class Trainings(Parts):
     def training(self, name: str, checkpoint: Checkpoint) -> Training:
         """What the training of a checkpoint computes. States that are fed back go by segments,
         which take the FLOPs of one pass (`heima.families.feeding`)."""
-        rendering = self.params.rendering(name)
-        text = self._turn(rendering, checkpoint.thinking)
-        labelled = text - self.workload.lengths.prompt
-        image = self._trained_image
-        logits = labelled if self.levers.labelled_only else self._positions(text, image)
+        mixed = mixture(self.params, name)
+        shares: list[tuple[str | None, float]] = [*mixed.items()] if mixed else [(None, 1.0)]
         terms = self._taught_states() if checkpoint.losses.align else 0.0
-        if checkpoint.losses.explain:
-            terms += self._explained(rendering, checkpoint)
-        return Training(
-            text,
-            labelled,
-            self._pass(text, logits=logits, image=image, rank=self._rank, shared=self.shared),
-            terms,
-            self._surprisals(rendering),
-        )
+        before = 0.0
+        text, one = 0.0, Flops()
+        for asks, share in shares:
+            rendering = self.params.rendering(name, asks)
+            tokens = self._turn(rendering, checkpoint.thinking)
+            text += share * tokens
+            one += self._trained_pass(tokens) * share
+            before = max(before, self._surprisals(rendering))
+            if checkpoint.losses.explain:
+                terms += share * self._explained(rendering, checkpoint)
+        return Training(text, text - self.workload.lengths.prompt, one, terms, before)
+
+    def _trained_pass(self, text: float) -> Flops:
+        """The VLM with its adapter on a turn of so many tokens."""
+        image = self._trained_image
+        labelled = text - self.workload.lengths.prompt
+        logits = labelled if self.levers.labelled_only else self._positions(text, image)
+        return self._pass(text, logits=logits, image=image, rank=self._rank, shared=self.shared)
 
     @property
     def shared(self) -> float:

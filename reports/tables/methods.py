@@ -232,7 +232,7 @@ def _phases(params: Params, scores: Scores) -> Iterator[Panel]:
     """Accuracy after each checkpoint of a chain, where variants ask more than one of it."""
     plain: dict[str, str] = {}
     for name, variant in params.variants.items():
-        if variant.forced_prefix is None and variant.budget is None:
+        if not (variant.forced_prefix or variant.budget or variant.asks):
             plain.setdefault(variant.model, name)
     chains = {
         name: [checkpoint for checkpoint, _ in lineage(params, model)]

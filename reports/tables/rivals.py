@@ -34,6 +34,7 @@ class _Row:
     chain: tuple[tuple[str, Checkpoint | GivenCheckpoint], ...]
     rendering: Rendering
     renderings: tuple[Rendering, ...]
+    """Of each checkpoint of the chain, the first one where there are several."""
 
     @property
     def forms(self) -> set[str]:
@@ -66,11 +67,19 @@ def _rows(params: Params) -> Iterator[tuple[str, _Row]]:
         if variant.model != "base":
             chain = tuple(lineage(params, variant.model))
             every = tuple(params.rendering(one) for one, _ in chain)
-            yield name, _Row(variant, chain, params.rendering(variant.model), every)
+            rendering = params.rendering(variant.model, variant.asks)
+            yield name, _Row(variant, chain, rendering, every)
 
 
-def _variants(suits: Callable[[_Row], bool]) -> Callable[[Params], tuple[str, ...]]:
-    return lambda params: tuple(name for name, row in _rows(params) if suits(row))
+def _variants(
+    suits: Callable[[_Row], bool], *, asking: bool = False
+) -> Callable[[Params], tuple[str, ...]]:
+    """Variants whose row suits; `asking`: those that ask for one of several renderings."""
+    return lambda params: tuple(
+        name
+        for name, row in _rows(params)
+        if (row.variant.asks is not None) == asking and suits(row)
+    )
 
 
 def _cases(model: Callable[[str], bool]) -> Callable[[Params], tuple[str, ...]]:
@@ -153,6 +162,13 @@ RIVALS: Mapping[str, Rival] = {
     ),
     "text-CoT with prompt lookup": Rival(_cases(lambda model: model == "text-cot"), _ELSEWHERE),
     "Heima with prompt lookup": Rival(_cases(lambda model: model != "text-cot"), _ELSEWHERE),
+    "number of sections by a control word": Rival(
+        _variants(lambda row: True, asking=True), _ELSEWHERE
+    ),
+    "number of sections by the model itself": Rival(
+        _variants(lambda row: False),
+        "none: it takes a rule of when an answer is sure enough, which is not built here",
+    ),
     "tokens by a section's length": Rival(
         _variants(lambda row: row.last is not None and row.last.thinking.ratio is not None),
         "none in the profile {profile}: toy-thinking has it",
