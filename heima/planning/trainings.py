@@ -74,7 +74,8 @@ class Trainings(Parts):
             return 0
         text = self._turn(RENDERINGS["text-cot"], ONE_TOKEN)
         logits = text - self.workload.lengths.prompt
-        return self.workload.turns * self._pass(text, logits=logits, image=self.image).forward
+        one = self._pass(text, logits=logits, image=self.image, shared=self.shared)
+        return self.workload.turns * one.forward
 
     def _taught_states(self) -> float:
         """FLOPs of `align`: the frozen text-CoT reads a turn up to its conclusion."""

@@ -393,15 +393,24 @@ def _latency(block: Block, params: Params) -> Compact:
 
 
 def _methods(block: Block, params: Params) -> Compact:
-    """The first panel; fewer tokens and less time are better, of updates and FLOPs none is best."""
+    """The first panel; fewer tokens and less time are better, of FLOPs none is best."""
     panel = _panel(block, METHODS)
     if panel is None:
         raise ValueError(f"the block {block.title!r} has no panel {METHODS!r}")
-    columns = [column for column in panel.digits if column != "training seeds"]
+    # Tokens of one protocol: the other's are much the same. The appendix has updates, too.
+    headings: dict[str, str] = {}
+    for column in panel.digits:
+        kind, _, of = column.partition(", ")
+        if kind == "tokens" and kind not in headings.values():
+            headings[column] = kind
+        elif kind.endswith(("(%)", "FLOP")):
+            headings[column] = kind.removesuffix(" (%)")
+        elif kind == "ms":
+            headings[column] = f"ms ({of.removeprefix('batch ')})"
     rows: dict[str, list[Value]] = {}
     for row in panel.rows:
         values = rows[variant(row)] = []
-        for column in columns:
+        for column in headings:
             entry = panel.entries[row, column]
             rank = 1 if column.endswith("(%)") else -1 if column.startswith(("tokens", "ms")) else 0
             text = Value(entry.text) if isinstance(entry, Label) else None
@@ -409,10 +418,10 @@ def _methods(block: Block, params: Params) -> Compact:
     return Compact(
         "methods",
         f"Methods, {params.profile} profile, {_seeds(params.seeds)}, judge "
-        f"{judge_name(params.judge)}. Accuracy and tokens an answer are means of the benchmarks; "
-        "updates and FLOPs are those of training, text-CoT's apart; ms of a batch. Best in bold.",
+        f"{judge_name(params.judge)}. Accuracy in percent under both protocols, tokens an answer, "
+        "FLOPs of training, milliseconds of a batch (its size). Best in bold.",
         "method",
-        tuple(columns),
+        tuple(headings.values()),
         (Group(rows),),
     )
 

@@ -58,6 +58,11 @@ class _Row:
         )
 
     @property
+    def phases(self) -> int:
+        """Checkpoints of its chain that write no whole text."""
+        return sum(set(one.forms.values()) != {"text"} for one in self.renderings)
+
+    @property
     def plain(self) -> bool:
         return self.variant.forced_prefix is None and self.variant.budget is None
 
@@ -82,13 +87,18 @@ def _variants(
     )
 
 
-def _cases(model: Callable[[str], bool]) -> Callable[[Params], tuple[str, ...]]:
-    """Cases of latency that look tokens up, of variants whose model suits."""
+def _cases(*, in_words: bool) -> Callable[[Params], tuple[str, ...]]:
+    """Cases of latency that look tokens up, of variants that write all in words, or do not."""
     return lambda params: tuple(
         name
         for name, case in params.latency.cases.items()
-        if case.lookup is not None and model(params.variants[case.variant].model)
+        if case.lookup is not None and _in_words(params, case.variant) == in_words
     )
+
+
+def _in_words(params: Params, variant: str) -> bool:
+    one = params.variants[variant]
+    return set(params.rendering(one.model, one.asks).forms.values()) == {"text"}
 
 
 def _by_sections(row: _Row) -> bool:
@@ -98,13 +108,13 @@ def _by_sections(row: _Row) -> bool:
 
 
 RIVALS: Mapping[str, Rival] = {
-    "text-CoT": Rival(_variants(lambda row: not row.chain and row.plain), _ALWAYS),
+    "text-CoT": Rival(_variants(lambda row: row.forms == {"text"} and row.plain), _ALWAYS),
     "answer only": Rival(
         _variants(lambda row: row.forms == {"omit"} and not _by_sections(row)), _ALWAYS
     ),
-    "Heima": Rival(_variants(lambda row: row.as_heima and len(row.chain) > 1), _ALWAYS),
+    "Heima": Rival(_variants(lambda row: row.as_heima and row.phases > 1), _ALWAYS),
     "Heima without the curriculum": Rival(
-        _variants(lambda row: row.as_heima and len(row.chain) == 1), _ALWAYS
+        _variants(lambda row: row.as_heima and row.phases == 1), _ALWAYS
     ),
     "Heima, prefix forced": Rival(
         _variants(
@@ -118,10 +128,10 @@ RIVALS: Mapping[str, Rival] = {
     ),
     "iCoT by sections": Rival(_variants(_by_sections), _ELSEWHERE),
     "filler tokens, progressive": Rival(
-        _variants(lambda row: row.forms == {"filler"} and len(row.chain) > 1), _ELSEWHERE
+        _variants(lambda row: row.forms == {"filler"} and row.phases > 1), _ELSEWHERE
     ),
     "filler tokens, one-shot": Rival(
-        _variants(lambda row: row.forms == {"filler"} and len(row.chain) == 1), _ELSEWHERE
+        _variants(lambda row: row.forms == {"filler"} and row.phases == 1), _ELSEWHERE
     ),
     "tags of one token": Rival(
         _variants(lambda row: row.forms == {"token"} and row.rendering.tags == "token"), _ELSEWHERE
@@ -136,7 +146,7 @@ RIVALS: Mapping[str, Rival] = {
     ),
     "short text": Rival(_variants(lambda row: row.forms == {"short"}), _ELSEWHERE),
     "text-CoT cut, conclusion forced": Rival(
-        _variants(lambda row: not row.chain and row.variant.budget is not None), _ELSEWHERE
+        _variants(lambda row: row.forms == {"text"} and row.variant.budget is not None), _ELSEWHERE
     ),
     "states fed back": Rival(
         _variants(
@@ -160,8 +170,8 @@ RIVALS: Mapping[str, Rival] = {
         _variants(lambda row: row.last is not None and row.last.losses.explain is not None),
         _ELSEWHERE,
     ),
-    "text-CoT with prompt lookup": Rival(_cases(lambda model: model == "text-cot"), _ELSEWHERE),
-    "Heima with prompt lookup": Rival(_cases(lambda model: model != "text-cot"), _ELSEWHERE),
+    "text-CoT with prompt lookup": Rival(_cases(in_words=True), _ELSEWHERE),
+    "Heima with prompt lookup": Rival(_cases(in_words=False), _ELSEWHERE),
     "number of sections by a control word": Rival(
         _variants(lambda row: True, asking=True), _ELSEWHERE
     ),

@@ -98,6 +98,44 @@ def test_a_training_seed_more_costs_one_more_of_what_is_trained(paper, estimate)
         assert stage(more, name).samples == times * stage(estimate, name).samples
 
 
+def test_all_methods_are_planned_with_the_updates_of_heima(estimate):
+    """Each row's chain makes as many updates as the curriculum, whatever it trains on."""
+    params = config.load(ROOT / "profiles" / "paper-methods.yaml")
+    methods = planned(params, work=estimate.workload)
+    assert [one.name for one in methods.stages] == names_of_dvc(params)
+    samples = {one.name: one.samples for one in methods.stages}
+
+    def updates(model: str) -> float:
+        total_ = 0.0
+        while model != "text-cot":
+            one = params.checkpoints[model]
+            total_ += samples[f"distill@{model}-42"] / one.batch_size
+            model = one.init
+        return total_
+
+    phases = {"base", "text-cot", "p1", "p2", "p3"}
+    rows = {one.model for one in params.variants.values()} - phases
+    assert len(rows) == 15
+    for model in rows:
+        assert updates(model) == pytest.approx(updates("recover")), model
+    for name, said in (
+        ("state-1", "segments"), ("align", "teacher"), ("explain", "decoder"), ("short", "shorten"),
+        ("adaptive", "mixture"),
+    ):  # fmt: skip
+        assert said in stage(methods, f"distill@{name}-42").note
+    lengths = [
+        stage(methods, f"predict@heima-adaptive-{name}").tokens
+        for name in ("text-3", "text-2", "text-1", "tokens-3", "tokens-2", "tokens-1", "0")
+    ]
+    assert lengths == sorted(lengths, reverse=True)
+    assert stage(methods, "predict@text-cot-cut").tokens < stage(methods, "predict@text-cot").tokens
+    whole = total(methods.stages)
+    assert "distill@coconut-42" in plan.table(methods.stages, whole)
+    assert "GPU-hours" in plan.summary(methods, whole)
+    assert stage(methods, "latency").samples > stage(estimate, "latency").samples
+    assert whole.usd < params.judge.budget_usd
+
+
 def test_the_recipes_counts(estimate, paper):
     """4,302 turns are held out, states have 24 KB a turn, every judged control is asked about."""
     held = estimate.workload.heldout
