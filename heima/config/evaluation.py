@@ -113,11 +113,16 @@ class Variant(Model):
 
     `budget`: the tokens that an answer may have before its conclusion; where that has not begun by
     then it is forced, so that a cut chain has an accuracy (`heima.vlm.budgets`).
+
+    `asks`: the rendering that questions ask for by its control word, of a checkpoint that is
+    trained on several.
     """
 
     model: Name
     forced_prefix: str | None = None
     budget: PositiveInt | None = None
+    # Of a variant that asks for none, no stage depends on what it has not.
+    asks: str | None = Field(default=None, exclude_if=lambda asks: asks is None)
 
 
 class LatencyCase(Model):

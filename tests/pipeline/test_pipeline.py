@@ -63,6 +63,7 @@ def expected_stages(params: config.Params) -> set[str]:
         "latency",
         "leaks",
         "probe",
+        "flops",
         *REPORTS,
     }
 
