@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import os
 import shutil
@@ -252,6 +253,34 @@ def test_a_forced_prefix_is_in_the_prompt(models):
             assert other["counts"]["prompt"] == one["counts"]["prompt"] + 9
             assert other["counts"]["decoded"] <= 16
         assert [row["text"] for row in free] != [row["text"] for row in forced]
+
+
+def test_a_variant_asks_with_its_control_word(models):
+    """It stands behind every question, and what is scored says which rendering was asked for."""
+    shutil.copytree(models / "recover", models / "adaptive")
+
+    def mix(raw):
+        raw["control_words"] = {"p3": "thinking", "answer-only": "answer"}
+        mixed = {"data": {"p3": 0.5, "answer-only": 0.5}}
+        raw["checkpoints"]["adaptive"] = raw["checkpoints"]["one-shot"] | mixed
+        raw["variants"]["asked"] = {"model": "adaptive", "asks": "p3"}
+
+    change_params(mix)
+    decode("heima", "free", models)
+    decode("asked", "asked", models)
+    more = set()
+    for name in SIZES:
+        free, asked = (
+            read_jsonl(Path(folder) / "42" / "lmms" / "42" / f"{name}.jsonl")
+            for folder in ("free", "asked")
+        )
+        more |= {
+            b["counts"]["prompt"] - a["counts"]["prompt"] for a, b in zip(free, asked, strict=True)
+        }
+    # The word, and the end of the question's line, which a phrase of the toy's may hold.
+    assert more <= {1, 2}
+    assert json.loads(Path("asked/provenance.json").read_text())["asks"] == "p3"
+    assert "asks" not in json.loads(Path("free/provenance.json").read_text())
 
 
 def test_loader_processes_change_no_byte(models, decoded):
