@@ -224,13 +224,9 @@ def _at_chance(evidence: Evidence) -> Finding:
         return _missing("MMBench")
     findings = []
     for name, variant in params.variants.items():
-        checkpoint = params.checkpoints.get(variant.model)
+        counted = params.rendering(variant.model, variant.asks).counted
         cell = evidence.accuracy(name, OWN_PROTOCOL, "mmbench")
-        if (
-            checkpoint is None
-            or not params.rendering(variant.model, variant.asks).counted
-            or cell is None
-        ):
+        if variant.model not in params.checkpoints or not counted or cell is None:
             continue
         source = f"metrics/score/{name}.json"
         if cell.sd is None:
