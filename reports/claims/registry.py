@@ -94,20 +94,12 @@ def _reconstructs(section: str) -> Callable[[Evidence], Finding]:
     return find
 
 
-def _is_read(section: str) -> Callable[[Evidence], Finding]:
+def _is_read(section: str, control: str) -> Callable[[Evidence], Finding]:
+    """The own state saves something against a control."""
+
     def find(evidence: Evidence) -> Finding:
-        found = evidence.state_gain(section, "shuffled")
-        return greater(*found, least=LEAST_NATS) if found else _missing("the control shuffled")
-
-    return find
-
-
-def _tells_more(section: str) -> Callable[[Evidence], Finding]:
-    def find(evidence: Evidence) -> Finding:
-        found = evidence.state_gain(section, "shuffled-same-gold")
-        if not found:
-            return _missing("the control shuffled-same-gold")
-        return greater(*found, least=LEAST_NATS)
+        found = evidence.state_gain(section, control)
+        return greater(*found, least=LEAST_NATS) if found else _missing(f"the control {control}")
 
     return find
 
@@ -443,7 +435,7 @@ CLAIMS: tuple[Claim, ...] = (
             rule=_DIRECTION.format(least=f"{LEAST_NATS:g} nats"),
             unit="nats a text",
             scale="any",
-            find=_is_read(section),
+            find=_is_read(section, "shuffled"),
         )
         for section in ("caption", "reasoning")
     ),
@@ -457,7 +449,7 @@ CLAIMS: tuple[Claim, ...] = (
             rule=_DIRECTION.format(least=f"{LEAST_NATS:g} nats"),
             unit="nats a text",
             scale="any",
-            find=_tells_more(section),
+            find=_is_read(section, "shuffled-same-gold"),
         )
         for section in ("caption", "reasoning")
     ),

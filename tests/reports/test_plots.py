@@ -61,7 +61,9 @@ def test_every_number_is_that_of_its_results(folder, root, params):
         cells, _ = read_metrics(root / "metrics" / "similarity" / f"{row['panel']}.json")
         value = cells[f"own-minus-{row['control']}"]["nll_gain"].value
         assert float(row["nats"]) == pytest.approx(value, rel=1e-5)
-    assert len(read(folder, "gain")) == 5 * len(params.reconstructions)
+    assert len(read(folder, "gain")) == (len(params.reconstruct.controls) - 1) * len(
+        params.reconstructions
+    )
 
 
 def test_a_curve_a_run_is_the_mean_of_neighbouring_updates(folder, own, params):
