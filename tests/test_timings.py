@@ -103,6 +103,29 @@ def test_the_benchmark_of_rewriting_runs_and_its_sides_agree():
     assert any("kept by both sides with the same texts" in line for line in table)
 
 
+def test_passes_with_lookup_are_counted(toy_vlm, toy_processor, toy_turns, toy_source, params):
+    """Without it there is one for each token; with it the same answers take no more."""
+    import copy
+    import functools
+
+    from heima.data.images import ImageZip
+    from heima.vlm.generation import Prompt
+    from heima.vlm.models import vocabulary
+    from timings.lookup import Answering, compare
+
+    images = ImageZip(toy_source / "images.zip")
+    prompts = [
+        Prompt(turn.question, turn.image, functools.partial(images.read, turn.image))
+        for turn in toy_turns[:3]
+    ]
+    # Untrained it repeats itself.
+    model = copy.deepcopy(toy_vlm)
+    words = vocabulary(toy_processor.tokenizer, params)
+    answering = Answering(model, toy_processor, words, limit=12)
+    decoded, plain, looked, same = compare(answering, params, prompts)
+    assert decoded == plain >= looked >= 1 and same == len(prompts)
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_training_runs_and_exact_savings_leave_the_loss():
     done = subprocess.run(

@@ -185,7 +185,10 @@ RIVALS: Mapping[str, Rival] = {
     ),
     "compressed CoT (Cheng & Van Durme)": Rival(
         _variants(lambda row: False),
-        "none: no code of it is public, and its regression of gold states is not built here",
+        # docs/methods.md, "Compressed chains of thought"
+        "none: tried on the toy and left out, for after 500 updates that regress five gold states "
+        "and 500 that answer from them 37 % of 240 held-out answers are right, and answer-only has "
+        "57 % after as many",
     ),
 }
 """By the name under which they are asked for."""

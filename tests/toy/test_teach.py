@@ -13,6 +13,8 @@ from heima.families.registry import FAMILIES
 from heima.interpreting.wordings import PLAIN_WORDING, asking
 from heima.toy import teach
 from heima.toy.twins import TWINS
+from heima.training.backbone import body
+from heima.training.loop import AnswerLoss
 from heima.vlm import models
 from heima.vlm.added_tokens import equip, fit
 
@@ -49,6 +51,25 @@ def test_a_sections_state_is_the_mean_over_its_tokens(vlm, toy_source, toy_turns
             assert tokens[first + 1 : end] == words
             expected = torch.stack([hidden[place] for place in range(first, end)]).mean(dim=0)
             torch.testing.assert_close(found[section][index], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_schedule_of_equal_flops_spends_what_the_other_does(vlm, toy_source, toy_turns):
+    """To half an update; the same samples get the same schedule."""
+    model, processor, params = vlm
+    collate = models.collator(processor, ImageZip(toy_source / "images.zip"), params)
+    vocabulary = models.vocabulary(processor.tokenizer, params)
+    samples = {
+        rendering: encode_turns(toy_turns, rendering, vocabulary, max_length=2048)
+        for rendering in ("answer-only", "text-cot")
+    }
+    answering = AnswerLoss(model, params.hardware, body=body(model))
+    given = params.teach.vlm.model_copy(update={"steps": 100, "batch_size": 8})
+    for name, some in samples.items():
+        schedule, facts = teach.equal_flops(given, answering, some, samples["text-cot"], collate)
+        own, other = facts["flops_per_sample"], facts["flops_per_sample_text_cot"]
+        assert abs(schedule.steps * own - 100 * other) <= own / 2, name
+        assert schedule.model_copy(update={"steps": 100}) == given
+        assert (schedule.steps > 100) == (name == "answer-only")
 
 
 def test_what_the_llm_is_told(toy_turns, toy_vocabulary):
