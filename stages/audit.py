@@ -11,6 +11,7 @@ of processes, and ends with the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 
 from eval.audit import items, measures
 from eval.audit.passes import Passes
+from eval.audit.planted import PlantedPasses
 from heima import config
 from heima.config import chains
 from heima.data import places
@@ -48,7 +50,13 @@ def main(checkpoint: str, seed: int) -> None:
         model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
 
         def passes(shown: Images) -> Passes:
-            return Passes(
+            attention = params.checkpoints[checkpoint].attention
+            kind = (
+                Passes
+                if attention == "open"
+                else functools.partial(PlantedPasses, attention=attention)
+            )
+            return kind(
                 model,
                 processor,
                 models.vocabulary(processor.tokenizer, params),

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from heima.config.base import (
     PRETRAINED,
+    Attention,
     BenchmarkName,
     ConfigError,
     Control,
@@ -95,6 +96,7 @@ __all__ = [
     "PRETRAINED",
     "RESOLVED",
     "TOY_FAMILIES",
+    "Attention",
     "Audit",
     "BenchmarkName",
     "Checkpoint",

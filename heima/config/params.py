@@ -137,6 +137,7 @@ class Params(Model):
         for name in self.checkpoints:
             self._check_thinking(name)
             chains.check(self, name, self._chain(name))
+        chains.check_attention(self)
         compressed = sorted(
             name
             for name in self.checkpoints

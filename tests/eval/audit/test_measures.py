@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from eval.audit import items, measures
 from eval.audit.passes import Passes, continuation
+from eval.audit.planted import PlantedPasses
 from heima.config import Decoding
 from heima.cot.rendering import constant_prefix
 from heima.cot.sections import numbered
@@ -59,41 +59,11 @@ def turns(toy_turns):
     ]
 
 
-def passes_of(parts, *, world=None, tokens=1):
+def passes_of(parts, *, attention="open", tokens=1):
     prefix = constant_prefix("p3", numbered(tokens))
-    return Passes(*parts, prefix, **({} if world is None else {"world": world}))
-
-
-def _after(places, thinking):
-    return torch.arange(places.image.shape[1]) > places.thinking[:, thinking, None]
-
-
-def blind(model):
-    def world(places):
-        if not places.thinking.numel():
-            return contextlib.nullcontext()
-        return patching.closing(model, [patching.Closed(_after(places, 0), places.thinking_mask)])
-
-    return world
-
-
-def bottleneck(model):
-    """What stands between the last thinking token and the conclusion sees no more than that."""
-
-    @contextlib.contextmanager
-    def world(places):
-        if not places.thinking.numel():
-            yield
-            return
-        after = _after(places, -1)
-        way = patching.Closed(after, ~places.thinking_mask & ~after)
-        with (
-            patching.closing(model, [way]),
-            patching.blindfolded(model, after, places.image),
-        ):
-            yield
-
-    return world
+    if attention == "open":
+        return Passes(*parts, prefix)
+    return PlantedPasses(*parts, prefix, attention=attention)
 
 
 def batch_of(turns):
@@ -123,6 +93,21 @@ def test_a_pass_finds_greedy_what_decoding_writes_and_nothing_else(parts, turns)
     assert not passes.score(ended, [f"{text} red" for text in texts]).greedy.any()
 
 
+def test_decoding_by_whole_passes_writes_what_generate_writes(parts, turns):
+    by_passes = PlantedPasses(*parts, passes_of(parts).prefix, attention="open")
+    told = passes_of(parts).continuations(turns, decoding=GREEDY)
+    assert by_passes.continuations(turns, decoding=GREEDY) == told
+    assert None in told or len(set(told)) > 1
+
+
+@pytest.mark.parametrize("attention", ["blind", "bottleneck"])
+def test_a_planted_control_decodes_within_its_closed_ways(parts, turns, attention):
+    passes = passes_of(parts, attention=attention)
+    said = passes.continuations(turns, decoding=GREEDY)
+    ended = [turn for turn, text in zip(turns, said, strict=True) if text is not None]
+    assert passes.score(ended, [text for text in said if text is not None]).greedy.all()
+
+
 def test_the_nll_is_that_of_each_token_alone(parts, turns):
     """Against the model's own forward pass over one answer, token by token."""
     passes, (model, _, vocabulary, collate, _) = passes_of(parts), parts
@@ -142,7 +127,7 @@ def test_the_nll_is_that_of_each_token_alone(parts, turns):
 
 
 def test_where_nothing_sees_the_thinking_tokens_every_effect_is_nothing(parts, turns):
-    passes = passes_of(parts, world=blind(parts[0]))
+    passes = passes_of(parts, attention="blind")
     _, found = measured(passes, turns)
     for name in ("zero", "mean", "noise", "same", "other"):
         there = np.isfinite(found[f"{name}/nll"])
@@ -154,10 +139,12 @@ def test_where_nothing_sees_the_thinking_tokens_every_effect_is_nothing(parts, t
     np.testing.assert_array_equal(found["mediation/nde"], found["mediation/te"])
     assert (abs(found["mediation/te"][there]) > 1e-3).any()
     assert (found["closed/thinking/all/nll"] == 0).all()
+    followed = np.isfinite(found["other/followed"])
+    np.testing.assert_array_equal(found["other/followed"][followed], found["other/alike"][followed])
 
 
 def test_where_nothing_else_is_seen_everything_passes_through_the_states(parts, turns):
-    passes = passes_of(parts, world=bottleneck(parts[0]))
+    passes = passes_of(parts, attention="bottleneck")
     batch, found = measured(passes, turns)
     there = batch.lent_other
     gold = [continuation(turn.conclusion) for turn in turns]
@@ -169,6 +156,9 @@ def test_where_nothing_else_is_seen_everything_passes_through_the_states(parts, 
     np.testing.assert_allclose(found["mediation/nde"][there], 0, atol=1e-5)
     assert (abs(found["mediation/te"][there]) > 1e-3).any()
     assert (found["closed/image/all/nll"] == 0).all()
+    followed = found["other/followed"][np.isfinite(found["other/followed"])]
+    assert len(followed) > 2
+    assert followed.all()
 
 
 def test_questions_do_not_depend_on_their_batch(parts, turns):

@@ -1,0 +1,157 @@
+"""Trained planted controls: what the audit of a checkpoint with closed ways of attention reads.
+
+Their answers are known: the audit of a `blind` checkpoint must read nothing, that of a `bottleneck`
+everything. Where it does not, no other audit is to be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from eval.audit.passes import Passes, Places, Within
+from heima.config import Attention, Decoding
+from heima.cot.sections import meant
+from heima.data.encoding import Sample
+from heima.data.tokens import IGNORED, Encoded
+from heima.data.turns import Turn
+from heima.results.cells import Cell
+from heima.training.backbone import body
+from heima.vlm import closed_ways
+
+ROUNDING = 1e-3
+"""Of a measure's full scale: what single precision may add to an effect that is exactly known."""
+
+Cells = Mapping[str, Mapping[str, Cell]]
+"""Measure -> what of it -> its cell, as `effects.Audited.cells` has them."""
+
+
+class PlantedPasses(Passes):
+    """Passes of a planted control, all within its closed ways of attention, decoding too."""
+
+    def __init__(self, *parts: Any, attention: Attention) -> None:
+        super().__init__(*parts, world=world(parts[0], attention))
+        ends = self.model.generation_config.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+
+    @torch.inference_mode()
+    def continuations(self, turns: Sequence[Turn], *, decoding: Decoding) -> list[str | None]:
+        """Greedy decoding by whole passes, a token each: `generate` knows nothing of the ways."""
+        prompts = self._vocabulary.prompts_ids(
+            [turn.question for turn in turns], "first", meant(self.prefix)
+        )
+        written: list[list[int]] = [[] for _ in turns]
+        asking = list(range(len(turns)))
+        for _ in range(decoding.max_new_tokens):
+            following = self._following(
+                [[*prompts[row], *written[row]] for row in asking],
+                [turns[row].image for row in asking],
+                [len(written[row]) for row in asking],
+            )
+            for row, token in zip(asking, following, strict=True):
+                written[row].append(token)
+            asking = [row for row in asking if written[row][-1] not in self._ends]
+            if not asking:
+                break
+        return [
+            meant(self._vocabulary.decode(ids[:-1])) if ids[-1] in self._ends else None
+            for ids in written
+        ]
+
+    def _following(
+        self, ids: Sequence[list[int]], images: Sequence[str], lengths: Sequence[int]
+    ) -> list[int]:
+        """The likeliest token after each row, of which the last `lengths` tokens are its answer."""
+        inputs = self._collate(
+            [
+                Sample(Encoded(row, [IGNORED] * len(row), len(row)), image)
+                for row, image in zip(ids, images, strict=True)
+            ]
+        )
+        del inputs["labels"]
+        ends = inputs["attention_mask"].sum(dim=1) - 1
+        with self._world(self._places(inputs, torch.tensor(lengths))):
+            hidden = body(self.model)(
+                **{key: value.to(self.model.device) for key, value in inputs.items()}
+            )
+        last: list[int] = (
+            self.model.lm_head(hidden[torch.arange(len(ids)), ends]).argmax(-1).tolist()
+        )
+        return last
+
+
+def world(model: Any, attention: Attention) -> Within:
+    """What every pass of a checkpoint happens within."""
+
+    def within(places: Places) -> AbstractContextManager[Any]:
+        return closed_ways.closed(
+            model,
+            attention,
+            thinking=places.thinking_mask,
+            image=places.image,
+            conclusion=places.conclusion,
+        )
+
+    return within
+
+
+def trusted(planted: Mapping[Attention, Cells]) -> tuple[bool, str]:
+    """Whether audits are to be trusted by what those of planted controls read, and why (not).
+
+    Under `blind` each replacement must change nothing, and under `bottleneck` the donor must be
+    followed always and the whole of the image's effect pass through the states: each known value
+    within its 95 % interval, to `ROUNDING`. Raises `ValueError` where a control is missing.
+    """
+    if missing := sorted({"blind", "bottleneck"} - planted.keys()):
+        raise ValueError(f"no audit of a checkpoint with attention = {missing[0]!r}")
+    for attention, known in (("blind", _nothing), ("bottleneck", _everything)):
+        cells = planted[attention]  # type: ignore[index]
+        for (measure, what), wanted in known(cells).items():
+            cell = cells.get(measure, {}).get(what)
+            name = f"{measure}, {what}, of the {attention} control"
+            if cell is None:
+                return False, (
+                    f"The audit is not to be trusted: it has no {name}, which must be {wanted:g}."
+                )
+            slack = ROUNDING * max(1.0, abs(wanted))
+            if not cell.low - slack <= wanted <= cell.high + slack:
+                return False, (
+                    f"The audit is not to be trusted: {name}, reads {cell.value:.4g} "
+                    f"[{cell.low:.4g}, {cell.high:.4g}], and must be {wanted:g}."
+                )
+    return True, "The planted controls read what was planted."
+
+
+def _nothing(cells: Cells) -> dict[tuple[str, str], float]:
+    """Of a control that cannot see its thinking tokens: every effect of their states is 0."""
+    changed = {
+        (measure, what): 0.0
+        for measure, of in cells.items()
+        if measure in REPLACEMENTS
+        for what in of
+        if what in ("accuracy lost", "answers changed", "nll gained")
+    }
+    return {
+        **changed,
+        ("other", "follows the donor"): 0.0,
+        ("mediation", "nie"): 0.0,
+        ("mediation", "share"): 0.0,
+        ("closed/thinking/all", "nll gained"): 0.0,
+    }
+
+
+def _everything(cells: Cells) -> dict[tuple[str, str], float]:
+    """Of a control that sees nothing but its thinking tokens."""
+    return {
+        ("other", "answers as the donor"): 100.0,
+        ("mediation", "share"): 1.0,
+        ("mediation", "nde"): 0.0,
+        ("closed/image/all", "nll gained"): 0.0,
+    }
+
+
+REPLACEMENTS = ("zero", "mean", "noise", "first", "same", "other")
+"""What a verdict, or a planted control, may put in the place of the states."""
