@@ -11,16 +11,14 @@ of processes, and ends with the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from eval.audit import items, measures
+from eval.audit import items, measures, planted
 from eval.audit.passes import Passes
-from eval.audit.planted import PlantedPasses
 from heima import config
 from heima.config import chains
 from heima.data import places
@@ -50,21 +48,15 @@ def main(checkpoint: str, seed: int) -> None:
         model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
 
         def passes(shown: Images) -> Passes:
-            attention = params.checkpoints[checkpoint].attention
-            kind = (
-                Passes
-                if attention == "open"
-                else functools.partial(PlantedPasses, attention=attention)
-            )
-            return kind(
+            return Passes(
                 model,
                 processor,
                 models.vocabulary(processor.tokenizer, params),
                 Collator(
                     FAMILIES[params.family], processor, shown, once=params.training.images_once
                 ),
-                shown,
                 params.prefix(checkpoint, params.checkpoints[checkpoint].data),
+                world=planted.world(model, params.checkpoints[checkpoint].attention),
             )
 
         moments = _moments(passes(_source(params)), params)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.audit.passes import Passes, Places, Scores, Within, continuation
+from eval.audit.passes import Passes, Places, Scores, Within, continuation, unchanged
 from heima.config import Decoding
 from heima.cot.sections import COMPRESSIBLE, SEPARATOR, TAGS, meant, parts_of
 from heima.data.turns import Turn
@@ -65,7 +65,7 @@ def states(
 
     @contextlib.contextmanager
     def within(places: Places) -> Iterator[None]:
-        with patching.recorded(passes.model, places.thinking) as taken:
+        with patching.recorded(passes.model, places.thinking - places.start) as taken:
             yield
         found.extend(part.cpu() for part in taken)
 
@@ -80,7 +80,9 @@ def putting(passes: Passes, given: States) -> Within:
 
     def within(places: Places) -> contextlib.AbstractContextManager[None]:
         return patching.patched(
-            passes.model, places.thinking.to(device), [part.to(device) for part in given]
+            passes.model,
+            (places.thinking - places.start).to(device),
+            [part[places.rows].to(device) for part in given],
         )
 
     return within
@@ -108,28 +110,30 @@ def of_batch(
     """
     turns, n = batch.turns, len(batch.turns)
     gold = [continuation(turn.conclusion) for turn in turns]
+    # Donors first: a question is then read once for all that follows.
+    donors = {"same": states(passes, batch.same)[0], "other": states(passes, batch.other)[0]}
+    lent = passes.continuations(batch.other, decoding=decoding)
     own_states, own = states(passes, turns)
     written = passes.continuations(turns, decoding=decoding)
     said = [text if text is not None else gold[row] for row, text in enumerate(written)]
     ended = np.array([text is not None for text in written])
-    again = passes.score(turns, said)
-    valid = ended & again.greedy
+    valid = _gives(passes, turns, said, ended, gold, own)
     columns: dict[str, np.ndarray] = {
         "own/nll": own.nll,
         "own/right": _shares(own.greedy),
         "own/written": _shares(valid),
     }
 
-    def replaced(name: str, given: States, lent: np.ndarray) -> None:
+    def replaced(name: str, given: States, lent: np.ndarray) -> Scores:
         within = putting(passes, given)
         scores = passes.score(turns, gold, within=within)
-        same = passes.score(turns, said, within=within).greedy
+        same = _gives(passes, turns, said, lent & valid, gold, scores, within=within)
         columns[f"{name}/nll"] = _where(lent, scores.nll)
         columns[f"{name}/right"] = _where(lent, scores.greedy)
         columns[f"{name}/changed"] = _where(lent & valid, ~same)
+        return scores
 
     everybody = np.ones(n, dtype=bool)
-    donors = {"same": states(passes, batch.same)[0], "other": states(passes, batch.other)[0]}
     replaced("zero", [torch.zeros_like(part) for part in own_states], everybody)
     replaced("mean", _everywhere(moments.mean, n), everybody)
     replaced("noise", _noise(moments, n, batch.seed), everybody)
@@ -137,12 +141,12 @@ def of_batch(
         each = own_states[0].shape[1] // len(COMPRESSIBLE)
         replaced("first", [_first_of(part, each) for part in own_states], everybody)
     replaced("same", donors["same"], batch.lent_same)
-    replaced("other", donors["other"], batch.lent_other)
+    swapped = replaced("other", donors["other"], batch.lent_other)
 
-    lent = passes.continuations(batch.other, decoding=decoding)
     theirs = [text if text is not None else gold[row] for row, text in enumerate(lent)]
     both = batch.lent_other & valid & np.array([text is not None for text in lent])
-    followed = passes.score(turns, theirs, within=putting(passes, donors["other"])).greedy
+    within = putting(passes, donors["other"])
+    followed = _gives(passes, turns, theirs, both, gold, swapped, within=within)
     columns["other/followed"] = _where(both, followed)
     columns["other/alike"] = _where(
         both, [one == two for one, two in zip(said, theirs, strict=True)]
@@ -154,6 +158,26 @@ def of_batch(
     last, donor = own_states[-1], donors["other"][-1]
     columns["moved/donor"] = _where(batch.lent_other, _squared(last, donor))
     return columns
+
+
+def _gives(
+    passes: Passes,
+    turns: Sequence[Turn],
+    texts: Sequence[str],
+    wanted: np.ndarray,
+    known: Sequence[str],
+    scores: Scores,
+    *,
+    prefix: str | None = None,
+    within: Within = unchanged,
+) -> np.ndarray:
+    """Where greedy decoding gives the texts, of the turns that are `wanted`.
+
+    Those that are `known` were scored under the same conditions and are not read again.
+    """
+    new = np.array([one != two for one, two in zip(texts, known, strict=True)])
+    again = passes.score(turns, texts, prefix=prefix, within=within, of=wanted & new).greedy
+    return np.where(new, again, scores.greedy) & wanted
 
 
 def _mediation(
@@ -196,9 +220,9 @@ def _parts(
         found[f"without/{name}/right"] = _shares(passes.score(turns, gold, prefix=prefix).greedy)
     for count in range(1, len(slots)):
         prefix = first_slots(passes.prefix, count)
-        right = passes.score(turns, gold, prefix=prefix).greedy
-        same = passes.score(turns, said, prefix=prefix).greedy
-        found[f"first-{count}/right"] = _shares(right)
+        scores = passes.score(turns, gold, prefix=prefix)
+        same = _gives(passes, turns, said, valid, gold, scores, prefix=prefix)
+        found[f"first-{count}/right"] = _shares(scores.greedy)
         found[f"first-{count}/changed"] = _where(valid, ~same)
     return found
 

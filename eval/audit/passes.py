@@ -4,12 +4,15 @@ An answer is a constant prefix, which holds the thinking tokens, and a continuat
 conclusion. Of a continuation one pass tells both its negative log-likelihood and whether each of
 its tokens is the likeliest after those before it: if all are, it is what greedy decoding writes. So
 one pass answers "is the conclusion still this one?", and nothing need be decoded again.
+
+What an audit changes lies in the answer. A question is therefore read once with its image, and all
+passes over its answers go on from the keys and values of that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,17 +20,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from torch.nn import functional
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from heima.config import Decoding
-from heima.cot.sections import TAGS, joined, meant
-from heima.data.encoding import Sample
-from heima.data.tokens import Vocabulary
+from heima.cot.sections import TAGS, joined, meant, parts_of
+from heima.data.encoding import Sample, pad
+from heima.data.tokens import IGNORED, Encoded, Vocabulary
 from heima.data.turns import Turn
-from heima.families.batches import Collator, Images
-from heima.training.backbone import body
-from heima.vlm import generation
+from heima.families import registry
+from heima.families.batches import Collator
+
+_READ = 2
+"""Batches of questions whose keys and values are kept: about their own images, and about others."""
+
+_COLUMNS = ("cross_attention_mask",)
+"""What a model takes for each column of the text beside what the text is."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,16 @@ class Places:
     """Where things stand in a batch of forced answers, as the model sees them.
 
     `thinking` (rows, k) are the columns of the thinking tokens; the masks are (rows, length):
-    `image` of the image's tokens, `conclusion` of the continuation.
+    `image` of the image's tokens, `conclusion` of the continuation. What stands before the column
+    `start` was read before; a pass has the columns from there on. `rows` says which of the turns
+    that were given a row is about.
     """
 
     thinking: torch.Tensor
     image: torch.Tensor
     conclusion: torch.Tensor
+    start: int
+    rows: torch.Tensor
 
     @property
     def thinking_mask(self) -> torch.Tensor:
@@ -59,15 +72,48 @@ Within = Callable[[Places], AbstractContextManager[Any]]
 """Opens what a pass happens within, told where things stand."""
 
 
-def _plain(places: Places) -> AbstractContextManager[None]:
+def unchanged(places: Places) -> AbstractContextManager[None]:
+    """A pass in which nothing is changed."""
     return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Questions that the model has read, each with its image.
+
+    `ids` and `mask` are (rows, length); `columns` has for each of `_COLUMNS` what holds behind the
+    image, (rows, 1, …); `last` (rows, hidden) are the final states of the last tokens.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    columns: dict[str, torch.Tensor]
+    cache: DynamicCache
+    last: torch.Tensor
+
+    def of(self, rows: torch.Tensor) -> _Questions:
+        """Some of them, with a cache of their own that passes may extend."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        if len(rows) == len(self.ids):
+            return _Questions(self.ids, self.mask, self.columns, cache, self.last)
+        cache.reorder_cache(rows)
+        there = rows.to(self.last.device)
+        return _Questions(
+            self.ids[rows],
+            self.mask[rows],
+            {name: value[there] for name, value in self.columns.items()},
+            cache,
+            self.last[there],
+        )
 
 
 class Passes:
     """Passes of one model over turns whose image stands first, as in benchmarks.
 
-    `prefix` is the constant beginning of every answer (`rendering.constant_prefix`). Every `score`
-    happens within `world`: there a planted control closes ways of attention.
+    `prefix` is the constant beginning of every answer (`rendering.constant_prefix`). Answers are
+    scored and decoded within `world`: there a planted control closes ways of attention of their
+    columns.
     """
 
     def __init__(
@@ -76,10 +122,9 @@ class Passes:
         processor: ProcessorMixin,
         vocabulary: Vocabulary,
         collate: Collator,
-        images: Images,
         prefix: str,
         *,
-        world: Within = _plain,
+        world: Within = unchanged,
     ) -> None:
         self.model = model
         self.prefix = prefix
@@ -87,27 +132,45 @@ class Passes:
         self._processor = processor
         self._vocabulary = vocabulary
         self._collate = collate
-        self._images = images
+        self._core = registry.pretrained(model)
+        self._family = registry.of(model)
         self._thinking = torch.tensor(sorted(vocabulary.thinking_ids.values()))
+        ends = model.generation_config.eos_token_id
+        self._ends = torch.tensor(ends if isinstance(ends, list) else [ends])
+        self._prompts: dict[str, list[int]] = {}
+        self._answers: dict[tuple[str, ...], list[int]] = {}
+        self._known: LRUCache[object, _Questions] = LRUCache(_READ)
 
+    @torch.inference_mode()
     def continuations(self, turns: Sequence[Turn], *, decoding: Decoding) -> list[str | None]:
-        """What decoding writes after the prefix, its thinking tokens marked; None where it does not
-        end in time."""
-        answers = generation.generate(
-            self.model,
-            self._processor,
-            self._vocabulary,
-            [
-                generation.Prompt(
-                    turn.question, turn.image, functools.partial(self._images.read, turn.image)
-                )
-                for turn in turns
-            ],
-            decoding=decoding,
-            seed=0,
-            prefix=self.prefix,
-        )
-        return [meant(one.text) if one.finish == "stop" else None for one in answers]
+        """What greedy decoding writes after the prefix, its thinking tokens marked; None where it
+        does not end in `decoding.max_new_tokens`."""
+        rows = torch.arange(len(turns))
+        asked = self._asked(turns, [turn.image for turn in turns]).of(rows)
+        ids = torch.tensor([self._ids(meant(self.prefix))]).long().expand(len(turns), -1)
+        begun, read, last = ids.shape[1], 0, asked.last
+        done = torch.zeros(len(turns), dtype=torch.bool)
+        while ids.shape[1] < begun + decoding.max_new_tokens and not done.all():
+            if read < ids.shape[1]:
+                real, lengths = torch.ones_like(ids), torch.full(done.shape, ids.shape[1] - begun)
+                places = self._places(asked, ids, real, lengths, rows, read)
+                with self._world(places):
+                    last = self._hidden(asked, ids[:, read:], real)[:, -1]
+                read = ids.shape[1]
+            token = self.model.lm_head(last).float().argmax(dim=-1).cpu()
+            ids = torch.cat([ids, token[:, None]], dim=1)
+            done |= torch.isin(token, self._ends)
+        written = ids[:, begun:]
+        ended = torch.isin(written, self._ends)
+        return [
+            meant(self._vocabulary.decode(row[:end])) if stops else None
+            for row, end, stops in zip(
+                written.tolist(),
+                ended.int().argmax(dim=1).tolist(),
+                ended.any(dim=1).tolist(),
+                strict=True,
+            )
+        ]
 
     @torch.inference_mode()
     def score(
@@ -117,51 +180,133 @@ class Passes:
         *,
         prefix: str | None = None,
         images: Sequence[str] | None = None,
-        within: Within = _plain,
+        within: Within = unchanged,
+        of: np.ndarray | None = None,
     ) -> Scores:
         """The continuations of the turns' answers, after `prefix` (None: the constant one).
 
-        `images` are shown instead of the turns' own, by name.
+        `images` are shown instead of the turns' own, by name. With `of`, a mask of the turns, no
+        other is scored: theirs are NaN and False.
         """
+        nll, greedy = np.full(len(turns), np.nan), np.zeros(len(turns), dtype=bool)
+        rows = torch.arange(len(turns)) if of is None else torch.from_numpy(of.nonzero()[0])
+        if not len(rows):
+            return Scores(nll, greedy)
         beginning = meant(self.prefix if prefix is None else prefix)
-        asked = [turn.question for turn in turns]
-        encoded = self._vocabulary.encode_all(
+        asked = self._asked(turns, images or [turn.image for turn in turns]).of(rows)
+        tokenizer = self._vocabulary.tokenizer
+        answers = [
+            [*self._ids(joined([beginning, continuations[row]])), tokenizer.eos_token_id]
+            for row in rows.tolist()
+        ]
+        ids = pad(answers, tokenizer.pad_token_id)
+        real = pad([[1] * len(one) for one in answers], 0)
+        places = self._places(asked, ids, real, real.sum(dim=1) - len(self._ids(beginning)), rows)
+        with self._world(places), within(places):
+            hidden = self._hidden(asked, ids, real)
+        # The first token is predicted where the question ends.
+        hidden = torch.cat([asked.last[:, None], hidden], dim=1)
+        there, columns = places.conclusion[:, places.start :].nonzero(as_tuple=True)
+        logits = self.model.lm_head(hidden[there, columns]).float().cpu()
+        tokens = ids[there, columns]
+        costs = functional.cross_entropy(logits, tokens, reduction="none").double()
+        total = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, there, costs)
+        missed = torch.zeros(len(rows), dtype=torch.int64)
+        missed.index_add_(0, there, (logits.argmax(dim=-1) != tokens).long())
+        nll[rows], greedy[rows] = total.numpy(), (missed == 0).numpy()
+        return Scores(nll, greedy)
+
+    def _ids(self, text: str) -> list[int]:
+        """The tokens of a text, which many answers share."""
+        key = parts_of(text)
+        if key not in self._answers:
+            self._answers[key] = self._vocabulary.text_ids(text)
+        return self._answers[key]
+
+    def _asked(self, turns: Sequence[Turn], images: Sequence[str]) -> _Questions:
+        """The turns' questions about these images, as the model has read them."""
+        questions = [turn.question for turn in turns]
+        key = (tuple(questions), tuple(images))
+        if (known := self._known.get(key)) is None:
+            new = sorted(set(questions) - self._prompts.keys())
+            ids = self._vocabulary.prompts_ids(new, "first")
+            self._prompts.update(zip(new, ids, strict=True))
+            known = self._known[key] = self._question([self._prompts[q] for q in questions], images)
+        return known
+
+    def _question(self, prompts: Sequence[list[int]], images: Sequence[str]) -> _Questions:
+        inputs = self._collate(
             [
-                (question, "first", joined([beginning, text]))
-                for question, text in zip(asked, continuations, strict=True)
+                Sample(Encoded(ids, [IGNORED] * len(ids), len(ids)), image)
+                for ids, image in zip(prompts, images, strict=True)
             ]
         )
-        before = [len(ids) for ids in self._vocabulary.prompts_ids(asked, "first", beginning)]
-        shown = images or [turn.image for turn in turns]
-        inputs = self._collate(
-            [Sample(one, image) for one, image in zip(encoded, shown, strict=True)]
-        )
         del inputs["labels"]
-        lengths = [len(one) - first for one, first in zip(encoded, before, strict=True)]
-        places = self._places(inputs, torch.tensor(lengths))
-        with self._world(places), within(places):
-            hidden = body(self.model)(
-                **{key: value.to(self.model.device) for key, value in inputs.items()}
-            )
-        rows, columns = places.conclusion.nonzero(as_tuple=True)
-        logits = self.model.lm_head(hidden[rows, columns - 1]).float().cpu()
-        tokens = inputs["input_ids"][rows, columns]
-        nll = torch.zeros(len(turns), dtype=torch.float64)
-        nll.index_add_(0, rows, functional.cross_entropy(logits, tokens, reduction="none").double())
-        missed = torch.zeros(len(turns), dtype=torch.int64)
-        missed.index_add_(0, rows, (logits.argmax(dim=-1) != tokens).long())
-        return Scores(nll.numpy(), (missed == 0).numpy())
-
-    def _places(self, inputs: dict[str, torch.Tensor], lengths: torch.Tensor) -> Places:
-        ids, real = inputs["input_ids"], inputs["attention_mask"]
-        ends = real.sum(dim=1)[:, None]
-        columns = torch.arange(ids.shape[1])
-        here = torch.isin(ids, self._thinking) & (columns < ends - lengths[:, None])
-        return Places(
-            thinking=here.nonzero()[:, 1].reshape(len(ids), int(here.sum()) // len(ids)),
-            image=ids == self._processor.image_token_id,
-            conclusion=(columns >= ends - lengths[:, None]) & (columns < ends),
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        shown = inputs.pop("image_rows").tolist()
+        cache = DynamicCache(config=self._core.config.get_text_config())
+        device = self.model.device
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        with self._family.spread(self._core, shown):
+            hidden = self._core.model(
+                **inputs,
+                position_ids=_positions(mask).to(device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        return _Questions(
+            ids,
+            mask,
+            {name: inputs[name][:, -1:] for name in _COLUMNS if name in inputs},
+            cache,
+            hidden[torch.arange(len(ids)), mask.sum(dim=1) - 1],
         )
+
+    def _hidden(self, asked: _Questions, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Final states of `ids`, the last columns of answers of which `real` are tokens."""
+        count, device = ids.shape[1], self.model.device
+        mask = torch.cat([asked.mask, real], dim=1)
+        hidden: torch.Tensor = self._core.model(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=_positions(mask)[:, -count:].to(device),
+            past_key_values=asked.cache,
+            use_cache=True,
+            **{
+                name: value.expand(-1, count, *value.shape[2:])
+                for name, value in asked.columns.items()
+            },
+        ).last_hidden_state
+        return hidden
+
+    def _places(
+        self,
+        asked: _Questions,
+        ids: torch.Tensor,
+        real: torch.Tensor,
+        lengths: torch.Tensor,
+        rows: torch.Tensor,
+        read: int = 0,
+    ) -> Places:
+        """Of answers `ids`, whose first `read` columns were read before and whose continuations
+        have these lengths."""
+        columns, ends = torch.arange(ids.shape[1]), real.sum(dim=1)[:, None]
+        before = columns < ends - lengths[:, None]
+        thinking = (torch.isin(ids, self._thinking) & before).nonzero()[:, 1].reshape(len(ids), -1)
+        question = asked.ids.shape[1]
+        image = asked.ids == self._processor.image_token_id
+        return Places(
+            thinking=thinking + question,
+            image=torch.cat([image, torch.zeros_like(before)], dim=1),
+            conclusion=torch.cat([torch.zeros_like(image), ~before & (columns < ends)], dim=1),
+            start=question + read,
+            rows=rows,
+        )
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    """Positions that count tokens alone."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def continuation(conclusion: str) -> str:

@@ -6,20 +6,13 @@ everything. Where it does not, no other audit is to be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-
-from eval.audit.passes import Passes, Places, Within
-from heima.config import Attention, Decoding
-from heima.cot.sections import meant
-from heima.data.encoding import Sample
-from heima.data.tokens import IGNORED, Encoded
-from heima.data.turns import Turn
+from eval.audit.passes import Places, Within
+from heima.config import Attention
 from heima.results.cells import Cell
-from heima.training.backbone import body
 from heima.vlm import closed_ways
 
 ROUNDING = 1e-3
@@ -27,60 +20,6 @@ ROUNDING = 1e-3
 
 Cells = Mapping[str, Mapping[str, Cell]]
 """Measure -> what of it -> its cell, as `effects.Audited.cells` has them."""
-
-
-class PlantedPasses(Passes):
-    """Passes of a planted control, all within its closed ways of attention, decoding too."""
-
-    def __init__(self, *parts: Any, attention: Attention) -> None:
-        super().__init__(*parts, world=world(parts[0], attention))
-        ends = self.model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
-
-    @torch.inference_mode()
-    def continuations(self, turns: Sequence[Turn], *, decoding: Decoding) -> list[str | None]:
-        """Greedy decoding by whole passes, a token each: `generate` knows nothing of the ways."""
-        prompts = self._vocabulary.prompts_ids(
-            [turn.question for turn in turns], "first", meant(self.prefix)
-        )
-        written: list[list[int]] = [[] for _ in turns]
-        asking = list(range(len(turns)))
-        for _ in range(decoding.max_new_tokens):
-            following = self._following(
-                [[*prompts[row], *written[row]] for row in asking],
-                [turns[row].image for row in asking],
-                [len(written[row]) for row in asking],
-            )
-            for row, token in zip(asking, following, strict=True):
-                written[row].append(token)
-            asking = [row for row in asking if written[row][-1] not in self._ends]
-            if not asking:
-                break
-        return [
-            meant(self._vocabulary.decode(ids[:-1])) if ids[-1] in self._ends else None
-            for ids in written
-        ]
-
-    def _following(
-        self, ids: Sequence[list[int]], images: Sequence[str], lengths: Sequence[int]
-    ) -> list[int]:
-        """The likeliest token after each row, of which the last `lengths` tokens are its answer."""
-        inputs = self._collate(
-            [
-                Sample(Encoded(row, [IGNORED] * len(row), len(row)), image)
-                for row, image in zip(ids, images, strict=True)
-            ]
-        )
-        del inputs["labels"]
-        ends = inputs["attention_mask"].sum(dim=1) - 1
-        with self._world(self._places(inputs, torch.tensor(lengths))):
-            hidden = body(self.model)(
-                **{key: value.to(self.model.device) for key, value in inputs.items()}
-            )
-        last: list[int] = (
-            self.model.lm_head(hidden[torch.arange(len(ids)), ends]).argmax(-1).tolist()
-        )
-        return last
 
 
 def world(model: Any, attention: Attention) -> Within:

@@ -5,8 +5,9 @@ put out there. Whatever a later column knows of an earlier one has passed throug
 all depths, a column says what the donor's would have said. Relative positions are those of the
 receiver.
 
-Everything here is a context: hooks of PyTorch, which leave with it. Passes are whole ones without a
-cache; in decoding, the first pass is changed alone, which holds the columns.
+Everything here is a context: hooks of PyTorch, which leave with it. Columns are counted from where
+a pass begins, and in decoding the first pass is changed alone, which holds them; masks are of all
+columns, and a pass that goes on from a cache has the last of them.
 """
 
 from __future__ import annotations
@@ -92,17 +93,20 @@ def closing(model: PreTrainedModel, ways: Sequence[Closed]) -> Iterator[None]:
     """While it is open, these ways of the language model's self-attention are closed."""
     text = registry.of(model).language_model(model)
 
-    def close(depth: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def close(depth: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            length = hidden.shape[1]
-            shut = torch.zeros(len(hidden), length, length, dtype=torch.bool)
-            for way in ways:
-                if way.layers is None or depth in way.layers:
-                    shut |= way.of[:, :, None] & way.to[:, None, :]
-            shut &= ~torch.eye(length, dtype=torch.bool)
+            count = hidden.shape[1]
+            closed = [way for way in ways if way.layers is None or depth in way.layers]
+            if not closed:
+                return None
+            length = closed[0].to.shape[1]
+            shut = torch.zeros(len(hidden), count, length, dtype=torch.bool)
+            for way in closed:
+                shut |= way.of[:, -count:, None] & way.to[:, None, :]
+            shut &= ~torch.eye(length, dtype=torch.bool)[-count:]
             return args, {
                 **kwargs,
                 "attention_mask": _without(kwargs["attention_mask"], shut.to(hidden.device)),
@@ -119,13 +123,15 @@ def closing(model: PreTrainedModel, ways: Sequence[Closed]) -> Iterator[None]:
 
 
 def _without(mask: torch.Tensor | None, shut: torch.Tensor) -> torch.Tensor:
-    """A mask of attention, (rows, 1, length, length), without what is shut, (rows, length, length).
+    """A mask of attention, (rows, 1, columns, length), without what is shut, (rows, columns,
+    length): `columns` are the last of all.
 
     None is transformers' mask of a batch without padding: what lies ahead alone is hidden.
     """
     if mask is None:
-        mask = torch.ones(shut.shape[1:], dtype=torch.bool, device=shut.device).tril()
-        return (mask & ~shut)[:, None]
+        count, length = shut.shape[1:]
+        seen = torch.ones(count, length, dtype=torch.bool, device=shut.device)
+        return (seen.tril(length - count) & ~shut)[:, None]
     if mask.dtype == torch.bool:
         return mask & ~shut[:, None]
     return mask.masked_fill(shut[:, None], torch.finfo(mask.dtype).min)
@@ -150,11 +156,10 @@ def blindfolded(
 
     def silence(
         module: nn.Module, args: object, output: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...] | None:
+    ) -> tuple[torch.Tensor, ...]:
         hidden, *others = output
-        if hidden.shape[1] != columns.shape[1]:
-            return None
-        return hidden.masked_fill(columns[:, :, None].to(hidden.device), 0), *others
+        here = columns[:, -hidden.shape[1] :, None].to(hidden.device)
+        return hidden.masked_fill(here, 0), *others
 
     with (
         _hooked(
