@@ -178,12 +178,13 @@ class Passes:
         turns: Sequence[Turn],
         continuations: Sequence[str],
         *,
-        prefix: str | None = None,
+        prefix: str | Sequence[str] | None = None,
         images: Sequence[str] | None = None,
         within: Within = unchanged,
         of: np.ndarray | None = None,
     ) -> Scores:
-        """The continuations of the turns' answers, after `prefix` (None: the constant one).
+        """The continuations of the turns' answers, after `prefix`: one for all, or each its own
+        (None: the constant one).
 
         `images` are shown instead of the turns' own, by name. With `of`, a mask of the turns, no
         other is scored: theirs are NaN and False.
@@ -192,16 +193,19 @@ class Passes:
         rows = torch.arange(len(turns)) if of is None else torch.from_numpy(of.nonzero()[0])
         if not len(rows):
             return Scores(nll, greedy)
-        beginning = meant(self.prefix if prefix is None else prefix)
+        given = self.prefix if prefix is None else prefix
+        each = [given] * len(turns) if isinstance(given, str) else given
+        begun = [meant(each[row]) for row in rows.tolist()]
         asked = self._asked(turns, images or [turn.image for turn in turns]).of(rows)
         tokenizer = self._vocabulary.tokenizer
         answers = [
             [*self._ids(joined([beginning, continuations[row]])), tokenizer.eos_token_id]
-            for row in rows.tolist()
+            for beginning, row in zip(begun, rows.tolist(), strict=True)
         ]
         ids = pad(answers, tokenizer.pad_token_id)
         real = pad([[1] * len(one) for one in answers], 0)
-        places = self._places(asked, ids, real, real.sum(dim=1) - len(self._ids(beginning)), rows)
+        before = torch.tensor([len(self._ids(beginning)) for beginning in begun])
+        places = self._places(asked, ids, real, real.sum(dim=1) - before, rows)
         with self._world(places), within(places):
             hidden = self._hidden(asked, ids, real)
         # The first token is predicted where the question ends.
@@ -215,6 +219,11 @@ class Passes:
         missed.index_add_(0, there, (logits.argmax(dim=-1) != tokens).long())
         nll[rows], greedy[rows] = total.numpy(), (missed == 0).numpy()
         return Scores(nll, greedy)
+
+    @torch.inference_mode()
+    def prompt_states(self, turns: Sequence[Turn], images: Sequence[str]) -> torch.Tensor:
+        """The final states of the prompts' last tokens, about these images, (turns, hidden)."""
+        return self._asked(turns, images).last
 
     def _ids(self, text: str) -> list[int]:
         """The tokens of a text, which many answers share."""

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from eval.audit import items, measures
+from eval.audit import items, measures, recording
 from eval.audit import planted as planted_controls
 from eval.audit.passes import Passes, continuation
 from heima.config import Decoding
 from heima.cot.rendering import constant_prefix
-from heima.cot.sections import numbered
+from heima.cot.sections import TAGS, numbered
 from heima.data.encoding import Sample
 from heima.families import registry
 from heima.training.backbone import body
@@ -209,3 +209,37 @@ def test_every_layer_is_in_one_window():
 def test_the_model_has_layers_of_the_family(parts):
     model = parts[0]
     assert len(patching.stream(model)) == 1 + len(registry.of(model).language_model(model).layers)
+
+
+def test_recorded_states_are_those_of_a_whole_pass(parts, turns):
+    """Against the last hidden states of the answer, at the columns of its tokens."""
+    passes, (model, _, vocabulary, collate, _) = passes_of(parts), parts
+    found = recording.of_batch(passes, turns[:3])
+    thinking = set(vocabulary.thinking_ids.values())
+    tags = [f"{side}-{number}" for number in (1, 2, 3) for side in ("before", "thinking", "behind")]
+    assert list(found) == ["prompt", *tags, "conclusion"]
+    for row, turn in enumerate(turns[:3]):
+        answer = vocabulary.encode(turn.question, "first", turn.written("p3"))
+        ids = collate([Sample(answer, turn.image)])
+        del ids["labels"]
+        with torch.no_grad():
+            hidden = body(model)(**ids)[0]
+        tokens = ids["input_ids"][0].tolist()
+        header = vocabulary.prompts_ids([turn.question], "first")[0]
+        opening = vocabulary.text_ids(TAGS["conclusion"][0])
+        prompt = len(tokens) - len(answer) + len(header) - 1
+        wanted = {"prompt": prompt, "conclusion": _last_of(tokens, opening)}
+        for number, at in enumerate((n for n, one in enumerate(tokens) if one in thinking), 1):
+            wanted |= {f"before-{number}": at - 1, f"thinking-{number}": at}
+            wanted[f"behind-{number}"] = at + 1
+        for position, at in wanted.items():
+            np.testing.assert_allclose(found[position][row], hidden[at], atol=1e-4)
+    other = [turn.image for turn in turns[:3]][::-1]
+    moved = recording.of_batch(passes, turns[:3], other)
+    assert not np.allclose(moved["conclusion"], found["conclusion"], atol=1e-4)
+
+
+def _last_of(tokens, part):
+    """The column of the last token of the last occurrence of a part."""
+    starts = [at for at in range(len(tokens)) if tokens[at : at + len(part)] == part]
+    return starts[-1] + len(part) - 1
