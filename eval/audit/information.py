@@ -7,13 +7,16 @@ which conclusion is the gold one? It learns on half of the images and is asked a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from heima.data.turns import Turn
 
 BLOCKS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50, 100)
 """Percent of the questions up to which each block of the online code reaches (Voita and Titov,
@@ -88,6 +91,46 @@ def probe(
         online_code(states[order], codes[order], len(names)) / len(codes),
         float(np.log2(len(names))),
     )
+
+
+def by_kind(
+    states: Mapping[str, np.ndarray], turns: Sequence[Turn], *, seed: int
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, str]]:
+    """Kind of question -> position -> what a probe finds there of the turns' conclusions.
+
+    And the kinds that are not `probeable`, with why. `states` are those of `recording.of_batch`;
+    tokens beside thinking tokens are not probed.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for place, turn in enumerate(turns):
+        members[turn.kind].append(place)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    left_out: dict[str, str] = {}
+    for kind, places in sorted(members.items()):
+        asked = [turns[place] for place in places]
+        labels = [turn.conclusion for turn in asked]
+        if not probeable(labels):
+            left_out[kind] = f"{len(asked)} questions with {len(set(labels))} conclusions"
+            continue
+        found[kind] = {}
+        for position, all_of in states.items():
+            if position.startswith(("before-", "behind-")):
+                continue
+            read = probe(
+                all_of[places],
+                labels,
+                [turn.question for turn in asked],
+                [turn.image for turn in asked],
+                seed=seed,
+            )
+            found[kind][position] = {
+                "accuracy": float(read.right.mean()),
+                "selectivity": read.selectivity,
+                "bits": read.bits,
+                "uniform bits": read.uniform,
+                "asked": len(read.asked),
+            }
+    return found, left_out
 
 
 def online_code(states: np.ndarray, codes: np.ndarray, classes: int) -> float:

@@ -217,7 +217,9 @@ class Passes:
         total = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, there, costs)
         missed = torch.zeros(len(rows), dtype=torch.int64)
         missed.index_add_(0, there, (logits.argmax(dim=-1) != tokens).long())
-        nll[rows], greedy[rows] = total.numpy(), (missed == 0).numpy()
+        # A tensor of one index would be taken for that index itself.
+        scored = rows.numpy()
+        nll[scored], greedy[scored] = total.numpy(), (missed == 0).numpy()
         return Scores(nll, greedy)
 
     @torch.inference_mode()

@@ -63,6 +63,35 @@ def auditable(params: Params) -> list[str]:
     )
 
 
+def check_predictors(params: Params) -> None:
+    """Raise `ValueError` where the predictors of Theorem 3.1 do not answer as they must."""
+    predictors = params.audit.predictors
+    if predictors is None:
+        return
+    able = {
+        "nothing": {"base", *_rendered(params, "omit")},
+        "tokens": set(auditable(params)),
+        "text": {"text-cot", *_rendered(params, "text")},
+    }
+    for part, names in able.items():
+        name = getattr(predictors, part)
+        if name not in names:
+            raise ValueError(
+                f"audit.predictors.{part} = {name!r} is not one of {sorted(names)}, the models "
+                f"that answer after {part}"
+            )
+
+
+def _rendered(params: Params, form: str) -> list[str]:
+    """The checkpoints all of whose sections have this form."""
+    return [
+        name
+        for name in params.checkpoints
+        if set(params.rendering(name).forms.values()) == {form}
+        and params.rendering(name).tags == "text"
+    ]
+
+
 def check_attention(params: Params) -> None:
     """Raise `ValueError` where ways of attention are closed that cannot be, naming what is allowed.
 

@@ -179,6 +179,18 @@ class Page(Model):
     samples: Annotated[int, Field(ge=1, le=1000)] = 20
 
 
+class Predictors(Model):
+    """Who predicts conclusions in the measurement of Theorem 3.1 (`eval.audit.theorem`).
+
+    `nothing` answers without a chain, `tokens` after thinking tokens, `text` after the text: one
+    checkpoint that was trained on all three, or three that were trained as long from one start.
+    """
+
+    nothing: Name
+    tokens: Name
+    text: Name = "text-cot"
+
+
 class Audit(Model):
     """Whether conclusions depend on thinking states (docs/audit.md).
 
@@ -193,6 +205,8 @@ class Audit(Model):
     windows: PositiveInt = 2
     max_new_tokens: PositiveInt = 16
     batch_size: PositiveInt = 128
+    # Without them nothing is measured of the theorem, and no stage depends on them.
+    predictors: Predictors | None = Field(default=None, exclude_if=lambda one: one is None)
 
     @property
     def decoding(self) -> Decoding:

@@ -138,6 +138,7 @@ class Params(Model):
             self._check_thinking(name)
             chains.check(self, name, self._chain(name))
         chains.check_attention(self)
+        chains.check_predictors(self)
         compressed = sorted(
             name
             for name in self.checkpoints

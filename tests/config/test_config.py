@@ -294,6 +294,20 @@ def test_what_closed_ways_of_attention_cannot_go_with_is_named(raw_params, chang
         config.parse(yaml.safe_dump(raw_params))
 
 
+@pytest.mark.parametrize(
+    ("part", "name"), [("nothing", "recover"), ("tokens", "p2"), ("text", "p1"), ("tokens", "x")]
+)
+def test_a_predictor_must_answer_in_its_format(raw_params, part, name):
+    named = {"nothing": "answer-only", "tokens": "one-shot"}
+    raw_params["audit"] = {"predictors": named}
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.audit.predictors.text == "text-cot"
+    assert "predictors" not in config.resolved(config.load(ROOT / "params.yaml"))["audit"]
+    raw_params["audit"] = {"predictors": {**named, part: name}}
+    with pytest.raises(config.ConfigError, match=rf"predictors\.{part} = '{name}' is not one of"):
+        config.parse(yaml.safe_dump(raw_params))
+
+
 @pytest.mark.parametrize("key", ["states.checkpoint", "variants.heima.model"])
 def test_nothing_but_an_audit_reads_a_planted_control(raw_params, key):
     raw_params["checkpoints"]["planted"] = {

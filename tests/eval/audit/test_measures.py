@@ -243,3 +243,14 @@ def _last_of(tokens, part):
     """The column of the last token of the last occurrence of a part."""
     starts = [at for at in range(len(tokens)) if tokens[at : at + len(part)] == part]
     return starts[-1] + len(part) - 1
+
+
+@pytest.mark.parametrize("wanted", [[2], [0, 3], [1, 2, 3], []])
+def test_some_of_the_turns_score_as_all_do(parts, turns, wanted):
+    """One alone, too; the others have no value."""
+    passes = passes_of(parts)
+    texts = [continuation(turn.conclusion) for turn in turns[:4]]
+    mask = np.isin(np.arange(4), wanted)
+    some, everyone = passes.score(turns[:4], texts, of=mask), passes.score(turns[:4], texts)
+    np.testing.assert_allclose(some.nll[mask], everyone.nll[mask], atol=1e-5)
+    assert np.isnan(some.nll[~mask]).all() and not some.greedy[~mask].any()
