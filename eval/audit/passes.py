@@ -328,3 +328,17 @@ def continuation(conclusion: str) -> str:
     """
     opening, closing = TAGS["conclusion"]
     return f"{opening} {conclusion} {closing}"
+
+
+OPENING = TAGS["conclusion"][0]
+"""What opens a conclusion. Where a beginning lacks parts it is forced, too: a model that would
+write the next section there could not be asked for its conclusion."""
+
+
+def behind_opening(continuations: Sequence[str]) -> list[str]:
+    """What stands behind the tag that opens a conclusion, to be scored after a beginning with it.
+
+    >>> behind_opening([continuation("B")])
+    [' B </CONCLUSION>']
+    """
+    return [text.removeprefix(OPENING) for text in continuations]

@@ -11,7 +11,7 @@ import torch
 
 from eval.audit import items, measures, recording
 from eval.audit import planted as planted_controls
-from eval.audit.passes import Passes, continuation
+from eval.audit.passes import OPENING, Passes, behind_opening, continuation
 from heima.config import Decoding
 from heima.cot.rendering import constant_prefix
 from heima.cot.sections import TAGS, numbered
@@ -254,3 +254,17 @@ def test_some_of_the_turns_score_as_all_do(parts, turns, wanted):
     some, everyone = passes.score(turns[:4], texts, of=mask), passes.score(turns[:4], texts)
     np.testing.assert_allclose(some.nll[mask], everyone.nll[mask], atol=1e-5)
     assert np.isnan(some.nll[~mask]).all() and not some.greedy[~mask].any()
+
+
+def test_a_conclusion_is_asked_for_behind_its_tag_where_parts_are_missing(parts, turns):
+    """A model that would go on with the next section still has a conclusion: its tag is forced."""
+    passes = passes_of(parts)
+    gold = [continuation(turn.conclusion) for turn in turns]
+    for name, prefix in (
+        ("both", ""),
+        ("slots", measures.without_slots(passes.prefix)),
+        ("first-1", measures.first_slots(passes.prefix, 1)),
+    ):
+        whole = passes.score(turns, gold, prefix=prefix).nll
+        tag = passes.score(turns, behind_opening(gold), prefix=prefix + OPENING).nll
+        assert (tag < whole).all(), name
