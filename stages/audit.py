@@ -138,7 +138,8 @@ def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
         models.ROOT / "text-cot",
         models.ROOT / params.trained(checkpoint, seed),
     ]
-    used = ("seed", "family", "precision", "image_decoding", "source", "audit", "training")
+    used = ["seed", "family", "precision", "image_decoding", "source", "training"]
+    used += [f"audit.{one}" for one in type(params.audit).model_fields if one != "checkpoints"]
     key = snapshots.key(
         f"audit@{checkpoint}-{seed}", params, *used, f"checkpoints.{checkpoint}", inputs=inputs
     )

@@ -26,7 +26,7 @@ _HEADER = "# Follows from params.yaml: `python -m stages.runs` writes it (see th
 def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
     """Stage -> run -> the values of its item.
 
-    `init`, `base` and `interpreter` name folders below `models/` and `interpreters/`.
+    `init`, `base`, `model` and `interpreter` name folders below `models/` and `interpreters/`.
     """
     inputs = get_args(config.InterpreterInput)
     return {
@@ -59,6 +59,16 @@ def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
             for name, one in params.reconstructions.items()
             for seed in params.seeds
         },
+        "audit": {
+            f"{name}-{seed}": {
+                "checkpoint": name,
+                "seed": seed,
+                "model": params.trained(name, seed),
+            }
+            for name in params.audit.checkpoints
+            for seed in params.training_seeds(name)
+        },
+        "effects": {name: {} for name in params.audit.checkpoints},
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr, ndtri
 
 from heima.results import verdicts
 from heima.results.cells import Cell
@@ -17,6 +19,9 @@ MARGIN = 2.0
 """Points of accuracy within which a replacement does nothing."""
 SHARE = 0.05
 """The share of an image's effect that must pass through the thinking states."""
+DIFFERING = 0.1
+"""The share of answers that differ between two conditions, in the power that is said of an audit:
+about as many as a replacement that does nothing on average turns one way or the other."""
 DECIDING = ("mean", "noise", "first", "same", "other")
 """Replacements that a verdict looks at; zeros lie far from any state, and are printed alone."""
 
@@ -60,7 +65,10 @@ def effects_of(columns: Sequence[str]) -> dict[tuple[str, str], Effect]:
 
 @dataclass(frozen=True)
 class Audited:
-    """The effects of one checkpoint, the questions that each leaves out, and the verdict."""
+    """The effects of one checkpoint, the questions that each leaves out, and the verdict.
+
+    An effect that leaves out all has no cell.
+    """
 
     cells: dict[str, dict[str, Cell]]
     left_out: dict[str, int]
@@ -73,7 +81,7 @@ def audited(tables: Mapping[int, pd.DataFrame], *, draws: int, seed: int) -> Aud
 
     A question counts where every seed has a value for it: `left_out` says how many of an effect's
     have not. Questions about one image are resampled together. Raises `ValueError` where the
-    tables' questions differ, or where an effect has no question left.
+    tables' questions differ.
     """
     first = next(iter(tables.values()))
     for key, table in tables.items():
@@ -86,10 +94,10 @@ def audited(tables: Mapping[int, pd.DataFrame], *, draws: int, seed: int) -> Aud
     for (measure, what), effect in effects.items():
         values = {key: _values(table, effect) for key, table in tables.items()}
         there = np.all([np.isfinite(one) for one in values.values()], axis=0)
-        if not there.any():
-            raise ValueError(f"no question is left for {measure}, {what}")
         if count := int((~there).sum()):
             left_out[f"{measure}, {what}"] = count
+        if not there.any():
+            continue
         found = resample(
             {"value": {key: one[there] for key, one in values.items()}},
             draws=draws,
@@ -99,9 +107,23 @@ def audited(tables: Mapping[int, pd.DataFrame], *, draws: int, seed: int) -> Aud
         )["value"]
         cells.setdefault(measure, {})[what] = found.cell(seed=seed)
     if (share := _share(tables, images, draws=draws, seed=seed)) is not None:
-        cells["mediation"]["share"] = share
+        cells.setdefault("mediation", {})["share"] = share
     verdict, p = judged(cells)
     return Audited(cells, left_out, verdict, p)
+
+
+def power(questions: int, *, differing: float = DIFFERING) -> float:
+    """The probability that two one-sided tests show an accuracy to lie within `MARGIN` points of
+    another one that is the same, where so large a share of the answers differ.
+
+    By the normal approximation, for so many independent questions.
+
+    >>> round(power(3000), 2), round(power(2000), 2), power(660)
+    (0.93, 0.76, 0.0)
+    """
+    error = 100 * math.sqrt(differing / questions)
+    reach = MARGIN / error - ndtri(1 - verdicts.LEVEL)
+    return max(0.0, float(2 * ndtr(reach) - 1))
 
 
 def _values(table: pd.DataFrame, effect: Effect) -> np.ndarray:
@@ -122,6 +144,8 @@ def _share(
         for column in columns
     }
     there = np.all([np.isfinite(one) for part in each.values() for one in part.values()], axis=0)
+    if not there.any():
+        return None
     found = resample(
         {column: {key: one[there] for key, one in part.items()} for column, part in each.items()},
         draws=draws,
@@ -145,28 +169,30 @@ def judged(cells: Mapping[str, Mapping[str, Cell]]) -> tuple[Verdict, dict[str, 
     Supported: with other states (a donor's of another conclusion) accuracy is lost, the donor is
     followed, and more than `SHARE` of the image's effect passes through the states, all three after
     Holm's adjustment. Not supported: no replacement of `DECIDING` moves accuracy by `MARGIN`
-    points (two one-sided tests each). Else undecided.
+    points (two one-sided tests each). Else undecided. Where there is no cell (no question is left,
+    or no total effect of the image, of which a share might pass through the states), p is 1.
     """
-    other, mediation = cells["other"], cells.get("mediation", {})
+
+    def above(measure: str, what: str, bound: float) -> float:
+        cell = cells.get(measure, {}).get(what)
+        return 1.0 if cell is None else verdicts.above(cell, bound)
+
     tests = {
-        "accuracy lost to another conclusion's states": verdicts.above(other["accuracy lost"], 0),
-        "follows the donor": verdicts.above(other["follows the donor"], 0),
-        # Without a total effect nothing can be said to pass through the states.
-        f"share above {SHARE}": (
-            verdicts.above(mediation["share"], SHARE) if "share" in mediation else 1.0
-        ),
+        "accuracy lost to another conclusion's states": above("other", "accuracy lost", 0),
+        "follows the donor": above("other", "follows the donor", 0),
+        f"share above {SHARE}": above("mediation", "share", SHARE),
     }
     adjusted = dict(zip(tests, verdicts.holm(list(tests.values())), strict=True))
+    lost = {name: cells[name].get("accuracy lost") for name in DECIDING if name in cells}
     alike = {
-        f"{name} within {MARGIN} points": verdicts.equivalent(
-            cells[name]["accuracy lost"], 0, MARGIN
+        f"{name} within {MARGIN} points": (
+            1.0 if cell is None else verdicts.equivalent(cell, 0, MARGIN)
         )
-        for name in DECIDING
-        if name in cells
+        for name, cell in lost.items()
     }
     if max(adjusted.values()) < verdicts.LEVEL:
         verdict: Verdict = "supported"
-    elif max(alike.values()) < verdicts.LEVEL:
+    elif max(alike.values(), default=1.0) < verdicts.LEVEL:
         verdict = "not supported"
     else:
         verdict = "undecided"

@@ -135,6 +135,20 @@ def check_attention(params: Params) -> None:
             )
 
 
+def check_audit(params: Params) -> None:
+    """Raise `ValueError` where what is to be audited cannot be, naming what is allowed."""
+    named, able = params.audit.checkpoints, auditable(params)
+    for name in named:
+        if name not in able:
+            raise ValueError(
+                f"audit.checkpoints: {name!r} is not one of {able}, the checkpoints whose answers "
+                "all begin alike, with tags in words, and which read the thinking tokens that they "
+                "write"
+            )
+    if len(set(named)) < len(named):
+        raise ValueError(f"audit.checkpoints = {list(named)} must name no checkpoint twice")
+
+
 def check(params: Params, name: str, chain: Sequence[str]) -> None:
     """Raise `ValueError` where a checkpoint cannot be trained as it says, naming what is allowed.
 

@@ -194,12 +194,14 @@ class Predictors(Model):
 class Audit(Model):
     """Whether conclusions depend on thinking states (docs/audit.md).
 
-    `items` questions are asked, in the toy world about scenes that nothing else shows, elsewhere
-    held-out turns (all, where there are fewer). The states of `fitted` training turns give those
+    `checkpoints` are audited, with all their training seeds. `items` questions are asked, in the
+    toy world about scenes that nothing else shows, elsewhere held-out turns (all, where there are
+    fewer). The states of `fitted` training turns give those
     that replace others by their mean and as noise; `windows` divide the layers in which ways of
     attention are closed. A conclusion of more than `max_new_tokens` counts as not ended.
     """
 
+    checkpoints: tuple[Name, ...] = ()
     items: Annotated[int, Field(ge=2)] = 3000
     fitted: Annotated[int, Field(ge=2)] = 512
     windows: PositiveInt = 2

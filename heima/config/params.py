@@ -178,6 +178,7 @@ class Params(Model):
                 self.prefix(variant.model, variant.forced_prefix)
             except ValueError as error:
                 raise ValueError(f"variants.{name}.forced_prefix: {error}") from error
+        chains.check_audit(self)
         return self
 
     def _check_given(self) -> None:
@@ -458,6 +459,10 @@ class Params(Model):
             "variants": {
                 name: {"prefix": self.prefix(one.model, one.forced_prefix)}
                 for name, one in self.variants.items()
+            },
+            "audits": {
+                name: {"prefix": self.prefix(name, self.checkpoints[name].data)}
+                for name in chains.auditable(self)
             },
             "protocols": {
                 name: {

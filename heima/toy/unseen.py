@@ -10,6 +10,7 @@ from PIL import Image
 
 from heima.config import ToySource
 from heima.data.turns import Turn
+from heima.toy.english import in_english
 from heima.toy.source import source_scenes
 from heima.toy.world import KINDS, Question, Scene, ask, draw_distinct_scene, render
 
@@ -37,7 +38,9 @@ class Unseen:
             name = f"{kind}/unseen-{len(self._scenes):06d}.png"
             self._scenes[name] = scene
             for _ in range(min(source.turns, count - len(self.turns))):
-                self.turns.append(_turn(len(self.turns), name, ask(scene, kind, rng)))
+                asked = ask(scene, kind, rng)
+                said = in_english(asked, scene) if source.english else asked
+                self.turns.append(_turn(len(self.turns), name, said))
 
     def read(self, name: str) -> Image.Image:
         """The image of that name."""

@@ -193,6 +193,9 @@ def test_a_chain_has_one_number_of_thinking_tokens(raw_params, thinking):
         with pytest.raises(config.ConfigError, match=r"forced_prefix: answers of recover do not"):
             config.parse(yaml.safe_dump(raw_params))
         del variants["heima-forced-prefix"], raw_params["latency"]["cases"]["heima-forced-prefix"]
+        with pytest.raises(config.ConfigError, match=r"audit.checkpoints: 'recover' is not one of"):
+            config.parse(yaml.safe_dump(raw_params))
+        del raw_params["audit"]
     params = config.parse(yaml.safe_dump(raw_params))
     assert params.thinking("recover") == Thinking(**thinking)
     assert params.thinking("p3-one") == params.thinking("base") == ONE_TOKEN

@@ -89,6 +89,7 @@ def smaller(raw: dict) -> dict:
     raw["predict"]["max_new_tokens"] = 24
     raw["latency"].update(batch_sizes=[1, 4], rounds=2)
     raw["similarity"]["draws"] = 200
+    raw["audit"].update(items=24, fitted=8, batch_size=16)
     return raw
 
 

@@ -15,6 +15,7 @@ lmms_start.quiet()
 from heima import config  # noqa: E402
 from heima.config.profiles import written_out  # noqa: E402
 from heima.data.turns import load_turns  # noqa: E402
+from heima.results.cells import read_metrics  # noqa: E402
 from heima.results.files import read_json, read_jsonl  # noqa: E402
 from heima.toy import mllama  # noqa: E402
 from heima.toy.models import build_llm  # noqa: E402
@@ -26,7 +27,7 @@ from tests.vlm.test_given_adapter import decoder, drawn  # noqa: E402
 
 def test_the_authors_rows_come_about_without_training(tmp_path, monkeypatch, toy_processor):
     """The profile `paper-official` on the toy's world: their layouts, all controls."""
-    from stages import adopt, predict, prepare, reconstruct, resolve, rewrite
+    from stages import adopt, audit, effects, predict, prepare, reconstruct, resolve, rewrite
     from stages import states as states_stage
 
     official = yaml.safe_load(written_out(ROOT / "profiles/paper-official.yaml"))
@@ -46,6 +47,7 @@ def test_the_authors_rows_come_about_without_training(tmp_path, monkeypatch, toy
     raw["protocols"] = {"lmms": raw["protocols"]["lmms"]}
     raw["reconstruct"]["max_new_tokens"] = 4
     raw["predict"]["max_new_tokens"] = 8
+    raw["audit"] |= {"checkpoints": official["audit"]["checkpoints"], "items": 12}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     params = config.load()
@@ -67,6 +69,11 @@ def test_the_authors_rows_come_about_without_training(tmp_path, monkeypatch, toy
     for item in listed["adopt"].values():
         adopt.main(item["folder"])
     assert len(list(Path("metrics/adopt").iterdir())) == 7
+    [audited] = listed["audit"].values()
+    assert Path("models", audited["model"]).is_dir() and list(listed["effects"]) == ["released"]
+    audit.main(audited["checkpoint"], audited["seed"])
+    effects.main("released")
+    assert read_metrics("metrics/effects/released.json")[1]["questions"] == 12
     states_stage.main(42)
     reconstruct.main("caption", 42)
     rows = list(read_jsonl("reconstructions/caption/42.jsonl"))

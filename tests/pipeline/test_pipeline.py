@@ -58,6 +58,8 @@ def expected_stages(params: config.Params) -> set[str]:
         *(f"similarity@{name}" for name in params.reconstructions),
         *(f"predict@{name}" for name in params.variants),
         *(f"score@{name}" for name in params.variants),
+        *(f"audit@{name}-{seed}" for name in params.audit.checkpoints for seed in params.seeds),
+        *(f"effects@{name}" for name in params.audit.checkpoints),
         "latency",
         *REPORTS,
     }
@@ -88,7 +90,7 @@ def test_every_metrics_file_says_where_its_numbers_come_from(reproduction, small
         if name == "distill":
             part = "/".join(part.rsplit("-", 1))
         path = folder / name / f"{part}.json" if part else folder / f"{name}.json"
-        if name in ("reconstruct", "states", "judge"):
+        if name in ("reconstruct", "states", "judge", "audit"):
             assert not path.exists()
             continue
         cells, provenance = read_metrics(path)

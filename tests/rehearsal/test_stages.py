@@ -57,6 +57,7 @@ def smaller(made: Path) -> dict:
     raw["reconstruct"].update(controls=["own"], max_new_tokens=4)
     raw["similarity"]["judged"] = ["own"]
     raw["predict"]["max_new_tokens"] = 4
+    raw["audit"]["checkpoints"] = ["p3"]
     return raw
 
 

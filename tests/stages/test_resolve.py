@@ -137,14 +137,19 @@ def test_every_stage_of_the_pipeline_has_its_fingerprint():
 
 TABLES = {"tables", "figures", "page"}
 MODELS = {"teach", "distill", "states", "interpret", "reconstruct"}
-LOADING = MODELS | {"adopt", "predict", "latency"}
+LOADING = MODELS | {"adopt", "predict", "latency", "audit"}
 CHANGES = {
     # words
     "an error's": ("heima/training/loop.py", "the loss is not finite", "a loss is odd", set()),
     "a docstring's": ("heima/cot/parsing.py", '"""Sections', '"""All sections', set()),
     "a licence's": ("heima/data/licences.py", "terms restrict", "terms limit", set()),
     "a claim": ("reports/claims/registry.py", None, "X = 1", {"tables"}),
-    "a rule of verdicts": ("heima/results/verdicts.py", "LEVEL = 0.05", "LEVEL = 0.1", TABLES),
+    "a rule of verdicts": (
+        "heima/results/verdicts.py",
+        "LEVEL = 0.05",
+        "LEVEL = 0.1",
+        {*TABLES, "effects"},
+    ),
     "a caption's": ("reports/tables/captions.py", "in brackets", "in square ones", TABLES),
     # what only says, checks, plans or fetches
     "a fact of a benchmark": ("heima/config/benchmarks.py", '"MMStar"', '"MM-Star"', set()),
@@ -162,11 +167,13 @@ CHANGES = {
     "a collator": ("heima/families/mllama.py", None, "X = 1", LOADING),
     "how given adapters are read": ("heima/vlm/given_adapter.py", None, "X = 1", {"adopt"}),
     "how SmolLM2 is built upon": ("heima/toy/smol.py", None, "X = 1", {"teach"}),
-    "the world in English": ("heima/toy/english.py", None, "X = 1", {"prepare", "teach"}),
+    "the world in English": ("heima/toy/english.py", None, "X = 1", {"prepare", "teach", "audit"}),
     "torchtune's names": ("heima/vlm/torchtune.py", None, "X = 1", {"adopt"}),
     "decoding": ("heima/vlm/generation.py", None, "X = 1", {"predict"}),
     "a metric": ("eval/lexical.py", None, "X = 1", {"similarity"}),
     "a rule of scoring": ("eval/vlmevalkit/scoring.py", None, "X = 1", {"score"}),
+    "a measure of audits": ("eval/audit/measures.py", None, "X = 1", {"audit"}),
+    "an effect of audits": ("eval/audit/effects.py", None, "X = 1", {"effects"}),
     "a timing": ("eval/timing.py", None, "X = 1", {"latency"}),
     "the judge's client": ("eval/judge/client.py", None, "X = 1", {"judge", "score"}),
     "a figure": ("reports/figures/scores.py", None, "X = 1", {"figures", "page"}),
@@ -238,7 +245,7 @@ def test_rules_of_the_parameters_are_written_out(params):
         if not name.startswith("_") and (callable(value) or isinstance(value, property))
     } - {"model_config", "model_post_init"}
     assert rules == named.keys() | paths
-    assert set(named.values()) | {"interpreters", "benchmarks"} == written.keys()
+    assert set(named.values()) | {"interpreters", "benchmarks", "audits"} == written.keys()
 
 
 def pipeline_params() -> dict[str, set[str]]:

@@ -94,9 +94,36 @@ def test_questions_without_a_value_are_left_out_and_counted():
         "other, answers as the donor": 15,
     }
     assert found.cells["other"]["follows the donor"].n == (3000 - 15) * len(SEEDS)
-    tables[42]["other/followed"] = np.nan
-    with pytest.raises(ValueError, match="no question is left for other, follows the donor"):
-        effects.audited(tables, draws=50, seed=1)
+
+
+@pytest.mark.parametrize("column", ["other/followed", "other/right", "mediation/te"])
+def test_an_effect_without_any_question_has_no_cell_and_supports_nothing(column):
+    tables = {seed: table(seed, lost=0.9, followed=1.0, share=1.0) for seed in SEEDS}
+    assert effects.audited(tables, draws=50, seed=1).verdict == "supported"
+    tables[42][column] = np.nan
+    found = effects.audited(tables, draws=50, seed=1)
+    assert 3000 in found.left_out.values()
+    assert found.verdict == "undecided"
+    assert 1.0 in found.p.values()
+
+
+def test_without_any_answer_nothing_is_said():
+    tables = {seed: table(seed) for seed in SEEDS}
+    for one in tables.values():
+        one[[name for name in one if "/" in name]] = np.nan
+    found = effects.audited(tables, draws=50, seed=1)
+    assert found.cells == {} and found.verdict == "undecided"
+
+
+def test_the_power_is_that_of_simulated_audits():
+    rng = np.random.default_rng(1)
+    for questions in (1000, 2000, 3000):
+        # A tenth of the answers differ, half of them for the better.
+        turned = rng.choice([-1, 0, 1], p=[0.05, 0.9, 0.05], size=(4000, questions))
+        mean, error = turned.mean(axis=1), turned.std(axis=1) / np.sqrt(questions)
+        shown = (abs(mean) + 1.645 * error < 0.02).mean()
+        assert effects.power(questions) == pytest.approx(shown, abs=0.02)
+    assert effects.power(3000) > effects.power(2000) > effects.power(660) == 0
 
 
 def test_without_an_effect_of_the_image_there_is_no_share():

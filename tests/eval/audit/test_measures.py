@@ -17,6 +17,7 @@ from heima.cot.rendering import constant_prefix
 from heima.cot.sections import TAGS, numbered
 from heima.data.encoding import Sample
 from heima.families import registry
+from heima.planning import estimate
 from heima.training.backbone import body
 from heima.vlm import patching
 from tests import planted
@@ -173,9 +174,13 @@ def test_questions_do_not_depend_on_their_batch(parts, turns):
             np.testing.assert_allclose(values, apart, atol=1e-5, err_msg=name)
 
 
-def test_several_thinking_tokens_of_a_section(parts, turns):
+def test_several_thinking_tokens_of_a_section(parts, turns, monkeypatch):
     passes = passes_of(parts, tokens=2)
+    counted, score = [], passes.score
+    monkeypatch.setattr(passes, "score", lambda *a, **how: counted.append(1) or score(*a, **how))
     _, found = measured(passes, turns[:6])
+    # One more is that of the moments.
+    assert len(counted) == 1 + estimate.audit_passes(6, 2)
     assert {"first/nll", "first-1/right", "first-5/changed"} <= found.keys()
     assert "first-6/right" not in found
     assert not np.array_equal(found["first/nll"], found["own/nll"])
