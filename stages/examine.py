@@ -51,9 +51,8 @@ def main(checkpoint: str, seed: int) -> None:
             yield buffer.getvalue()
 
     name = f"{checkpoint}-{seed}"
-    found = reading.batches(
-        "examine", name, [params.trained(checkpoint, seed)], len(turns), work, params
-    )
+    read, pieces = [params.trained(checkpoint, seed)], reading.rows(turns, params)
+    found = reading.batches("examine", name, read, pieces, work, params)
     if found is None:
         return
     kept, contents = found

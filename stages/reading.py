@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from heima.families.batches import Collator, Images
 from heima.families.registry import FAMILIES
 from heima.training import snapshots
 from heima.vlm import kept_batches, models, processes
+
+T = TypeVar("T")
 
 USED = ("seed", "family", "precision", "image_decoding", "source", "audit", "training")
 """The parameters that all of them read."""
@@ -49,18 +52,23 @@ def lent(turns: Sequence[Turn], params: config.Params) -> tuple[list[Turn], np.n
     return [turns[donor] for donor in donors], there
 
 
+def rows(turns: Sequence[Turn], params: config.Params) -> list[Sequence[int]]:
+    """The places of the turns that are read together."""
+    return processes.batches(range(len(turns)), params.audit.batch_size)
+
+
 def batches(
     stage: str,
     name: str,
     read: Sequence[str],
-    count: int,
-    work: Callable[[Sequence[Sequence[int]]], Iterator[bytes]],
+    pieces: Sequence[T],
+    work: Callable[[Sequence[T]], Iterator[bytes]],
     params: config.Params,
 ) -> tuple[kept_batches.KeptBatches, list[bytes]] | None:
-    """The outcome of `work` for each batch of `count` questions, shared with other processes.
+    """The outcome of `work` for each piece of a stage's work, shared with other processes.
 
     `read` are the folders of the models that are read. None in all processes but the first; there
-    the batches stay until they are discarded.
+    the outcomes stay on the disk until they are discarded.
     """
     inputs = [
         *(Path(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")),
@@ -71,13 +79,12 @@ def batches(
     key = snapshots.key(f"{stage}@{name}", params, *USED, *used, inputs=inputs)
     folder = f"{key}-{source(params).fingerprint()}-{models.fingerprint()}"
     kept = kept_batches.KeptBatches(kept_batches.ROOT / folder)
-    rows = processes.batches(range(count), params.audit.batch_size)
     with processes.joined() as shared:
         complete = kept_batches.compute(
-            len(rows),
+            len(pieces),
             kept,
             shared,
-            lambda numbers: work([rows[number] for number in numbers]),
+            lambda numbers: work([pieces[number] for number in numbers]),
             title=f"{stage}@{name}",
         )
-    return (kept, [kept.get(number) for number in range(len(rows))]) if complete else None
+    return (kept, [kept.get(number) for number in range(len(pieces))]) if complete else None

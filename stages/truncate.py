@@ -53,7 +53,7 @@ def main() -> None:
             pd.DataFrame(found).to_parquet(buffer, index=False)
             yield buffer.getvalue()
 
-    found = reading.batches("truncate", MODEL, [MODEL], len(turns), work, params)
+    found = reading.batches("truncate", MODEL, [MODEL], reading.rows(turns, params), work, params)
     if found is None:
         return
     kept, contents = found
