@@ -30,10 +30,10 @@ training turns' at all depths, so that they are the same whatever the question; 
 with their own."""
 
 INFORMATION: Mapping[str, tuple[str, str]] = {
-    "I(Y; <CoTs> | X), token ids": ("nothing", "tokens/ids"),
-    "I(Y; <CoTs> | X), states": ("nothing", "tokens/states"),
-    "I(Y; CoTs | X)": ("nothing", "text"),
-    "gap, token ids": ("tokens/ids", "text"),
+    "thinking tokens, ids": ("nothing", "tokens/ids"),
+    "thinking tokens, states": ("nothing", "tokens/states"),
+    "text chain": ("nothing", "text"),
+    "gap, ids": ("tokens/ids", "text"),
     "gap, states": ("tokens/states", "text"),
 }
 """Name -> the entropy that is the larger one by it, and the smaller one."""

@@ -10,14 +10,14 @@ from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel, Table
 
 ENTROPIES = {
-    "nothing": "H(Y | X)",
-    "tokens/ids": "H(Y | X, <CoTs>), token ids",
-    "tokens/states": "H(Y | X, <CoTs>), states",
-    "text": "H(Y | X, CoTs)",
+    "nothing": "nothing",
+    "tokens/ids": "thinking tokens, ids",
+    "tokens/states": "thinking tokens, states",
+    "text": "text chain",
 }
-"""Each entropy of the measurement as the theorem writes it."""
+"""Each entropy of the measurement as the table names what stands before the conclusion."""
 
-EXACT = "I(Y; <CoTs> | X), token ids, exact"
+EXACT = "thinking tokens, ids, exact"
 BITS, BY = "bits", "predicted by"
 
 
@@ -43,15 +43,15 @@ def theorem_table(params: Params, cells: Mapping[str, Mapping[str, Cell]], sourc
     }
     panels = (
         Panel(
-            "What a conclusion costs",
-            "entropy",
+            "What a conclusion costs after C, H(Y | X, C)",
+            "C",
             tuple(ENTROPIES.values()),
             {BITS: 3, BY: 0},
             entropies,
         ),
         Panel(
-            "Usable information",
-            "information",
+            "What C saves, I(Y; C | X), and the gap of the text chain",
+            "C",
             (EXACT, *cells["information"]),
             {BITS: 3},
             known | measured,
@@ -65,16 +65,16 @@ def theorem_table(params: Params, cells: Mapping[str, Mapping[str, Cell]], sourc
                 origin=f"{params.profile} profile",
                 title=f"Theorem 3.1 in bits a conclusion ({captions.about(params)})",
                 caption=(
-                    "V-information of the answer Y in the thinking tokens <CoTs> and in the text "
-                    "chain CoTs, given the question with its image X: how many bits cheaper the "
-                    "conclusion is. "
+                    "V-information of the answer Y in the thinking tokens and in the text chain, "
+                    "given the question with its image X: how many bits cheaper the conclusion "
+                    "is. The gap is what the text has more. "
                     + (
                         "One checkpoint, trained on all formats, predicts in each of them. "
                         if one
                         else "Each format has a predictor of its own, which stands for the best of "
                         "the adapters on text-CoT there: no checkpoint was trained on all of them. "
                     )
-                    + "The chain is the data's own, not a model's. Token ids: the tokens with "
+                    + "The chain is the data's own, not a model's. Ids: the tokens with "
                     "states that are the same for all questions. They are constants, so that they "
                     "carry 0 bits exactly, whatever reads them; a predictor may still do better or "
                     "worse behind them. Intervals: 95 %, over images and training seeds."

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from eval.audit import information
+from heima.results.cells import Cell, write_metrics
 
 N = 400
 IMAGES = [f"i{number // 2}" for number in range(N)]
@@ -107,3 +108,14 @@ def test_what_cannot_be_probed_is_refused():
         information.probe(np.ones((4, 2)), ["a"] * 4, ["q"] * 4, ["i", "j"] * 2, seed=1)
     with pytest.raises(ValueError, match="two different labels and two images"):
         information.probe(np.ones((4, 2)), ["a", "b"] * 2, ["q"] * 4, ["i"] * 4, seed=1)
+
+
+def test_what_states_save_interpreters_is_in_bits_of_their_own_metrics(tmp_path):
+    losses = {"caption": {"own": 0.5, "question-only": 1.2}, "summary": {"own": 0.1}}
+    for name, of in losses.items():
+        for one, nats in of.items():
+            cell = Cell(nats, nats, nats, n=3)
+            write_metrics(tmp_path / name / one / "42.json", {"heldout": {"loss": cell}}, {})
+    found = information.of_interpreters(tmp_path, ["caption", "summary", "reasoning"], 42)
+    assert list(found) == ["caption"]
+    assert found["caption"]["saved"] == pytest.approx(0.7 / np.log(2))

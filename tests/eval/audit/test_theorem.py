@@ -64,10 +64,10 @@ def test_information_is_the_difference_of_entropies_on_the_same_questions():
     tables = {seed: table(seed) for seed in (42, 43)}
     found = theorem.information(tables, draws=200, seed=1)
     wanted = {
-        "I(Y; <CoTs> | X), token ids": 0.0,
-        "I(Y; <CoTs> | X), states": 1.0,
-        "I(Y; CoTs | X)": 2.0,
-        "gap, token ids": 2.0,
+        "thinking tokens, ids": 0.0,
+        "thinking tokens, states": 1.0,
+        "text chain": 2.0,
+        "gap, ids": 2.0,
         "gap, states": 1.0,
     }
     for name, bits in wanted.items():
@@ -79,9 +79,9 @@ def test_information_is_the_difference_of_entropies_on_the_same_questions():
         # What questions share does not widen a difference.
         entropy = found["entropy"][larger]
         assert cell.high - cell.low < entropy.high - entropy.low
-    for kind in ("token ids", "states"):
-        text = found["information"]["I(Y; CoTs | X)"].value
-        tokens = found["information"][f"I(Y; <CoTs> | X), {kind}"].value
+    for kind in ("ids", "states"):
+        text = found["information"]["text chain"].value
+        tokens = found["information"][f"thinking tokens, {kind}"].value
         assert found["information"][f"gap, {kind}"].value == pytest.approx(text - tokens)
 
 
