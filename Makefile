@@ -72,5 +72,5 @@ ui: install ## Mirror the results into MLflow, serve its UI on 127.0.0.1, print 
 	@python -m stages.ui --port $(PORT)
 
 clean: ## Remove what the pipeline made and git does not hold, and its cache (downloads and paid replies stay)
-	rm -rf data/source data/benchmarks data/rewritten data/.*.tmp models states interpreters reconstructions judgements predictions scores latency fingerprints
+	rm -rf data/source data/benchmarks data/rewritten data/.*.tmp models states interpreters reconstructions judgements predictions scores latency leaks fingerprints
 	rm -rf .cache/predictions .cache/training .cache/batches .cache/dvc/repo/*/ .dvc/cache .dvc/tmp mlruns mlflow.db* reports/*/tracking.json

@@ -66,8 +66,16 @@ def check_folder(benchmark: str, folder: Path) -> list[Fault]:
     Raises `BenchmarkDataError` if the folder has no such configuration, split or column, or a file
     that is not parquet.
     """
+    return check(benchmark, rows_of(benchmark, folder))
+
+
+def rows_of(benchmark: str, folder: Path) -> Iterator[Row]:
+    """The rows of the split that a benchmark's tasks read, with the columns that they read.
+
+    Raises `BenchmarkDataError` as `check_folder` does.
+    """
     dataset = BENCHMARKS[benchmark].dataset
-    return check(benchmark, _rows(dataset, _split_files(benchmark, dataset, folder)))
+    return _rows(dataset, _split_files(benchmark, dataset, folder))
 
 
 def _split_files(benchmark: str, dataset: Dataset, folder: Path) -> list[Path]:

@@ -26,7 +26,7 @@ import psutil
 from dvc.config import Config
 from dvc.scm import SCM, SCMError
 
-from heima.results.files import atomic
+from heima.results.files import atomic, remove
 from stages.parent_death import runs_stages
 
 SITE_CACHE = Path(".cache/dvc/repo")
@@ -149,7 +149,7 @@ def remove_temporaries(root: Path) -> list[str]:
                 continue
             path = Path(place, name)
             if not lives(int(found[1]), root, path.lstat().st_mtime):
-                _remove(path)
+                remove(path)
                 removed.append(path.relative_to(root).as_posix())
         folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
     return sorted(removed)
@@ -198,7 +198,7 @@ class Before:
         """Copy those of `outs` that are there, whole or not at all."""
         partial = self._folder / f"{stage}.partial"
         for left in (partial, self._folder / stage):
-            _remove(left)
+            remove(left)
         partial.mkdir(parents=True)
         for number, out in enumerate(outs):
             if out.exists():
@@ -227,7 +227,7 @@ class Before:
         if folder.exists():
             # At once: half a copy must not be brought back.
             ended = folder.rename(self._folder / f"{stage}.partial")
-            _remove(ended)
+            remove(ended)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -235,10 +235,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target, symlinks=True)
     else:
         shutil.copy2(source, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -6,7 +6,8 @@
 The states and the interpreters are those of the training seed; which sample's state a control gives
 another one is the same for all seeds. Writes `reconstructions/<name>/<seed>.jsonl`: one row a turn
 and control with the turn's question and image, the true text, the reconstruction, and the true
-text's negative log-likelihood.
+text's negative log-likelihood; under `shuffled-same-gold` also whether another turn of the kind has
+the same conclusion.
 
 On several GPUs it starts itself once on each, as `hardware` says, and the processes share the
 batches. Finished batches stay in `.cache/batches/` until the result is written: a killed run goes
@@ -57,6 +58,8 @@ def main(name: str, seed: int) -> None:
     if not complete:
         return
     written = [row for number in range(len(jobs)) for row in json.loads(kept.get(number))]
+    _, found = controls.same_gold(turns, seed=params.seed)
+    partners = dict(zip((turn.id for turn in turns), found.tolist(), strict=True))
     rows = [
         {
             "id": turn.id,
@@ -66,6 +69,7 @@ def main(name: str, seed: int) -> None:
             "control": control,
             "reference": turn.sections[section],
             **one,
+            **({"same_gold": partners[turn.id]} if control == "shuffled-same-gold" else {}),
         }
         for (control, turn), one in zip(
             itertools.product(options.controls, turns), written, strict=True
@@ -85,19 +89,16 @@ def _jobs(
     """All batches, control by control."""
     own = states.load(Path(f"states/{seed}/heldout.safetensors"), section, turns)
     train_turns = load_turns("data/rewritten/train.parquet")
-    train_mean = controls.mean_states(
+    train = controls.Moments.of(
         states.load(Path(f"states/{seed}/train.safetensors"), section, train_turns)
     )
-    kinds = [turn.kind for turn in turns]
     jobs: list[Job] = []
     for control in params.reconstruct.controls:
         source: config.InterpreterInput = "question-only" if control == "question-only" else "own"
         readings = interpreter.encode_readings(
             turns,
             section,
-            controls.control_states(
-                control, own, kinds=kinds, train_mean=train_mean, seed=params.seed
-            ),
+            controls.control_states(control, own, turns=turns, train=train, seed=params.seed),
             vocabulary,
             source=source,
             wordings=params.interpret.wordings,

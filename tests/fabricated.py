@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
+from eval import leaks, probe
+from eval.audit import effects
 from heima import config
 from heima.data.turns import SCHEMA, Turn, TurnFile
 from heima.results import statistics
@@ -53,8 +56,54 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
     for seed, name in enumerate(params.reconstructions):
         _write_similarity(root, params, name, seed)
         _write_rebuilt(root, params, name)
+    for name in params.audit.checkpoints:
+        _write_effects(root, params, name)
     _write_latency(root, params)
+    _write_leaks(root, params, questions)
+    _write_probe(root, params)
     return params
+
+
+def _write_effects(root: Path, params: config.Params, name: str) -> None:
+    """Of a checkpoint with a thinking token a section and two windows of layers."""
+    seeds = params.training_seeds(name)
+    effect = {
+        **{("own", what): 50.0 for what in ("accuracy", "nll")},
+        **{
+            (measure, what): 10.0
+            for measure in ("zero", "mean", "noise", "same", "other")
+            for what in ("accuracy lost", "answers changed", "nll gained")
+        },
+        **{(f"without/{part}", "accuracy lost"): 20.0 for part in ("slots", "markers", "both")},
+        **{
+            (f"closed/{what}/{window}", "nll gained"): 1.0
+            for what in ("thinking", "image")
+            for window in ("all", "0-1", "2-4")
+        },
+        ("other", "follows the donor"): 5.0,
+        **{("mediation", what): 1.0 for what in ("te", "nie", "nde")},
+        **({("mediation", "share"): 0.5} if name == params.audit.checkpoints[0] else {}),
+    }
+    random = np.random.default_rng(len(name))
+    cells: dict[str, dict[str, Cell]] = {}
+    for (measure, what), value in effect.items():
+        drawn = {seed: value + random.normal(size=20) for seed in seeds}
+        cells.setdefault(measure, {})[what] = statistics.seeded_cell(drawn, draws=100, seed=1)
+    verdict, p = effects.judged(cells)
+    write_metrics(
+        root / "metrics" / "effects" / f"{name}.json",
+        cells,
+        provenance(
+            f"effects@{name}",
+            params,
+            training_seeds=list(seeds),
+            questions=20,
+            power=effects.power(20),
+            verdict=verdict,
+            p=p,
+            left_out={},
+        ),
+    )
 
 
 def _write_latency(root: Path, params: config.Params) -> None:
@@ -88,6 +137,59 @@ def _write_latency(root: Path, params: config.Params) -> None:
             limits=dict.fromkeys(params.latency.cases, 13),
             skipped={str(too_large): "out of memory: on purpose"},
         ),
+    )
+
+
+def _write_probe(root: Path, params: config.Params) -> None:
+    random = np.random.default_rng(9)
+    cells = {
+        name: {
+            column: statistics.seeded_cell(
+                {seed: 50 + 10 * random.random(20) for seed in params.seeds}, draws=100, seed=1
+            )
+            for column in probe.columns(params)
+        }
+        for name in params.reconstructions
+    }
+    write_metrics(
+        root / "metrics" / "probe.json", cells, provenance("probe", params, words={}, fitted=20)
+    )
+
+
+def _write_leaks(root: Path, params: config.Params, questions: int) -> None:
+    """AI2D's first question asks about an image of training; MMStar has groups to be averaged."""
+    data = leaks.data_of(params)
+    names = ("train", "heldout", *data)
+    cells, matches = {}, []
+    for earlier, later in itertools.combinations(names, 2):
+        counts = dict.fromkeys(leaks.COUNTS, 0.0) | {"question": 3.0}
+        if (earlier, later) == ("train", "ai2d"):
+            counts |= {"near": 1.0, "both": 1.0}
+            matches.append(
+                {
+                    **{"set": later, "item": "0", "question": "What is\nin picture 0?"},
+                    **{"in": earlier, "there": "turn-7", "question_there": "What is in picture 0"},
+                    **{"image": "near", "bits": 2, "same_question": True, "both": True},
+                }
+            )
+        cells[leaks.pair(earlier, later)] = {
+            name: Cell(*[value] * 3, n=questions) for name, value in counts.items()
+        }
+    items = [
+        {
+            **{"set": name, "doc_id": number, "question": True, "both": False},
+            "image": "near" if (name, number) == ("ai2d", 0) else None,
+            "strata": {"lmms": str(number % 3)} if name == "mmstar" else {},
+        }
+        for name in data
+        for number in range(questions)
+    ]
+    write_jsonl(root / "leaks" / "matches.jsonl", matches)
+    write_jsonl(root / "leaks" / "items.jsonl", items)
+    write_metrics(
+        root / "metrics" / "leaks.json",
+        cells,
+        provenance("leaks", params, images=dict.fromkeys(names, questions), unreadable=0),
     )
 
 
@@ -248,6 +350,7 @@ def _write_rebuilt(root: Path, params: config.Params, name: str) -> None:
                 "reference": f"the {section} of turn {number}, " + "word for word, " * number,
                 "text": "" if number == 6 else f"the {section} as read from {control}",
                 "nll": 3.25,
+                **({"same_gold": number != 4} if control == "shuffled-same-gold" else {}),
             }
             for control in params.reconstruct.controls
             for number in range(20)
@@ -266,6 +369,9 @@ stages:
   similarity:
     foreach: ${reconstructions}
     do: {cmd: "python -m stages.similarity ${key}"}
+  effects:
+    foreach: ${runs.effects}
+    do: {cmd: "python -m stages.effects ${key}"}
   predict:
     foreach: ${variants}
     do: {cmd: "python -m stages.predict ${key}"}
@@ -331,6 +437,8 @@ def lock(root: Path, params: config.Params) -> None:
         add(f"distill@{run}", [f"models/{place}", metrics], reads, **used)
     for name in params.reconstructions:
         add(f"similarity@{name}", [f"metrics/similarity/{name}.json"])
+    for name in params.audit.checkpoints:
+        add(f"effects@{name}", [f"metrics/effects/{name}.json"])
     for variant in params.variants:
         (root / "predictions" / variant).mkdir(parents=True, exist_ok=True)
         model = params.variants[variant].model

@@ -128,6 +128,7 @@ def _write_rebuilt(root: Path, params: config.Params) -> None:
                 "reference": turn.sections[one.section],
                 "text": HOSTILE if place == 0 else f"from {control}",
                 "nll": 3.25 + place,
+                **({"same_gold": True} if control == "shuffled-same-gold" else {}),
             }
             for control in params.reconstruct.controls
             for place, turn in enumerate(turns)

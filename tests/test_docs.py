@@ -56,7 +56,6 @@ NO_RESULTS = {
     "audit.md": {
         "Planted controls": "a rule",
         "What a simple reader finds": "a rule",
-        "Theorem 3.1 in bits": "a name",
     },
     "benchmarks.md": {
         "Benchmarks: two protocols, one set of answers each": "others' reports, a rule"

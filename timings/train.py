@@ -2,6 +2,7 @@
 
     python -m timings.train              # random weights, 0.1 B parameters, on a CPU: 11 minutes
     python -m timings.train --size 11b   # the paper's architecture, random weights, on a GPU
+    python -m timings.train --states     # states fed back and tokens alone, in turns
     python -m timings.train --quick      # the toy, to see that it runs
 
 The baseline is Hugging Face's Trainer as it comes: transformers' own forward pass and loss, an
@@ -23,8 +24,9 @@ the first step, which is not timed; recomputation included, as in `stages.plan -
 device's peak, measured or stated with --peak. The last line is a JSON object:
 
 - `ratio`: samples a second of all exact savings over the baseline's;
-- `ratio_state_feed`: samples a second with states fed back, in segments, over those of the row that
-  is the same but for that, which feeds tokens;
+- `ratio_state_feed`: samples a second with states fed back, in segments, over those with tokens fed
+  and all else the same; the two take turns on the same batches, and on a CPU the seconds are of its
+  time alone, so that a busy machine changes both alike;
 - `ratio_real_tiles`: that of `tiles: real`, whose loss is another by `real_tiles_loss_off_by`;
 - `ratios`, `mfu`, `peak_gb`: those of every row, memory on a GPU alone;
 - `loss_off_by`: the largest difference of an exact row;
@@ -52,6 +54,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tabulate import tabulate
+from torch import nn
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,
@@ -82,6 +85,7 @@ from heima.toy.mllama import build_processor, build_vlm
 from heima.toy.world import IMAGE_SIDE
 from heima.training import batch_order, loop
 from heima.training.backbone import body, tile_shift
+from heima.training.merged_lora import merged_forward
 from heima.vlm import models
 from timings.random_models import (
     gpu_for,
@@ -422,6 +426,55 @@ def ours(
     return result
 
 
+def in_turns(
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    once: Any,
+    aligned: Any,
+    feed: Feed,
+    size: Size,
+) -> float:
+    """Seconds of a training step's passes with tokens fed over those with states fed back.
+
+    Forward and backward, without the optimizer, which is the same in both. The first batch does not
+    count; of the others, each ratio is of one batch, and the median is given.
+    """
+    cuda = model.device.type == "cuda"
+    read = time.perf_counter if cuda else time.process_time
+    hardware = Hardware()
+    ways = [
+        (loop.AnswerLoss(model, hardware, body=body(model, feed=fed)), collate)
+        for fed, collate in ((None, once), (feed, aligned))
+    ]
+
+    def seconds(answering: nn.Module, batch: Mapping[str, torch.Tensor], items: int) -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        start = read()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=size.precision == "bf16"):
+            loss = answering(**batch, num_items_in_batch=items)
+        loss.backward()
+        if cuda:
+            torch.cuda.synchronize()
+        return read() - start
+
+    model.train()
+    ratios = []
+    with merged_forward(model):
+        for first in range(0, len(samples), TURNS_A_BATCH):
+            some = samples[first : first + TURNS_A_BATCH]
+            items = sum(sample.labelled for sample in some)
+            found = [0.0, 0.0]
+            # Each goes first once.
+            for which in (0, 1, 1, 0):
+                answering, collate = ways[which]
+                batch = {key: value.to(model.device) for key, value in collate(some).items()}
+                found[which] += seconds(answering, batch, items)
+                model.zero_grad(set_to_none=True)
+            ratios.append(found[0] / found[1])
+    return float(np.median(ratios[1:]))
+
+
 @contextlib.contextmanager
 def adapted(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The model with a new LoRA, the same each time, which is gone afterwards."""
@@ -437,11 +490,13 @@ def adapted(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--size", choices=("mid", "11b"), default="mid")
+    parser.add_argument("--states", action="store_true", help="states and tokens fed, in turns")
     parser.add_argument("--quick", action="store_true", help="the toy instead of 560 px tiles")
     parser.add_argument("--peak", type=float, metavar="TFLOPS", help="the maker's")
     arguments = parser.parse_args()
     name = "toy" if arguments.quick else arguments.size
-    if name == "toy":
+    if name == "toy" or arguments.states:
+        # Threads that wait for each other use up a CPU's time, too.
         torch.set_num_threads(1)
     size = SIZES[name]
     processor = tiled(build_processor(), tiles=TILES, side=size.side)
@@ -467,7 +522,8 @@ def main() -> None:
         )
         feed = Feed(frozenset(vocabulary.thinking_ids.values()))
         aligned = Collator(FAMILIES["toy-mllama"], processor, images, thoughts=feed.ids)
-        for row, settings in {PLAIN: None, **size.rows}.items():
+        rows = {} if arguments.states else {PLAIN: None, **size.rows}
+        for row, settings in rows.items():
             try:
                 with adapted(model) as whole:
                     if settings is None:
@@ -484,19 +540,36 @@ def main() -> None:
             except torch.cuda.OutOfMemoryError:
                 skipped[row] = "the GPU has no room for it"
                 torch.cuda.empty_cache()
+        state_ratio = None
+        try:
+            with adapted(model) as whole:
+                state_ratio = in_turns(whole, samples, once, aligned, feed, size)
+        except torch.cuda.OutOfMemoryError:
+            skipped["in turns"] = "the GPU has no room for it"
+            torch.cuda.empty_cache()
+        if arguments.states:
+            print(f"states fed back: {state_ratio:.2f} of the samples a second of tokens fed")
+            print(json.dumps({"benchmark": "train", "ratio_state_feed": state_ratio, "size": name}))
+            return
         answering = loop.AnswerLoss(model, Hardware(), body=body(model))
         with torch.autocast(model.device.type, torch.bfloat16, enabled=size.precision == "bf16"):
             some = samples[:TURNS_A_BATCH]
             shift = tile_shift(answering, some, once, batch_size=TURNS_A_BATCH)
     tflops = arguments.peak or timing.measured_peaks(model.device, model.dtype).tflops
     tokens = np.mean([len(sample) for sample in samples])
-    report(results, skipped, shift, model, name=name, tflops=tflops, tokens=float(tokens))
+    report(
+        *(results, skipped, shift, state_ratio, model),
+        name=name,
+        tflops=tflops,
+        tokens=float(tokens),
+    )
 
 
 def report(
     results: Mapping[str, Result],
     skipped: Mapping[str, str],
     shift: Mapping[str, float],
+    state_ratio: float | None,
     model: PreTrainedModel,
     *,
     name: str,
@@ -519,8 +592,6 @@ def report(
         else {}
     )
     exact = [off[row] for row in off if row not in (PLAIN, REAL, STATES)]
-    fed = SIZES[name].tokens_fed
-    state_ratio = round(speed[STATES] / speed[fed], 2) if {STATES, fed} <= speed.keys() else None
     environment = timing.environment(model)
     print(
         f"{model.num_parameters() / 1e6:,.0f} M random parameters in {environment['dtype']} on "
@@ -559,7 +630,7 @@ def report(
                 "baseline": PLAIN,
                 "ratio": ratios.get(ALL),
                 "ratio_real_tiles": ratios.get(REAL),
-                "ratio_state_feed": state_ratio,
+                "ratio_state_feed": None if state_ratio is None else round(state_ratio, 2),
                 "ratios": ratios,
                 "mfu": {row: round(share, 3) for row, share in mfu.items()},
                 "peak_gb": {row: round(size, 1) for row, size in peak.items()},

@@ -22,7 +22,7 @@ T = TypeVar("T")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Section = Literal["summary", "caption", "reasoning"]
-Control = Literal["own", "shuffled", "mean", "zero", "noise", "question-only"]
+Control = Literal["own", "shuffled", "shuffled-same-gold", "mean", "zero", "noise", "question-only"]
 QuestionKind = Literal[
     "look-option", "sum-option", "look-free", "sum-number", "look-yes-no", "sum-yes-no"
 ]

@@ -38,7 +38,9 @@ class Reconstruct(Decoding):
     @model_validator(mode="after")
     def _own_among_distinct(self) -> Reconstruct:
         if "own" not in self.controls or len(set(self.controls)) != len(self.controls):
-            raise ValueError("controls must name `own` and no control twice")
+            raise ValueError(
+                f"controls = {list(self.controls)} must name `own` and no control twice"
+            )
         return self
 
 
@@ -67,7 +69,7 @@ class Similarity(Model):
         if self.judged and "own" not in self.judged:
             raise ValueError("judged must name `own`, with which controls are compared, or nothing")
         if len(set(self.judged)) != len(self.judged):
-            raise ValueError("judged must name no control twice")
+            raise ValueError(f"judged = {list(self.judged)} must name no control twice")
         return self
 
 
@@ -86,7 +88,7 @@ class Protocol(Model):
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Protocol:
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds must name no seed twice")
+            raise ValueError(f"seeds = {list(self.seeds)} must name no seed twice")
         if self.temperature == 0 and len(self.seeds) > 1:
             raise ValueError(
                 f"seeds = {list(self.seeds)} must be one: at temperature 0 all give the same"
@@ -167,7 +169,7 @@ class Latency(Model):
                 f"batch_sizes = {list(self.batch_sizes)}: it decodes one answer at a time"
             )
         if len(set(self.batch_sizes)) != len(self.batch_sizes):
-            raise ValueError("batch_sizes must name no size twice")
+            raise ValueError(f"batch_sizes = {list(self.batch_sizes)} must name no size twice")
         return self
 
 
@@ -219,6 +221,23 @@ class Audit(Model):
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )
+
+
+class Probe(Model):
+    """A linear probe for each of the `words` commonest content words of a section, trained on the
+    states of `fitted` training turns (all, where there are fewer)."""
+
+    words: Annotated[int, Field(ge=1)] = 40
+    fitted: Annotated[int, Field(ge=10)] = 4000
+
+
+class Leaks(Model):
+    """When an image counts as near another one (`heima.data.duplicates`): by at most `hamming`
+    differing bits of 64, and thumbnails whose colours differ by at most `difference` of 255.
+    """
+
+    hamming: Annotated[int, Field(ge=0, le=64)] = 8
+    difference: Annotated[float, Field(ge=0, le=255)] = 6.0
 
 
 class EmbeddedRules(Model):

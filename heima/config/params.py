@@ -34,9 +34,11 @@ from heima.config.evaluation import (
     Decoding,
     EmbeddedRules,
     Latency,
+    Leaks,
     OpenAIJudge,
     Page,
     Predict,
+    Probe,
     Protocol,
     Reconstruct,
     Similarity,
@@ -98,6 +100,8 @@ class Params(Model):
     latency: Latency
     page: Page = Page()
     audit: Audit = Audit()
+    probe: Probe = Probe()
+    leaks: Leaks = Leaks()
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Params:
@@ -234,7 +238,7 @@ class Params(Model):
 
     def _check_benchmarks(self) -> None:
         if len(set(self.benchmarks)) != len(self.benchmarks):
-            raise ValueError("benchmarks must name no benchmark twice")
+            raise ValueError(f"benchmarks = {list(self.benchmarks)} must name no benchmark twice")
         if self.predict.engine == "vllm" and not families.RECORDS[self.family].vllm:
             raise ValueError(
                 f"predict.engine = 'vllm' does not serve the family {self.family}; it must be "

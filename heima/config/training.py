@@ -369,7 +369,7 @@ class Interpreter(Model):
         if self.adapter is not None and self.steps is not None:
             raise ValueError("give steps or an adapter, not both: a given one is not trained")
         if len(set(self.sections)) != len(self.sections):
-            raise ValueError("sections must name no section twice")
+            raise ValueError(f"sections = {list(self.sections)} must name no section twice")
         return self
 
 

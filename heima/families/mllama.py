@@ -11,6 +11,7 @@ there real tiles attend to it; and tokens before the image attend to all tiles a
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -37,6 +38,36 @@ from heima.config import Tiles
 from heima.cot.sections import THINKING_TOKENS
 from heima.families.family import LLAMA_LORA, Body, Family, standing_on
 from heima.families.feeding import Feed, by_segments
+
+_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '(begin)' + message['role'] + '(named)' }}
+    {%- if message['content'] is string %}
+        {{- message['content'] }}
+    {%- else %}
+        {%- for item in message['content'] %}
+            {%- if item['type'] == 'image' %}
+                {{- '<|image|>' }}
+            {%- elif item['type'] == 'text' %}
+                {{- item['text'] }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '(end)' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '(begin)assistant(named)' }}
+{%- endif %}"""
+
+
+def chat_template(*, begin: str, named: str, end: str) -> str:
+    """A chat template in Jinja: each message between `begin`, its role, `named`, and `end`.
+
+    Content items stand where they stand in the list, so the image can come before or after the
+    text. The marks are as a string of Jinja has them: a line break is `\\n`.
+    """
+    marks = {"(begin)": begin, "(named)": named, "(end)": end}
+    return functools.reduce(lambda text, mark: text.replace(mark, marks[mark]), marks, _TEMPLATE)
 
 
 class Mllama(Family):

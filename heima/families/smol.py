@@ -6,32 +6,12 @@ named as Llama 3's, so that thinking tokens stand as Mllama's do.
 
 from __future__ import annotations
 
-from heima.families.mllama import Mllama
-
-# ChatML as SmolLM2's own writes it, without the system prompt that it puts before a chat that has
-# none, and without the line break behind an answer's end; content may be a list with an image.
-_TEMPLATE = """\
-{%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\\n' }}
-    {%- if message['content'] is string %}
-        {{- message['content'] }}
-    {%- else %}
-        {%- for item in message['content'] %}
-            {%- if item['type'] == 'image' %}
-                {{- '<|image|>' }}
-            {%- elif item['type'] == 'text' %}
-                {{- item['text'] }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}"""
+from heima.families.mllama import Mllama, chat_template
 
 
 class Smol(Mllama):
-    chat_template = _TEMPLATE
+    # ChatML as SmolLM2's own writes it, without the system prompt that it puts before a chat that
+    # has none, and without the line break behind an answer's end.
+    chat_template = chat_template(begin="<|im_start|>", named="\\n", end="<|im_end|>\\n")
     # The tokenizer pads with its end of turn; this is for one that does not say so.
     pad_token = "<|endoftext|>"

@@ -39,6 +39,14 @@ BENCHMARK_BYTES = 3e9
 ROW_BYTES = 2500
 """A prediction, a reconstruction or a judgement with its texts, about."""
 
+PROBING = 2e-7
+"""Seconds for each number of a probe's states: some hundred steps of L-BFGS on one core."""
+
+HASHED = 0.011
+"""Seconds that one core takes to decode and hash an image of a megapixel."""
+HASHING = 4
+"""Threads that hash images."""
+
 INSTRUCTIONS = 320
 """Tokens of the judge's instructions for a reconstruction, and of the form of its reply."""
 REPLY = 10
@@ -90,6 +98,7 @@ class Estimate(Parts):
             *self._each_seed(self._reconstruct(name) for name in params.reconstructions),
             self._judge(),
             *(self._similarity(name) for name in params.reconstructions),
+            self._probe(),
             *(self._predict(name) for name in params.variants),
             *(self._score(name) for name in params.variants),
             *self._audits(),
@@ -98,6 +107,7 @@ class Estimate(Parts):
                 for name in params.audit.checkpoints
             ),
             self._latency(),
+            self._leaks(),
             Stage("tables"),
             Stage("figures"),
             Stage("page"),
@@ -328,6 +338,16 @@ class Estimate(Parts):
         samples = self.workload.heldout * len(params.reconstruct.controls) * len(params.seeds)
         return Stage(f"similarity@{name}", samples=samples, disk=samples * 300)
 
+    def _probe(self) -> Stage:
+        """Two probes for each section, training seed and word; on the CPU."""
+        params = self.params
+        fitted = min(params.probe.fitted, self.workload.train)
+        probes = 2 * len(params.sections) * len(params.seeds) * params.probe.words
+        width = self._vlm.text_config.hidden_size
+        minutes = probes * PROBING * fitted * width / 60
+        note = "" if self._toy else f"on the CPU: about {minutes:.0f} min on one core"
+        return Stage("probe", samples=probes * fitted, note=note)
+
     def _predict(self, name: str) -> Stage:
         params = self.params
         prompts = sum(
@@ -453,3 +473,13 @@ class Estimate(Parts):
         return Stage(
             "latency", samples, tokens, flops, hours, 1, held, note="all models in memory at once"
         )
+
+    def _leaks(self) -> Stage:
+        """Images are decoded and hashed, on cores; comparing their hashes takes seconds."""
+        if self._toy:
+            return Stage("leaks", samples=self.workload.images)
+        rows = sum(benchmark_rows(self.params, one) for one in self.params.benchmarks)
+        images = self.workload.images + rows
+        minutes = images * HASHED / HASHING / 60
+        note = f"on the CPU: about {minutes:.0f} min on {HASHING} cores, as fast as images are read"
+        return Stage("leaks", samples=images, disk=rows * 100, note=note)

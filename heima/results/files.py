@@ -24,17 +24,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    remove(temporary)
     try:
         yield temporary
         flush_tree(temporary)
         if temporary.is_dir() or target.is_dir():
             # A file is replaced at once; a folder would have to be empty.
-            _remove(target)
+            remove(target)
         os.replace(temporary, target)
         flush(target.parent)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def flush_tree(path: Path) -> None:
@@ -56,7 +56,8 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that lies in it; what is not there stays so."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -22,6 +22,7 @@ from transformers.models.mllama.image_processing_pil_mllama import (
     get_all_supported_aspect_ratios,
 )
 
+from heima.families.mllama import chat_template
 from heima.toy.models import (
     IMAGE,
     INITIALIZER_RANGE,
@@ -39,27 +40,9 @@ UNKNOWN = "<unk>"
 RESERVED = tuple(f"<|reserved_special_token_{index}|>" for index in range(104))
 """Room for three sections of 32 numbered thinking tokens each, as the ablations ask for."""
 
-# Content items stand where they stand in the list, so the image can come before or after the text.
-CHAT_TEMPLATE = """\
-{{- bos_token }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {%- if message['content'] is string %}
-        {{- message['content'] }}
-    {%- else %}
-        {%- for item in message['content'] %}
-            {%- if item['type'] == 'image' %}
-                {{- '<|image|>' }}
-            {%- elif item['type'] == 'text' %}
-                {{- item['text'] }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}"""
+CHAT_TEMPLATE = "{{- bos_token }}\n" + chat_template(
+    begin=HEADERS[0], named=f"{HEADERS[1]}\\n\\n", end=EOT
+)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from heima.config import Params, Schedule, ToyLlm, ToySource, ToyVlm, expected
+from heima.config import Params, Schedule, ToyLlm, ToySource, ToyVlm, expected, given
 from heima.cot.sections import COMPRESSIBLE, TAGS, thinking_token
 from heima.data.encoding import Sample, encode_turns
 from heima.data.images import ImageZip
@@ -93,15 +93,11 @@ def teach_vlm(
     model = twin.build_vlm(published, hidden_size=vlm.hidden_size, seed=params.seed)
     look = body(model)
     answering = loop.AnswerLoss(model, params.hardware, body=look)
-    schedule, facts = vlm, {}
+    schedule: Schedule = vlm
+    facts: dict[str, Any] = {}
     if name == "base":
         reference = encode_turns(train, RENDERING["text-cot"], vocabulary, max_length=limit)
-        own, other = (
-            loop.flops_per_sample(answering, some, collate, batch_size=vlm.batch_size)
-            for some in (samples, reference)
-        )
-        schedule = vlm.model_copy(update={"steps": round(vlm.steps * other / own)})
-        facts = {"flops_per_sample": own, "flops_per_sample_text_cot": other}
+        schedule, facts = equal_flops(vlm, answering, samples, reference, collate)
     facts["vision_accuracy"] = warm_up_vision(
         twin, model, processor, list(scenes.values()), steps=vlm.vision_steps, seed=params.seed
     )
@@ -116,6 +112,26 @@ def teach_vlm(
     )
     losses = loop.heldout_losses(answering, held, collate, batch_size=vlm.batch_size)
     return Taught(model, published, curve, losses, facts)
+
+
+def equal_flops(
+    schedule: Schedule,
+    model: nn.Module,
+    samples: Sequence[Sample],
+    reference: Sequence[Sample],
+    collate: loop.Collate,
+) -> tuple[Schedule, dict[str, Any]]:
+    """`schedule`, which trains `model` on `reference`, with as many updates as cost the same on
+    `samples`; and the counted FLOPs of a sample of each, forward and backward."""
+    own, other = (
+        loop.flops_per_sample(model, some, collate, batch_size=schedule.batch_size)
+        for some in (samples, reference)
+    )
+    steps = round(given(schedule.steps, "steps") * other / own)
+    return schedule.model_copy(update={"steps": steps}), {
+        "flops_per_sample": own,
+        "flops_per_sample_text_cot": other,
+    }
 
 
 class _GroundedCollator:

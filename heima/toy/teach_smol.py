@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from heima.config import GgufLlm, GrownVlm, Params, expected
+from heima.config import GgufLlm, GrownVlm, Params, Schedule, expected
 from heima.cot.sections import COMPRESSIBLE
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
@@ -22,7 +22,7 @@ from heima.interpreting.interpreter import Reading, ReadingCollator, StateReader
 from heima.interpreting.wordings import PLAIN_WORDING, asking
 from heima.toy import mllama, smol
 from heima.toy.models import warm_up_vision
-from heima.toy.teach import RENDERING, Taught
+from heima.toy.teach import RENDERING, Taught, equal_flops
 from heima.toy.world import Scene
 from heima.training import loop
 from heima.training.backbone import body
@@ -65,15 +65,11 @@ def teach_vlm(
         )
     }
     answering = loop.AnswerLoss(model, params.hardware, body=body(model))
-    schedule = options
+    schedule: Schedule = options
     if name == "base":
         reference = encode_turns(train, RENDERING["text-cot"], vocabulary, max_length=limit)
-        own, other = (
-            loop.flops_per_sample(answering, some, collate, batch_size=options.batch_size)
-            for some in (samples, reference)
-        )
-        schedule = options.model_copy(update={"steps": round(options.steps * other / own)})
-        facts |= {"flops_per_sample": own, "flops_per_sample_text_cot": other}
+        schedule, counted = equal_flops(options, answering, samples, reference, collate)
+        facts |= counted
     new = {id(weight): weight for weight in smol.new_parts(model)}
     known = [weight for weight in model.parameters() if id(weight) not in new]
     for weight in known:

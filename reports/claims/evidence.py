@@ -113,6 +113,13 @@ class Evidence:
         cell = self.results.latency.get(group, {}).get("speedup")
         return None if cell is None else (cell, LATENCY)
 
+    def audit(self, variant: str) -> tuple[Mapping[str, Mapping[str, Cell]], str] | None:
+        """The effects that an audit found of a variant's checkpoint; None: it was not audited."""
+        if variant not in self.results.params.variants:
+            return None
+        found = self.results.audits.get(self.results.params.variants[variant].model)
+        return None if found is None else (found.cells, found.source)
+
     def series(self, name: str) -> dict[str, str]:
         """Row -> variant, of the series that was trained here, without heima itself."""
         found = points(self.results.params, name)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from eval.audit import effects
 from heima.config import ProtocolName
 from heima.results import verdicts
 from heima.results.scores import MEAN
 from reports.claims.evidence import Evidence
 from reports.claims.model import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Finding
 from reports.claims.rules import ONE_SEED, all_of, greater, not_testable, same
+from reports.tables.numbers import probability
 
 PAPERS_PROTOCOL: ProtocolName = "vlmevalkit"
 OWN_PROTOCOL: ProtocolName = "lmms"
@@ -100,6 +102,16 @@ def _is_read(section: str) -> Callable[[Evidence], Finding]:
     return find
 
 
+def _tells_more(section: str) -> Callable[[Evidence], Finding]:
+    def find(evidence: Evidence) -> Finding:
+        found = evidence.state_gain(section, "shuffled-same-gold")
+        if not found:
+            return _missing("the control shuffled-same-gold")
+        return greater(*found, least=LEAST_NATS)
+
+    return find
+
+
 def _own_is_better(evidence: Evidence) -> Finding:
     findings = []
     for section in evidence.results.params.sections:
@@ -165,6 +177,30 @@ def _theorem(evidence: Evidence) -> Finding:
         "needs the usable information about the answer in text and in thinking tokens by one "
         "predictor, which no stage measures"
     )
+
+
+def _states_matter(variant: str) -> Callable[[Evidence], Finding]:
+    """By the rule of audits, of the checkpoint behind a variant."""
+
+    def find(evidence: Evidence) -> Finding:
+        found = evidence.audit(variant)
+        if found is None:
+            return _missing(f"an audit of {variant}")
+        cells, source = found
+        shown = cells.get("other", {}).get("accuracy lost")
+        if shown is not None and shown.sd is None:
+            return Finding(UNDECIDED, ONE_SEED, shown, source)
+        verdict, p = effects.judged(cells)
+        largest = max(p, key=lambda test: p[test])
+        why = {
+            SUPPORTED: "other states cost accuracy, donors are followed, and the image's effect "
+            "passes through the states",
+            NOT_SUPPORTED: f"no replacement moves accuracy by {effects.MARGIN:g} points",
+            UNDECIDED: f"neither is shown; {largest}: p {probability(p[largest])}",
+        }[verdict]
+        return Finding(verdict, why, shown, source)
+
+    return find
 
 
 def _costs(evidence: Evidence) -> Finding:
@@ -367,6 +403,26 @@ CLAIMS: tuple[Claim, ...] = (
         scale="any",
         find=_theorem,
     ),
+    *(
+        Claim(
+            f"thinking-states-matter{ending}",
+            f"The thinking states of {variant} matter to the conclusion.",
+            of="project",
+            where="docs/audit.md",
+            rule="supported where a donor's states of another conclusion cost accuracy, the donor "
+            f"is followed, and more than {effects.SHARE:.0%} of the image's effect passes through "
+            "the states, all at 5 % after Holm; not supported where no replacement moves accuracy "
+            f"by {effects.MARGIN:g} points (equivalence at 5 %); the value is the accuracy lost",
+            unit="points",
+            scale="any",
+            find=_states_matter(variant),
+        )
+        for variant, ending in (
+            ("heima", ""),
+            ("heima-no-recover", "-before-recovering"),
+            ("heima-no-progressive", "-without-progress"),
+        )
+    ),
     Claim(
         "compressing-costs",
         "Compressing costs accuracy on the same questions, against the text-CoT model.",
@@ -388,6 +444,20 @@ CLAIMS: tuple[Claim, ...] = (
             unit="nats a text",
             scale="any",
             find=_is_read(section),
+        )
+        for section in ("caption", "reasoning")
+    ),
+    *(
+        Claim(
+            f"{section}-state-tells-more-than-the-answer",
+            f"The interpreter of the {section} reads more in its thinking state than the answer: a "
+            "state of another image with the same conclusion is worse.",
+            of="project",
+            where="docs/audit.md",
+            rule=_DIRECTION.format(least=f"{LEAST_NATS:g} nats"),
+            unit="nats a text",
+            scale="any",
+            find=_tells_more(section),
         )
         for section in ("caption", "reasoning")
     ),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.figures import style
+from reports.figures.audit import audit_effects
 from reports.figures.inputs import FigureError, Inputs
 from reports.figures.interpreters import (
     interpreter_metrics,
@@ -84,6 +85,16 @@ FIGURES = {
         "are means, bars 95 % intervals, rings the single training seeds. At the line the state "
         "tells nothing that the control does not.",
         "interpreters",
+    ),
+    "audit-effects": Drawing(
+        audit_effects,
+        "What conclusions owe to the thinking states",
+        "Above, thinking states are replaced by zeros, the mean of training turns, noise, and by "
+        "a donor's with the same or another conclusion; below, parts of the forced prefix are "
+        "left out, or ways of attention closed in some layers. Dots are means, bars 95 % intervals "
+        "over training seeds and questions. At the line nothing changes. Hollow squares are "
+        "planted checkpoints, whose effects are known.",
+        "audit",
     ),
     "loss-by-phase": Drawing(
         loss_by_phase,

@@ -14,14 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from heima.config import Params
+from reports.tables import captions
 from reports.tables.ablation import ablation_block
 from reports.tables.appendix import latex
+from reports.tables.audit import audit_block
+from reports.tables.audit import nothing as no_audit
 from reports.tables.benchmarks import benchmarks_block
 from reports.tables.compact import compact_files
 from reports.tables.families import GAINS, families_blocks
 from reports.tables.interpreters import interpreters_block
 from reports.tables.kept import PlainBlock
 from reports.tables.latency import latency_block
+from reports.tables.leaks import leaks_blocks
 from reports.tables.model import Block, Entry, Label, Panel, Table, TableError
 from reports.tables.panels import ACCURACIES, DECODED
 from reports.tables.published import (
@@ -62,6 +66,8 @@ NAMES = (
     "latency",
     *SERIES,
     "families",
+    "leaks",
+    "audit",
     "samples",
     "reported",
 )
@@ -114,6 +120,8 @@ def of_results(results: Results) -> dict[str, Table]:
             "families",
             families_blocks(params, benchmarks, interpreters, results.kept, published["families"]),
         ),
+        Table("leaks", leaks_blocks(params, results.leaks, scores)),
+        Table("audit", _audits(results)),
         Table("samples", (samples_block(params, results.rebuilt),)),
         reported_table(results, comparisons(results)),
     )
@@ -135,8 +143,19 @@ def _own_interpreters(results: Results) -> tuple[Block, ...]:
             results.similarities,
             results.reconstructed,
             results.published["interpreters"],
+            results.rebuilt,
+            results.probe,
         ),
     )
+
+
+def _audits(results: Results) -> tuple[Block, ...]:
+    """Ours, and what other profiles have kept."""
+    beside = [
+        captions.kept_block(block, one) for one in results.kept for block in one.blocks("audit")
+    ]
+    params, audits = results.params, results.audits
+    return (audit_block(params, audits) if audits else no_audit(params), *beside)
 
 
 def to_keep(results: Results) -> dict[str, tuple[PlainBlock, ...]]:
@@ -148,6 +167,7 @@ def to_keep(results: Results) -> dict[str, tuple[PlainBlock, ...]]:
             _with(block, [p.title for p in block.panels if p.title.endswith(GAINS)])
             for block in _own_interpreters(results)
         ],
+        "audit": [audit_block(results.params, results.audits)] if results.audits else [],
         **{name: own_series(results.params, name, results.scores) for name in SERIES},
     }
     return {

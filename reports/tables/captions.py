@@ -100,8 +100,31 @@ _VERDICTS = (
 )
 
 
-def interpreters(params: Params, made: Mapping[str, Any]) -> str:
-    """`made` is the provenance of the first reconstruction's metrics."""
+def audit(params: Params) -> str:
+    """Without the numbers that `Params` says, which stand in the table."""
+    return (
+        "What becomes of conclusions where thinking states are replaced (zero, mean, noise, first: "
+        "zeros, the mean of training turns, noise of their mean and variance, the first of a "
+        "section's; same, other: those of a donor, another turn of the kind with the same or "
+        "another conclusion), where parts of the forced prefix are left out (without, first), and "
+        "where the conclusion does not see the thinking tokens or the image in some layers "
+        "(closed). Accuracy is that of greedy decoding after the constant prefix. Follows the "
+        "donor: answers that become the donor's, less those that are its anyway. Zeros decide "
+        "nothing. Supported: other costs accuracy, the donor is followed, and more than 5 % of the "
+        "image's effect passes through the states, all at 5 % after Holm; not supported: no "
+        "replacement moves accuracy by 2 points (equivalence at 5 %); else undecided. Power: the "
+        "probability that so many questions show that, where a tenth of the answers differ and "
+        "none is lost. What the effects of planted checkpoints must be is known (docs/audit.md). "
+        f"{_spread(params)}; questions on one image resampled together."
+    )
+
+
+NO_AUDIT = "No checkpoint is audited: audit.checkpoints in params.yaml names none."
+
+
+def interpreters(params: Params, made: Mapping[str, Any], alone: int) -> str:
+    """`made` is the provenance of the first reconstruction's metrics; `alone` counts the turns that
+    no other one of their kind has the conclusion of."""
     official = params.similarity.references == "official"
     return (
         "Held-out sections rebuilt from their own thinking "
@@ -117,11 +140,31 @@ def interpreters(params: Params, made: Mapping[str, Any]) -> str:
             if official
             else "sections alone."
         )
+        + _controls(params, alone)
+        + " Words: which of the section's commonest content words a linear probe of the own state "
+        "(L2-regularised logistic regression, one a word) says are there; the same trained on the "
+        "words of other turns of the kind (probe_shuffled_labels); and which of them an "
+        "interpreter writes."
         + _given(params)
         + f" {_resources(params, made)} A metric named after a resource "
         "(meteor_exact_stem: no WordNet; bertscore_minilm_l6: MiniLM-L6) is not the paper's "
         "metric."
     )
+
+
+def _controls(params: Params, alone: int) -> str:
+    """What the controls are that a name does not tell."""
+    words = {
+        "shuffled": "shuffled: the state of another turn of the kind",
+        "shuffled-same-gold": "shuffled-same-gold: of another one of the kind about another image "
+        "with the same conclusion"
+        + (f" (without one for {alone} turns, which get any of the kind)" if alone else ""),
+        "mean": "mean: of the training states",
+        "noise": "noise: drawn with mean and variance of the training states in each dimension, "
+        "as long as the own state",
+    }
+    told = "; ".join(words[one] for one in params.reconstruct.controls if one in words)
+    return f" Controls: {told}." if told else ""
 
 
 def _given(params: Params) -> str:
@@ -193,6 +236,32 @@ def series(params: Params, protocol: ProtocolName, rows: Mapping[str, str]) -> s
         f"Accuracy in percent and decoded tokens per answer ({_RULES[protocol]}; judged by "
         f"{judge_name(params.judge)}) of {variants}; {_decoding(params, protocol)}; "
         f"{_spread(params)}; questions on one image resampled together. {_DECODED}."
+    )
+
+
+def leaks(params: Params, unreadable: int) -> str:
+    near = params.leaks
+    return (
+        "Of each set's questions, how many an earlier set has: with the image in the same file; of "
+        "the same pixels in another file; near (a perceptual hash of 64 bits that differs in at "
+        f"most {near.hamming}, and thumbnails whose colours differ by at most {near.difference:g} "
+        "of 255 in the mean); with the same words, case, punctuation and options aside; with image "
+        "and words of one question. Words alone are no leak: some are asked of every image. Images "
+        f"that could not be read: {unreadable or 'none'}."
+    )
+
+
+def without_leaks(params: Params, protocol: ProtocolName, leaked: Mapping[str, int]) -> str:
+    if not leaked:
+        return (
+            "No benchmark has an image that training turns have, so there is nothing to leave out."
+        )
+    counts = ", ".join(f"{name} {count}" for name, count in leaked.items())
+    return (
+        "Accuracy in percent on all questions, and without those whose image training turns have, "
+        "as the same file, of the same pixels or near (rows left out, where there are any: "
+        f"{counts}); {_RULES[protocol]}; {_spread(params)}; questions on one image resampled "
+        "together."
     )
 
 

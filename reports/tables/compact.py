@@ -15,6 +15,8 @@ from heima.config import Params
 from heima.results.measures import judge_name
 from heima.results.scores import CHANCE, MEAN
 from reports.tables.ablation import DIFFERENCES
+from reports.tables.audit import ACCURACY, FOLLOWS, LOST, REPLACED
+from reports.tables.audit import VERDICTS as AUDIT_VERDICTS
 from reports.tables.interpreters import OTHERS
 from reports.tables.kept import Kept
 from reports.tables.layout import (
@@ -160,6 +162,8 @@ def _of(table: Table, params: Params, kept: Sequence[Kept]) -> Iterator[Compact]
         yield from _interpreters(table, params)
     elif table.name == "latency":
         yield _latency(table.blocks[0], params)
+    elif table.name == "audit":
+        yield from _audit(table.blocks[0], params)
     elif table.name == "samples":
         yield from _samples(table.blocks[0], params)
     elif table.name == "reported":
@@ -254,6 +258,11 @@ def _score(accuracy: Panel, tokens: Panel | None, row: str, column: str, *, rank
 _PUBLISHED_INTERPRETERS = {EACH: "one each", SHARED: "one for all"}
 
 
+_SHORT_NAMES = {"shuffled-same-gold": "same gold"}
+_LEFT_OUT = "zero"
+"""A control that a paper's column has no room for: no state is near it, so it decides nothing."""
+
+
 def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
     """Rows: the states given, for each section; and the paper's, for each section."""
     ours, *theirs = table.blocks
@@ -268,9 +277,14 @@ def _interpreters(table: Table, params: Params) -> Iterator[Compact]:
         columns = (*(heading(one) for one in shown), "NLL gain")
         rows: dict[str, Sequence[Value]] = {}
         for row in params.reconstruct.controls:
+            if row == _LEFT_OUT:
+                continue
             values = [_number(given.entries[row, c], given.digits[c], rank=1) for c in shown]
             gain = gains.entries.get((row, "nll_gain"))
-            rows[row] = [*values, Value("–") if gain is None else _number(gain, 2, rank=0)]
+            rows[_SHORT_NAMES.get(row, row)] = [
+                *values,
+                Value("–") if gain is None else _number(gain, 2, rank=0),
+            ]
         groups.append(Group(rows, section))
     yield Compact(
         "interpreters",
@@ -385,6 +399,31 @@ def _latency(block: Block, params: Params) -> Compact:
         "bold.",
         "model",
         tuple(f"batch {size}" for size in sizes),
+        (Group(rows),),
+    )
+
+
+def _audit(block: Block, params: Params) -> Iterator[Compact]:
+    """A row a checkpoint: accuracy lost to replacements, whom answers follow, the verdict."""
+    lost, verdicts = _panel(block, LOST), _panel(block, AUDIT_VERDICTS)
+    if lost is None or verdicts is None:
+        return
+    donors = next(one for one in block.panels if FOLLOWS in one.digits)
+    replaced = [one for one in REPLACED if one in lost.digits]
+    rows = {}
+    for row in lost.rows:
+        shown = [verdicts.entries[row, ACCURACY]]
+        shown += [*(lost.entries[row, one] for one in replaced), donors.entries[row, FOLLOWS]]
+        found = verdicts.entries[row, "verdict"]
+        text = found.text if isinstance(found, Label) else ""
+        rows[row] = [*(_number(one, 1, rank=0) for one in shown), Value(text)]
+    yield Compact(
+        "audit",
+        f"Do thinking states matter? Accuracy, points lost under other states, and answers that "
+        f"follow a donor of another conclusion, beyond chance; {params.profile} profile, "
+        f"{_seeds(params.seeds)}.",
+        "checkpoint",
+        ("accuracy", *replaced, "follows", "verdict"),
         (Group(rows),),
     )
 

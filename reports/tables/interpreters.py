@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval import probe
 from heima.config import Params
 from heima.results import statistics
 from heima.results.cells import Cell, read_metrics
@@ -23,7 +24,8 @@ from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel
 from reports.tables.panels import by_training_seed
 from reports.tables.published import PAPERS
-from reports.tables.reading import Scores
+from reports.tables.reading import PROBE, Scores
+from reports.tables.samples import Rebuilt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +37,8 @@ def interpreters_block(
     similarities: Scores,
     reconstructed: Mapping[str, pd.DataFrame],
     published: Sequence[Mapping[str, str]],
+    rebuilt: Rebuilt,
+    probed: Mapping[str, Mapping[str, Cell]],
 ) -> Block:
     panels: list[Panel] = []
     for section in params.sections:
@@ -42,13 +46,20 @@ def interpreters_block(
     others = tuple(name for name in params.reconstructions if name not in params.sections)
     if others:
         panels += _other_interpreters(others, params, similarities, reconstructed, published)
+    panels.append(_words(params, probed))
     _, made = read_metrics(root / similarities[params.sections[0]][1])
     return Block(
         origin=f"{params.profile} profile",
         title=f"Interpreters ({captions.about(params)})",
-        caption=captions.interpreters(params, made),
+        caption=captions.interpreters(params, made, _without_partner(rebuilt)),
         panels=tuple(panels),
     )
+
+
+def _without_partner(rebuilt: Rebuilt) -> int:
+    """How many turns are the only ones of their kind with their conclusion."""
+    rows = next(iter(rebuilt.values()), ())
+    return sum(not row["same_gold"] for row in rows if row["control"] == "shuffled-same-gold")
 
 
 def _shown(params: Params) -> dict[str, int]:
@@ -118,6 +129,25 @@ def _section_panels(
             difference,
         ),
     ]
+
+
+def _words(params: Params, probed: Mapping[str, Mapping[str, Cell]]) -> Panel:
+    """What a linear probe reads from the own state, beside what interpreters write."""
+    columns = probe.columns(params)
+    return Panel(
+        WORDS,
+        "reconstruction",
+        tuple(params.reconstructions),
+        dict.fromkeys(columns, 1),
+        {
+            (name, column): Entry.of(probed[name][column], PROBE)
+            for name in params.reconstructions
+            for column in columns
+        },
+    )
+
+
+WORDS = "Words of the section that are told from a state (macro-F1, %)"
 
 
 def _other_interpreters(

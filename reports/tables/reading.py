@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval import probe
 from heima.config import Params
 from heima.results.cells import Cell, read_metrics
 from heima.results.files import read_jsonl
@@ -61,6 +62,29 @@ def read_similarities(root: Path, params: Params, problems: list[str]) -> Scores
             expected[difference(control)] = (*metrics, NLL_GAIN)
     names = dict.fromkeys(params.reconstructions, expected)
     return _read_folder(root, "similarity", names, params, problems)
+
+
+PROBE = "metrics/probe.json"
+
+
+def read_probe(root: Path, params: Params, problems: list[str]) -> dict[str, dict[str, Cell]]:
+    """Reconstruction -> how many words are read of its section, by a probe and an interpreter."""
+    if not (root / PROBE).is_file():
+        problems.append(f"{PROBE} is missing: run `dvc repro probe`")
+        return {}
+    cells, provenance = read_metrics(root / PROBE)
+    if provenance["profile"] != params.profile:
+        problems.append(
+            f"{PROBE} is of the profile {provenance['profile']}, params.yaml is {params.profile}: "
+            "run `dvc repro`"
+        )
+    wanted = {(name, one) for name in params.reconstructions for one in probe.columns(params)}
+    present = {(group, metric) for group, metrics in cells.items() for metric in metrics}
+    problems += [f"{PROBE} lacks the cell {'/'.join(one)}" for one in sorted(wanted - present)]
+    problems += [
+        f"{PROBE} has the left-over cell {'/'.join(one)}" for one in sorted(present - wanted)
+    ]
+    return cells
 
 
 def read_reconstructed(root: Path, params: Params, problems: list[str]) -> dict[str, pd.DataFrame]:

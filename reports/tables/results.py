@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from heima.config import Params
 from heima.results.cells import Cell
+from reports.tables.audit import Audits, read_audits
 from reports.tables.kept import Kept, Scale, read_kept
+from reports.tables.leaks import Leaks, read_leaks
 from reports.tables.model import TableError
 from reports.tables.published import PAPERS
 from reports.tables.reading import (
     Samples,
     Scores,
     read_latency,
+    read_probe,
     read_published,
     read_reconstructed,
     read_samples,
@@ -44,7 +47,10 @@ class Results:
     latency: Mapping[str, Mapping[str, Cell]]
     latency_provenance: Mapping[str, Any]
     published: Mapping[str, list[dict[str, str]]]
+    audits: Audits = field(default_factory=dict)
     rebuilt: Rebuilt = field(default_factory=dict)
+    leaks: Leaks = field(default_factory=Leaks)
+    probe: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
 
     @property
@@ -74,7 +80,10 @@ def read(root: Path, params: Params) -> Results:
     samples = read_samples(root, params, problems)
     latency, provenance = read_latency(root, params, problems)
     published = read_published(root, params, problems)
+    audits = read_audits(root, params, problems)
     rebuilt = read_rebuilt(root, params, problems)
+    leaks = read_leaks(root, params, problems)
+    probe = read_probe(root, params, problems)
     kept = read_kept(root, params.profile, scale_of(params), problems)
     if problems:
         raise TableError(problems)
@@ -88,6 +97,9 @@ def read(root: Path, params: Params) -> Results:
         latency,
         provenance,
         published,
+        audits,
         rebuilt,
+        leaks,
+        probe,
         kept,
     )

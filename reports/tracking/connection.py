@@ -28,7 +28,8 @@ The results of a reproduction, mirrored from the files that git and DVC hold; no
 - A **reproduction** is a parent run, named by what differs from the one before. It has the values \
 of heima, and each variant's mean.
 - In it: a run a **variant** (`tags.kind = 'variant'`), a row of the **interpreters**' table \
-(`'reconstruction'`), a case of **latency**, a **training seed** with the training runs of it.
+(`'reconstruction'`), an **audit**, a case of **latency**, a **training seed** with \
+the training runs of it.
 - Metrics are named by the metric first: `accuracy/lmms/ai2d` is the accuracy on AI2D under the \
 protocol lmms. *Chart view* draws one chart a metric with a bar a run.
 - `params."checkpoints.p2.learning_rate"` is in every run that it has reached, `params.updates` \

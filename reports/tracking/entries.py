@@ -96,6 +96,8 @@ def entries(stages: Sequence[FinishedStage]) -> list[Entry]:
                 found.append(_reconstruction(stage, known))
             elif stage.stage in _TRAINS:
                 found.append(_training(stage, known))
+            elif stage.stage == "effects":
+                found.append(_audit(stage, known))
             elif stage.stage == "latency":
                 found += _latency(stage, known)
             elif stage.stage == "rewrite":
@@ -340,6 +342,34 @@ def _reconstruction(stage: FinishedStage, known: Mapping[str, FinishedStage]) ->
         data=heldout,
         data_of=dict.fromkeys(values, heldout[0]) if heldout else {},
         samples=stage.item,
+    )
+
+
+_AUDITED = ("accuracy lost", "follows the donor", "share")
+"""Effects of an audit that are logged; all are in the metrics file, an artifact of the run."""
+
+
+def _audit(stage: FinishedStage, known: Mapping[str, FinishedStage]) -> Entry:
+    (file,) = stage.metrics_files
+    content = read_json(file)
+    made = content["provenance"]
+    return _entry(
+        stage,
+        known,
+        "audit",
+        note=(
+            f"The audit of **{stage.item}**: the thinking states matter to the conclusion: "
+            f"**{made['verdict']}**. `audit/accuracy_lost/…` is what replaced states, or parts of "
+            "the prefix left out, cost in points; all effects with their intervals are in the "
+            f"metrics file among the artifacts.\n\nMade by `{stage.command}`."
+        ),
+        params={"item": stage.item, "verdict": made["verdict"]},
+        values={
+            f"audit/{what.replace(' ', '_')}/{measure}": cell["value"]
+            for measure, found in content["cells"].items()
+            for what, cell in found.items()
+            if what in _AUDITED
+        },
     )
 
 

@@ -239,6 +239,30 @@ def test_the_hooks_are_gone_afterwards(chatty):
     assert texts(feed_of(twin)) != plain == texts(None)
 
 
+def test_decoding_takes_the_same_steps_as_with_tokens_fed(chatty):
+    """A pass for the prompts, then one of one column for each further token."""
+    twin, limit = chatty, 5
+    decoding = Decoding(temperature=0, top_k=1, max_new_tokens=limit, batch_size=4)
+    widths: list[int] = []
+    hook = (
+        twin.family.language_model(twin.model)
+        .layers[0]
+        .register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
+    )
+    steps = {}
+    for feed in (None, feed_of(twin)):
+        widths.clear()
+        found = generate(
+            *(twin.model, twin.processor, twin.words, prompts()),
+            decoding=decoding, seed=1, feed=feed,
+        )  # fmt: skip
+        assert len(widths) == max(one.counts.decoded for one in found) == limit
+        steps[feed] = list(widths)
+    hook.remove()
+    plain, fed = steps.values()
+    assert fed == plain and set(plain[1:]) == {1} and plain[0] > 1
+
+
 @pytest.mark.parametrize("rendering", [RENDERINGS["p3"], RENDERINGS["p2"], BARE, MIDDLE])
 def test_the_kth_thinking_token_is_one_column(toy_processor, toy_turns, toy_vocabulary, rendering):
     words = Vocabulary(toy_processor.tokenizer, with_controls(toy_vocabulary.reserved))

@@ -12,6 +12,7 @@ from heima.cot.sections import COMPRESSIBLE, THINKING_TOKENS, thinking_token
 from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.encoding import encode_turns
 from heima.data.images import ImageZip
+from heima.data.turns import Turn
 from heima.families.batches import Collator
 from heima.families.registry import FAMILIES
 from heima.interpreting import controls, states
@@ -156,29 +157,39 @@ def section_states(*turns: list[float]) -> states.SectionStates:
     return states.SectionStates(values, torch.tensor([len(turn) for turn in turns]))
 
 
+def asked(*turns: tuple[str, str, str]) -> list[Turn]:
+    """Turns of a kind, about an image, with a conclusion."""
+    return [
+        Turn(f"t{number}", f"{kind}/{image}.png", "q", "s", "c", "r", gold, True)
+        for number, (kind, image, gold) in enumerate(turns)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("turns", "shuffled", "train", "mean"),
+    ("turns", "shuffled", "alike", "train", "mean"),
     [
         # One state a turn, as in the paper.
-        (([0.0], [1.0], [2.0], [3.0]), [2, 3, 0, 1], ([5.0], [7.0]), [6, 6, 6, 6]),
+        (([0.0], [1.0], [2.0], [3.0]), [2, 3, 0, 1], [2, 3, 0, 1], ([5.0], [7.0]), [6, 6, 6, 6]),
         # Two: each place keeps to its own.
         (([0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]), [4, 5, 6, 7, 0, 1, 2, 3],
-         ([5.0, 1.0], [7.0, 3.0]), [6, 2] * 4),
+         [4, 5, 6, 7, 0, 1, 2, 3], ([5.0, 1.0], [7.0, 3.0]), [6, 2] * 4),
         # As many as the section is long: another's are repeated, or left out, along the way.
         (([0.0, 1.0, 2.0, 3.0], [4.0], [5.0, 6.0], [7.0, 8.0, 9.0]),
-         [5, 5, 6, 6, 7, 0, 2, 4, 4, 4], ([1.0], [2.0, 6.0]), [3] * 10),
+         [5, 5, 6, 6, 7, 0, 2, 4, 4, 4], [5, 5, 6, 6, 7, 0, 2, 4, 4, 4],
+         ([1.0], [2.0, 6.0]), [3] * 10),
     ],
 )  # fmt: skip
-def test_controls(turns, shuffled, train, mean):
+def test_controls(turns, shuffled, alike, train, mean):
     own = section_states(*turns)
     given = {
-        "kinds": ["a", "b", "a", "b"],
-        "train_mean": controls.mean_states(section_states(*train)),
+        "turns": asked(("a", "1", "x"), ("b", "2", "x"), ("a", "3", "x "), ("b", "4", "X")),
+        "train": controls.Moments.of(section_states(*train)),
         "seed": 0,
     }
     expected = {
         "own": own.values[:, 0].tolist(),
         "shuffled": shuffled,
+        "shuffled-same-gold": alike,
         "mean": mean,
         "zero": [0] * len(own.values),
     }
@@ -188,19 +199,63 @@ def test_controls(turns, shuffled, train, mean):
         assert torch.equal(found.counts, own.counts)
 
 
-def test_noise_is_as_long_as_the_states_and_knows_nothing_of_them():
-    values = torch.randn(400, 256, generator=torch.Generator().manual_seed(1)) * 3 + 2
-    own = states.SectionStates(values, torch.full((200,), 2))
-    given = {"kinds": ["a"] * 200, "train_mean": values[:1], "seed": 5}
-    moved = states.SectionStates(values.roll(7, 0), own.counts)
-    noise, again, other = (
-        controls.control_states("noise", one, **given | {"seed": seed})
-        for one, seed in [(own, 5), (moved, 5), (own, 6)]
+@given(
+    st.lists(
+        st.tuples(*(st.sampled_from(letters) for letters in ("ab", "1234", "xyz"))),
+        min_size=2,
+        max_size=30,
+    ),
+    st.integers(0, 99),
+)
+def test_the_same_gold_comes_from_another_image_of_the_kind(rows, seed):
+    """Where any has it; else from the kind; else from anywhere. It is never the turn itself."""
+    source, found = controls.same_gold(asked(*rows), seed=seed)
+    for place, (other, there) in enumerate(zip(source, found, strict=True)):
+        kind, image, gold = rows[place]
+        of_kind = [n for n, row in enumerate(rows) if row[0] == kind and n != place]
+        elsewhere = [n for n in of_kind if rows[n][1] != image]
+        alike = [n for n in elsewhere if rows[n][2] == gold]
+        assert there == bool(alike) and other != place
+        assert other in (alike or elsewhere or of_kind or range(len(rows)))
+    again, _ = controls.same_gold(asked(*rows), seed=seed)
+    assert source.tolist() == again.tolist()
+    with pytest.raises(ValueError, match="at least two"):
+        controls.same_gold(asked(rows[0]), seed=seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", [[2] * 2000, [1, 3] * 1000])
+def test_noise_is_drawn_like_training_states_and_as_long_as_the_own(counts, dtype):
+    """Of places where all turns have as many; it knows nothing of a state but its length."""
+    random = torch.Generator().manual_seed(1)
+    shape = torch.randn(2, 1, 32, generator=random)
+    train = shape[0] * torch.randn(600, 2, 32, generator=random) + 2 * shape[1]
+    train[:, 1] += 3
+    moments = controls.Moments.of(states.SectionStates(train.flatten(0, 1), torch.full((600,), 2)))
+    values = (5 * torch.randn(4000, 32, generator=random)).to(dtype)
+    own = states.SectionStates(values, torch.tensor(counts))
+    turns = asked(*[("a", "1", "x")] * 2000)
+
+    def noise(values, seed=5):
+        one = states.SectionStates(values, own.counts)
+        return controls.control_states("noise", one, turns=turns, train=moments, seed=seed).values
+
+    drawn = noise(values)
+    assert drawn.dtype == dtype and torch.equal(drawn, noise(values))
+    lengths = [one.float().norm(dim=1) for one in (drawn, values)]
+    assert torch.allclose(*lengths, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+    assert not torch.allclose(drawn, noise(values, seed=6))
+    direction, other = (
+        torch.nn.functional.normalize(noise(one).float(), dim=1) for one in (values, values.flip(0))
     )
-    norms = noise.values.norm(dim=1)
-    assert norms.mean().item() == pytest.approx(values.norm(dim=1).mean().item(), rel=0.01)
-    assert norms.std() < 0.1 * norms.mean()
-    assert torch.allclose(noise.values, again.values), "only the states' mean length counts"
-    assert not torch.allclose(noise.values, other.values)
-    assert torch.cosine_similarity(noise.values, values).mean().abs() < 0.02
-    assert torch.equal(noise.counts, own.counts)
+    assert torch.allclose(direction, other, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+    # As directions of training states are, dimension by dimension, in each place.
+    if counts[0] == 2:
+        for place in range(2):
+            theirs = torch.nn.functional.normalize(
+                moments.mean[place]
+                + moments.variance[place].sqrt() * torch.randn(2000, 32, generator=random), dim=1
+            )  # fmt: skip
+            mine = direction[place::2]
+            assert (mine.mean(0) - theirs.mean(0)).abs().max() < 0.03
+            assert (mine.std(0) - theirs.std(0)).abs().max() < 0.03

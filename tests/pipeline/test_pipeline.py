@@ -61,6 +61,8 @@ def expected_stages(params: config.Params) -> set[str]:
         *(f"audit@{name}-{seed}" for name in params.audit.checkpoints for seed in params.seeds),
         *(f"effects@{name}" for name in params.audit.checkpoints),
         "latency",
+        "leaks",
+        "probe",
         *REPORTS,
     }
 
@@ -385,7 +387,7 @@ def test_the_tables_are_labelled(reproduction):
     tables = folder / "tables"
     assert "| toy | " in (folder / "claims.md").read_text(encoding="utf-8")
     assert (tables / "compact" / "benchmarks-lmms-column.tex").stat().st_size > 0
-    for name in ("benchmarks", "ablation", "interpreters", "latency", "samples", "reported"):
+    for name in ("benchmarks", "interpreters", "latency", "leaks", "samples", "reported"):
         for suffix in ("tex", "md", "csv"):
             assert (tables / f"{name}.{suffix}").stat().st_size > 0
         for suffix in ("tex", "md"):

@@ -1,5 +1,5 @@
-"""A small rehearsal: the stages of the paper's second family that touch a model, on one process and
-on two, in the real shapes. `make rehearse` runs all stages of both families."""
+"""A small rehearsal: the stages of the paper's profile that touch a model, on one process and on
+two, in the real shapes. `make rehearse` runs all stages of both families."""
 
 from __future__ import annotations
 
@@ -35,18 +35,21 @@ from stages import (  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from timings.rehearsal import make  # noqa: E402
 
-pytestmark = pytest.mark.slow
+FAMILIES = {
+    "llava-cot-11b": "rehearsal",
+    "llava-next-vicuna-7b": "rehearsal-llava-next",
+}
+"""The paper's, and the profile that rehearses each."""
 
-FAMILY, PROFILE = "llava-next-vicuna-7b", "rehearsal-llava-next"
 
-
-def smaller(made: Path) -> dict:
+def smaller(made: Path, profile: str) -> dict:
     """The profile with one checkpoint, one benchmark and one protocol, in fp32."""
-    raw = yaml.safe_load(written_out(ROOT / f"profiles/{PROFILE}.yaml"))
+    raw = yaml.safe_load(written_out(ROOT / f"profiles/{profile}.yaml"))
     raw = yaml.safe_load(yaml.safe_dump(raw).replace("data/rehearsal", str(made)))
     raw["precision"] = "fp32"
     raw["hardware"].update(accelerate=None, processes=1, workers=0)
-    raw["checkpoints"] = {"p3": raw["checkpoints"]["p3"] | {"init": "text-cot"}}
+    raw["checkpoints"] = {"p3": raw["checkpoints"]["p3"] | {"init": "text-cot", "batch_size": 2}}
+    raw["interpret"]["batch_size"] = 2
     raw["states"]["checkpoint"] = "p3"
     raw["variants"] = {"heima": {"model": "p3", "forced_prefix": "p3"}}
     raw["latency"].update(cases={"heima": {"variant": "heima"}}, protocol="lmms")
@@ -61,13 +64,17 @@ def smaller(made: Path) -> dict:
     return raw
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=["llava-cot-11b", pytest.param("llava-next-vicuna-7b", marks=pytest.mark.slow)],
+)
+def one(request, tmp_path_factory):
     """The folder in which one process has run all of it."""
     folder = tmp_path_factory.mktemp("one")
     made = tmp_path_factory.mktemp("made")
-    make.write(made, [FAMILY], records=5)
-    (folder / "params.yaml").write_text(yaml.safe_dump(smaller(made)), encoding="utf-8")
+    make.write(made, [request.param], records=5)
+    params = smaller(made, FAMILIES[request.param])
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         resolve.write(config.load())
@@ -140,8 +147,18 @@ def test_two_processes_train_what_one_trains(one, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "arguments", "files"),
     [
-        ("states", ("42",), ["states/42/train.safetensors", "states/42/heldout.safetensors"]),
-        ("reconstruct", ("reasoning", "42"), ["reconstructions/reasoning/42.jsonl"]),
+        pytest.param(
+            "states",
+            ("42",),
+            ["states/42/train.safetensors", "states/42/heldout.safetensors"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "reconstruct",
+            ("reasoning", "42"),
+            ["reconstructions/reasoning/42.jsonl"],
+            marks=pytest.mark.slow,
+        ),
         ("predict", ("heima",), ["predictions/heima/42/lmms/42/mmstar.jsonl"]),
     ],
 )

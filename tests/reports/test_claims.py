@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.audit import effects
 from heima.results.cells import Cell
 from reports import claims, tables
 from reports.claims import rules
@@ -39,6 +40,14 @@ class Given(claims.Evidence):
 
     gain = token_ratio = state_gain = shared_minus_own = speedup = _given
 
+    def audit(self, variant: str) -> tuple[dict[str, dict[str, Cell]], str] | None:
+        if self.number is None:
+            return None
+        lost = {"accuracy lost": self.number}
+        other = {**lost, "follows the donor": self.number}
+        mediation = {"share": self.number}
+        return {"mean": lost, "other": other, "mediation": mediation}, "fabricated"
+
     def accuracy(self, *asked: object) -> Cell | None:
         return self.number
 
@@ -56,6 +65,7 @@ DIRECTION = [(HIGH, YES), (LOW, NO), (NONE, NO), (UNKNOWN, OPEN), (cell(9.0), OP
 RATIO = [(cell(20.0), YES), (cell(0.5), NO), (cell(14.0, half=13.5), OPEN)]
 NOT_LOWER = [(HIGH, YES), (NONE, YES), (LOW, NO), (UNKNOWN, OPEN), (cell(9.0), OPEN)]
 TURNED = [(LOW, YES), (HIGH, NO), (NONE, NO), (UNKNOWN, OPEN), (cell(-9.0), OPEN)]
+STATES = [(HIGH, YES), (NONE, NO), (UNKNOWN, OPEN), (LOW, OPEN), (cell(9.0), OPEN)]
 CASES = {
     "fourteen-times-fewer-tokens": RATIO,
     "fewer-tokens": RATIO,
@@ -73,9 +83,14 @@ CASES = {
     "a-share-of-tokens-is-no-better": NOT_LOWER,
     "second-family": [],
     "theorem-3.1": [],
+    "thinking-states-matter": STATES,
+    "thinking-states-matter-before-recovering": STATES,
+    "thinking-states-matter-without-progress": STATES,
     "compressing-costs": TURNED,
     "caption-state-is-read": DIRECTION,
     "reasoning-state-is-read": DIRECTION,
+    "caption-state-tells-more-than-the-answer": DIRECTION,
+    "reasoning-state-tells-more-than-the-answer": DIRECTION,
     "better-than-bare-answers": DIRECTION,
     "forced-prefix-changes-nothing": [(NONE, YES), (HIGH, NO), (LOW, NO), (UNKNOWN, OPEN)],
     "compressed-is-at-chance-on-mmbench": [
@@ -274,6 +289,8 @@ def test_the_rules_of_the_documentation_are_those_of_the_code():
         ("least difference", registry.LEAST),
         ("kept accuracy", registry.MARGIN),
         ("least gain of a state", registry.LEAST_NATS),
+        ("replaced states", effects.MARGIN),
+        ("least share through the states", effects.SHARE),
     ):
         (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
         assert re.search(rf"(?<![\d.]){value:g}(?![\d.])", line), line

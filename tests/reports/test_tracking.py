@@ -157,8 +157,8 @@ def test_every_number_is_in_a_finished_run_under_one_parent(mirrored):
     root, summary = mirrored
     found = named(root)
     (parent,) = parents(root)
-    assert len(summary["stages"]) == 1 + 1 + 3 * 6 + 7 + 7 + 6
-    assert summary["runs"] == 1 + 5 + 3 * 6 + 7 + 6
+    assert len(summary["stages"]) == 1 + 1 + 3 * 6 + 7 + 7 + 6 + 1
+    assert summary["runs"] == 1 + 5 + 3 * 6 + 7 + 6 + 1
     seeds = {f"training seed {seed}": str(seed) for seed in SEEDS}
     wanted = expected(root)
     assert set(found) == {*wanted, *seeds, parent.info.run_name}
@@ -175,6 +175,7 @@ def test_every_number_is_in_a_finished_run_under_one_parent(mirrored):
         assert run.data.tags["digest"] == entry.digest
         assert (run.data.tags["profile"], run.data.tags["code"]) == ("toy", "c" * 32)
     kinds = {"variant": 7, "reconstruction": 6, "training": 18, "latency": 5, "data": 1}
+    kinds["audit"] = 1
     assert {kind: len(of_kind(root, kind)) for kind in kinds} == kinds
 
 

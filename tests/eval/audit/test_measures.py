@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from heima.data.encoding import Sample
 from heima.families import registry
 from heima.planning import estimate
 from heima.training.backbone import body
-from heima.vlm import patching
+from heima.vlm import generation, patching
 from tests import planted
 
 GREEDY = Decoding(temperature=0, top_k=50, max_new_tokens=6, batch_size=4)
@@ -80,6 +81,46 @@ def measured(passes, turns, windows=2):
     moments = measures.Moments.of([measures.states(passes, turns)[0]])
     batch = batch_of(turns)
     return batch, measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=windows)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2])
+def test_decoding_is_that_of_generation(parts, turns, tokens):
+    """Which knows nothing of questions that were read before; without a prefix, too."""
+    model, processor, vocabulary, collate, images = parts
+    prefix = constant_prefix("p3", numbered(tokens)) if tokens else ""
+    said = Passes(model, processor, vocabulary, collate, prefix).continuations(
+        turns, decoding=GREEDY
+    )
+    prompts = [
+        generation.Prompt(turn.question, turn.image, functools.partial(images.read, turn.image))
+        for turn in turns
+    ]
+    answers = generation.generate(
+        model, processor, vocabulary, prompts, decoding=GREEDY, seed=0, prefix=prefix
+    )
+    assert said == [one.text if one.finish == "stop" else None for one in answers]
+
+
+def test_what_is_decoded_within_a_world_is_greedy_there(parts, turns):
+    passes = passes_of(parts, attention="bottleneck")
+    said = passes.continuations(turns, decoding=GREEDY)
+    ended = np.array([text is not None for text in said])
+    texts = [text or "" for text in said]
+    assert ended.sum() > 2
+    assert passes.score(turns, texts, of=ended).greedy[ended].all()
+
+
+def test_turns_that_are_not_asked_for_have_no_value(parts, turns):
+    passes = passes_of(parts)
+    texts = [continuation(turn.conclusion) for turn in turns]
+    some = np.arange(len(turns)) % 3 == 1
+    for images in (None, [turn.image for turn in turns[::-1]]):
+        whole = passes.score(turns, texts, images=images)
+        found = passes.score(turns, texts, images=images, of=some)
+        np.testing.assert_allclose(found.nll[some], whole.nll[some], atol=1e-6)
+        np.testing.assert_array_equal(found.greedy[some], whole.greedy[some])
+        assert np.isnan(found.nll[~some]).all() and not found.greedy[~some].any()
+    assert np.isnan(passes.score(turns, texts, of=~some & some).nll).all()
 
 
 def test_a_pass_finds_greedy_what_decoding_writes_and_nothing_else(parts, turns):

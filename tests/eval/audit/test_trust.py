@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from eval.audit import effects, planted
+from eval.audit import effects, trust
 from tests.eval.audit.test_effects import SEEDS, table
 
 
@@ -47,7 +47,7 @@ def changed(controls, attention, measure, what, by):
 
 
 def test_controls_that_read_what_was_planted_are_trusted(controls):
-    assert planted.trusted(controls) == (True, "The planted controls read what was planted.")
+    assert trust.trusted(controls) == (True, "The planted controls read what was planted.")
 
 
 @pytest.mark.parametrize(
@@ -65,29 +65,30 @@ def test_controls_that_read_what_was_planted_are_trusted(controls):
     ],
 )
 def test_one_reading_beside_what_was_planted_ends_the_trust(controls, attention, measure, what, by):
-    trust, reason = planted.trusted(changed(controls, attention, measure, what, by))
-    assert not trust
+    trusts, reason = trust.trusted(changed(controls, attention, measure, what, by))
+    assert not trusts
     assert f"{measure}, {what}, of the {attention} control, reads" in reason
 
 
 def test_within_its_interval_a_reading_is_as_planted(controls):
     cell = controls["bottleneck"]["other"]["answers as the donor"]
     cells = {**controls["bottleneck"], "other": {"answers as the donor": cell}}
-    for high, trust in ((100.0, True), (99.95, True), (99.8, False)):
+    for high, trusts in ((100.0, True), (99.95, True), (99.8, False)):
         cells["other"] = {
             "answers as the donor": dataclasses.replace(cell, value=99.7, low=99.5, high=high)
         }
-        assert planted.trusted({**controls, "bottleneck": cells})[0] == trust
+        assert trust.trusted({**controls, "bottleneck": cells})[0] == trusts
 
 
 def test_a_control_whose_image_has_no_effect_proves_nothing(controls):
     cells = {name: dict(of) for name, of in controls["bottleneck"].items()}
     del cells["mediation"]["share"]
-    trust, reason = planted.trusted({**controls, "bottleneck": cells})
-    assert not trust
+    trusts, reason = trust.trusted({**controls, "bottleneck": cells})
+    assert not trusts
     assert "has no mediation, share, of the bottleneck control" in reason
 
 
-def test_a_missing_control_is_named(controls):
-    with pytest.raises(ValueError, match="no audit of a checkpoint with attention = 'bottleneck'"):
-        planted.trusted({"blind": controls["blind"]})
+def test_without_both_controls_nothing_is_proved(controls):
+    trusts, reason = trust.trusted({"blind": controls["blind"]})
+    assert not trusts
+    assert "none of a checkpoint with attention = 'bottleneck'" in reason
