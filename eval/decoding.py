@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -14,6 +15,8 @@ from eval.benchmark_rows import Rows
 from eval.chat_models import ChatModel, params_below, result_of
 from eval.tasks import scored_text
 from heima import config
+from heima.config.mixtures import word
+from heima.cot.mixtures import asked
 from heima.data.pictures import PIL_FAULTS, worded
 from heima.vlm.generation import Prompt, generate
 from heima.vlm.models import feed, load_vlm, vocabulary
@@ -26,8 +29,8 @@ class Heima(ChatModel):
     that ran the pipeline, by default the current folder; `models` and `params` lie below it.
     Decoding follows `predict` and a `protocol` of the parameter file, with the protocol's first
     seed, and with the batch size of the command line where there is one. `forced_prefix` is that of
-    `variants`. All requests of all tasks are batched together, and a task's own generation limits
-    do not count.
+    `variants`, and so is `asks`, which a model of several renderings must have. All requests of all
+    tasks are batched together, and a task's own generation limits do not count.
 
     On lmms-eval's command line a task scores the whole text, or with `conclusion=True` what stands
     in the answer's `<CONCLUSION>`, where it has one; `eval.tasks` lets it score that. Raises
@@ -45,6 +48,7 @@ class Heima(ChatModel):
         batch_size: int | str | None = None,
         root: str = ".",
         conclusion: bool = False,
+        asks: str | None = None,
     ) -> None:
         super().__init__()
         self._params = params_below(root, params)
@@ -57,6 +61,7 @@ class Heima(ChatModel):
             self._decoding = self._decoding.model_copy(update={"batch_size": int(batch_size)})
         self._prefix = self._params.prefix(name.partition("/")[0], forced_prefix)
         base = name.partition("/")[0]
+        self._word = word(self._params, base, asks)
         self._tags = self._params.rendering(base).tags
         self._model, self._processor = load_vlm(Path(root) / models, name, self._params)
         self._feed = feed(self._processor.tokenizer, self._params, base)
@@ -64,15 +69,16 @@ class Heima(ChatModel):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Raises `ValueError` naming every sample that is not one whole image and one text."""
+        prompts = prompts_of(
+            [(one.args[4], one) for one in requests],
+            self.task_dict,
+            decoding=self._params.image_decoding,
+        )
         answers = generate(
             self._model,
             self._processor,
             vocabulary(self._processor.tokenizer, self._params),
-            prompts_of(
-                [(one.args[4], one) for one in requests],
-                self.task_dict,
-                decoding=self._params.image_decoding,
-            ),
+            [replace(one, question=asked(one.question, self._word)) for one in prompts],
             decoding=self._decoding,
             seed=self._seed,
             prefix=self._prefix,

@@ -24,6 +24,7 @@ from eval.timing import (
 from heima import config
 from heima.config import Params, Peaks
 from heima.config.benchmarks import BENCHMARKS
+from heima.config.mixtures import word
 from heima.results.cells import write_metrics
 from heima.results.files import write_jsonl
 from heima.results.provenance import provenance
@@ -110,6 +111,7 @@ def load_setup(params: Params, models: Path) -> Setup:
             max_new_tokens=params.decoding(asked.protocol).max_new_tokens,
             prefix=params.prefix(variant.model, variant.forced_prefix),
             feed=feed(processor.tokenizer, params, variant.model),
+            word=word(params, variant.model, variant.asks),
         )
         for name, variant in variants.items()
     }

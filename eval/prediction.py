@@ -22,7 +22,9 @@ from eval import benchmark_data, lmms_start, tasks
 from eval.decoding import prompts_of
 from heima import config
 from heima.config import Params, ProtocolName
+from heima.config.mixtures import word
 from heima.cot import parsing
+from heima.cot.mixtures import asked
 from heima.families.images import ImageCache
 from heima.results.bars import bar
 from heima.results.cells import write_metrics
@@ -79,7 +81,8 @@ def predict(
     prefix = params.prefix(name, forced)
     with processes.joined() as shared, tempfile.TemporaryDirectory() as cache:
         requests, datasets = _requests(params, Path(cache))
-        plans = _plans(params, requests, datasets, models, prefix)
+        asks = word(params, name, params.variants[variant].asks)
+        plans = _plans(params, requests, datasets, models, prefix, asks)
         answers: dict[int, dict[Run, list[Generation]]] = {}
         images = ImageCache()
         for seed in params.training_seeds(name):
@@ -140,11 +143,20 @@ def _requests(params: Params, cache: Path) -> tuple[Requests, Datasets]:
 
 
 def _plans(
-    params: Params, requests: Requests, datasets: Datasets, models: Path, prefix: str
+    params: Params,
+    requests: Requests,
+    datasets: Datasets,
+    models: Path,
+    prefix: str,
+    asks: str | None,
 ) -> dict[Run, Plan]:
-    """The plan of every run. All faults of all samples are found before anything is decoded."""
-    asked = iter(
-        prompts_of(
+    """The plan of every run. All faults of all samples are found before anything is decoded.
+
+    `asks` is the control word behind each question.
+    """
+    prompts = (
+        dataclasses.replace(prompt, question=asked(prompt.question, asks))
+        for prompt in prompts_of(
             [
                 (score_group(protocol, benchmark), request)
                 for protocol, those in requests.items()
@@ -160,7 +172,7 @@ def _plans(
         seeds = params.protocols[protocol].seeds
         first = plan(
             words,
-            list(itertools.islice(asked, len(those))),
+            list(itertools.islice(prompts, len(those))),
             decoding=params.decoding(protocol),
             seed=seeds[0],
             prefix=prefix,
@@ -249,6 +261,7 @@ def _write(
         "training_seeds": list(answers),
         "forced_prefix": params.variants[variant].forced_prefix,
         **({"budget": budget} if (budget := params.variants[variant].budget) else {}),
+        **({"asks": asks} if (asks := params.variants[variant].asks) else {}),
         "engine": params.predict.engine,
         "decoding": {p: params.decoding(p).model_dump(mode="json") for p in params.protocols},
         "seeds": {p: list(rules.seeds) for p, rules in params.protocols.items()},

@@ -39,6 +39,7 @@ from transformers import Cache, PreTrainedModel, ProcessorMixin
 from transformers.generation import BaseStreamer
 
 from heima.config import Peaks
+from heima.cot.mixtures import asked
 from heima.data.tokens import Vocabulary
 from heima.families import batches, registry
 from heima.families.feeding import Feed, Forced, fed_back, unforced
@@ -68,7 +69,7 @@ class Case:
     `exact` decodes `max_new_tokens` for every sample, as a model without training needs, which
     does not know where an answer ends. `feed`: states are fed back, and of a forced beginning the
     thinking tokens are written one by one: they belong to the prefill. `lookup` tokens are looked
-    up a pass, at batch 1 alone.
+    up a pass, at batch 1 alone. `word` is the control word behind each question.
     """
 
     model: PreTrainedModel
@@ -77,6 +78,7 @@ class Case:
     exact: bool = False
     feed: Feed | None = None
     lookup: int | None = None
+    word: str | None = None
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,10 @@ def _run(
     case, processor = setup.cases[name], setup.processor
     model = case.model
     questions = [setup.questions[row] for row in rows]
-    ids = [setup.vocabulary.prompt_ids(one.text, "first", case.prefix) for one in questions]
+    ids = [
+        setup.vocabulary.prompt_ids(asked(one.text, case.word), "first", case.prefix)
+        for one in questions
+    ]
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     start = read()

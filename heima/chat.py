@@ -29,6 +29,8 @@ from transformers import (
 
 from heima import config
 from heima.config import Decoding
+from heima.config.mixtures import word
+from heima.cot.mixtures import asked
 from heima.cot.sections import meant
 from heima.data import hub_cache, pictures
 from heima.data.encoding import Sample
@@ -189,6 +191,7 @@ def main() -> None:
     parser.add_argument("image", type=Path)
     parser.add_argument("question")
     parser.add_argument("--checkpoint", help="of the pipeline (that of `states`)")
+    parser.add_argument("--asks", help="the rendering, of a checkpoint trained on several")
     parser.add_argument("--seed", type=int, help="training seed (the first of `seeds`)")
     parser.add_argument("--exported", type=Path, help="a folder of stages.export instead")
     parser.add_argument("--max-new-tokens", type=int, default=512)
@@ -215,18 +218,22 @@ def _chat(given: argparse.Namespace) -> None:
     known = ["text-cot", "base", *params.checkpoints]
     if checkpoint not in known:
         raise ChatError(f"checkpoint {checkpoint!r} is not one of {', '.join(known)}")
+    try:
+        control = word(params, checkpoint, given.asks)
+    except ValueError as error:
+        raise ChatError(f"--{error}") from error
     seed = params.seeds[0] if given.seed is None else given.seed
     model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
     vocabulary = models.vocabulary(processor.tokenizer, params)
     feed = models.feed(processor.tokenizer, params, checkpoint)
-    asked = (model, processor, vocabulary, image, given.question)
-    text = answer(*asked, max_new_tokens=given.max_new_tokens, feed=feed)
+    inputs = (model, processor, vocabulary, image, asked(given.question, control))
+    text = answer(*inputs, max_new_tokens=given.max_new_tokens, feed=feed)
     print(text)
     if checkpoint != params.states.checkpoint:
         print(f"\n(the interpreters read {params.states.checkpoint}, not {checkpoint})")
         return
     reading = readers.of_pipeline(params, seed)
-    _show(readings(*asked, text, reading, seed, feed))
+    _show(readings(*inputs, text, reading, seed, feed))
 
 
 def _show(found: Iterator[Reading]) -> None:

@@ -74,7 +74,7 @@ def _trained(one: Checkpoint | GivenCheckpoint) -> str:
         where = f"`{place.id or place.path}`{f', `{place.within}`' if place.within else ''}"
         return f"not trained here; the adapter of {where}"
     return (
-        f"trained on `{one.data}`, "
+        f"trained on `{one.trained_on}`, "
         + (f"{one.steps} updates" if one.steps else f"{one.epochs} epochs")
         + f" of {one.batch_size} samples, learning rate {one.learning_rate:g}"
     )

@@ -55,7 +55,7 @@ def main(checkpoint: str, seed: int) -> None:
                 Collator(
                     FAMILIES[params.family], processor, shown, once=params.training.images_once
                 ),
-                params.prefix(checkpoint, params.checkpoints[checkpoint].data),
+                params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on),
                 world=planted.world(model, params.checkpoints[checkpoint].attention),
             )
 

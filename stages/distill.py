@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from heima import config
+from heima.config.mixtures import mixture, renderings
 from heima.data import places
 from heima.data.encoding import fit_turns
 from heima.data.images import ImageZip
+from heima.data.mixing import as_trained
 from heima.data.turns import load_turns
 from heima.results.provenance import provenance
 from heima.training import outcome, snapshots
@@ -46,11 +48,10 @@ def main(name: str, seed: int) -> None:
     feed = models.feed(processor.tokenizer, params, name)
     collate = models.collator(processor, images, params, feed)
     limit = min(params.distill.max_length, models.positions(root, params))
-    rendering = params.rendering(name)
     vocabulary = models.vocabulary(processor.tokenizer, params)
     turns = {split: load_turns(f"data/rewritten/{split}.parquet") for split in ("train", "heldout")}
     short: dict[str, list[dict[str, str]]] = {}
-    if "short" in rendering.forms.values():
+    if any("short" in one.forms.values() for one in renderings(params, name)):
         teacher, _ = models.load_vlm(root, "text-cot", params)
         reading = AnswerLoss(teacher, params.hardware, body=body(teacher))
         for split, those in turns.items():
@@ -66,9 +67,10 @@ def main(name: str, seed: int) -> None:
     fitted = {}
     try:
         for split, those in turns.items():
+            as_asked, rendered = as_trained(those, params, name, vocabulary, seed=seed)
             fitted[split] = fit_turns(
-                those,
-                rendering,
+                as_asked,
+                rendered,
                 vocabulary,
                 max_length=limit,
                 too_long=params.distill.too_long,
@@ -80,7 +82,8 @@ def main(name: str, seed: int) -> None:
             )
             if not fitted[split].samples:
                 raise ValueError(
-                    f"no turn of {split}.parquet has up to {limit} tokens as {checkpoint.data}"
+                    f"no turn of {split}.parquet has up to {limit} tokens as "
+                    f"{checkpoint.trained_on}"
                 )
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -157,8 +160,10 @@ def _snapshots(name: str, seed: int, params: config.Params) -> snapshots.Resume:
     ]
     used = ["family", "precision", "image_decoding", "training", "distill", checkpoint]
     # What the checkpoint's rendering is of its name is a rule: of the built-in ones it is code.
-    if params.checkpoints[name].data in params.renderings:
-        used.append(f"renderings.{params.checkpoints[name].data}")
+    mixed = mixture(params, name)
+    names = [params.checkpoints[name].data] if mixed is None else [*mixed]
+    used += [f"renderings.{one}" for one in names if one in params.renderings]
+    used += [] if mixed is None else ["control_words"]
     return snapshots.of(f"distill@{name}-{seed}", params, *used, inputs=inputs)
 
 

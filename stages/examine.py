@@ -36,7 +36,7 @@ def main(checkpoint: str, seed: int) -> None:
     donors, lent = reading.lent(turns, params)
 
     def work(batches: Sequence[Sequence[int]]) -> Iterator[bytes]:
-        prefix = params.prefix(checkpoint, params.checkpoints[checkpoint].data)
+        prefix = params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on)
         passes = reading.passes(checkpoint, seed, params, images, prefix)
         for rows in batches:
             asked = [turns[row] for row in rows]

@@ -1,8 +1,8 @@
 """Draw the figures of the reproduction: `python -m stages.figures`
 
-Reads  metrics/score, metrics/similarity, metrics/latency.json, scores/, models/**/loss.jsonl,
-       interpreters/**/loss.jsonl, states/*/heldout.safetensors and data/rewritten: what params.yaml
-       names, no other file
+Reads  metrics/score, metrics/similarity, metrics/latency.json, metrics/flops.json, scores/,
+       models/**/loss.jsonl, interpreters/**/loss.jsonl, states/*/heldout.safetensors and
+       data/rewritten: what params.yaml names, no other file
 Writes reports/<profile>/figures/<name>.{svg,pdf}, for each name of reports.figures.FIGURES, and
        reports/<profile>/plots/<name>.csv, what `dvc plots show` draws
 """

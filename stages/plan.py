@@ -21,16 +21,12 @@ from dataclasses import asdict, fields
 
 import psutil
 from tabulate import tabulate
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from heima import config
 from heima.planning import architectures, preflight, sharding, workload
 from heima.planning.estimate import Estimate
 from heima.planning.machine import GPUS, Gpu, Levers, Machine
 from heima.planning.parts import Stage, total
-from heima.toy.twins import TWINS
-from heima.vlm import models
-from heima.vlm.pointer import POINTER, locate
 
 CPU = Gpu(tflops=0.1, gb_per_s=20, memory_gb=psutil.virtual_memory().total / 1e9)
 """Two cores with AVX2, about, in fp32."""
@@ -82,16 +78,6 @@ def resources(similarity: config.Similarity) -> list[str]:
         except MissingResource as error:
             found.append(f"similarity: {error}")
     return found
-
-
-def tokenizer(params: config.Params) -> PreTrainedTokenizerBase | None:
-    """The VLM's tokenizer, if teach has provided it; a toy's is built."""
-    if params.family in TWINS:
-        return TWINS[params.family].build_processor().tokenizer
-    folder = models.ROOT / "text-cot"
-    if not (folder / POINTER).exists():
-        return None
-    return AutoTokenizer.from_pretrained(locate(folder))
 
 
 def described(hardware: Machine) -> str:
@@ -207,7 +193,7 @@ def main() -> None:
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
     machine_ = machine(arguments, params)
-    work = workload.of(params, tokenizer(params))
+    work = workload.of(params, workload.tokenizer(params))
     try:
         how = levers(params)
     except config.ConfigError as error:

@@ -35,7 +35,7 @@ def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
             f"{name}-{seed}": {
                 "checkpoint": name,
                 "seed": seed,
-                "data": one.data,
+                "data": one.trained_on,
                 "init": params.trained(one.init, seed),
             }
             for name, one in params.checkpoints.items()

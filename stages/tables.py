@@ -1,9 +1,9 @@
 """Write the tables and the claim sheet, or print one: `python -m stages.tables [--show benchmarks]`
 
 Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, metrics/latency.json,
-       metrics/leaks.json and leaks/, metrics/effects/{checkpoint}.json, scores/{variant}.jsonl,
-       reconstructions/{section}/{seed}.jsonl, reports/published/*.csv, and what other profiles
-       have kept in reports/kept: what params.yaml names, no other file
+       metrics/flops.json, metrics/leaks.json and leaks/, metrics/effects/{checkpoint}.json,
+       scores/{variant}.jsonl, reconstructions/{section}/{seed}.jsonl, reports/published/*.csv, and
+       what other profiles have kept in reports/kept: what params.yaml names, no other file
 Writes reports/<profile>/tables/{name}.{tex,md,csv} for each name of `reports.tables.NAMES`,
        reports/<profile>/tables/compact/*.tex (for papers: `table*`, and `-column` for one column),
        reports/<profile>/claims.{md,json}, reports/<profile>/logbook (the same for Trackio), and
@@ -28,6 +28,7 @@ CLAIMS = "claims"
 NAMES = (
     "benchmarks",
     "ablation",
+    "methods",
     "interpreters",
     "latency",
     "tokens_per_stage",

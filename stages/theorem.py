@@ -48,7 +48,7 @@ def main() -> None:
     # One seed's after the other's: its models are loaded once.
     @functools.lru_cache(maxsize=1)
     def loaded(seed: int) -> tuple[theorem.Predictors, measures.Moments]:
-        prefix = params.prefix(named.tokens, params.checkpoints[named.tokens].data)
+        prefix = params.prefix(named.tokens, params.checkpoints[named.tokens].trained_on)
         by_source = reading.passes(named.tokens, seed, params, reading.source(params), prefix)
         moments = _moments(by_source, params)
         begun = {"nothing": "", "tokens": prefix, "text": ""}

@@ -59,6 +59,7 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
     for name in params.audit.checkpoints:
         _write_effects(root, params, name)
     _write_latency(root, params)
+    _write_flops(root, params)
     _write_leaks(root, params, questions)
     _write_probe(root, params)
     return params
@@ -106,14 +107,29 @@ def _write_effects(root: Path, params: config.Params, name: str) -> None:
     )
 
 
+def _write_flops(root: Path, params: config.Params) -> None:
+    """Updates as the parameters have them, epochs as so many; invented FLOPs."""
+    cells = {}
+    for place, (name, one) in enumerate(params.checkpoints.items()):
+        if isinstance(one, config.Checkpoint):
+            updates = one.steps or round(100 * (one.epochs or 0))
+            cells[name] = {
+                metric: Cell(value, value, value, n=len(params.seeds))
+                for metric, value in (("updates", updates), ("flops", updates * 3e9 + place))
+            }
+    write_metrics(root / "metrics" / "flops.json", cells, provenance("flops", params))
+
+
 def _write_latency(root: Path, params: config.Params) -> None:
     """One batch size did not fit; answers of one case have a single token."""
     random = np.random.default_rng(5)
     cells: dict[str, dict[str, Cell]] = {}
     *sizes, too_large = params.latency.batch_sizes
-    for case in params.latency.cases:
-        for size in sizes:
+    for case, one in params.latency.cases.items():
+        for size in sizes if one.lookup is None else (1,):
             metrics = dict.fromkeys(LATENCY_METRICS)
+            if one.lookup is not None:
+                metrics["passes"] = None
             if case == "answer-only":
                 del metrics["tpot_ms"], metrics["bandwidth_utilisation"]
             cells[f"{case}/batch-{size}"] = {

@@ -66,6 +66,8 @@ NO_RESULTS = {
     },
     "methods.md": {
         "Renderings": "citations",
+        "A mixture of renderings": "parameters",
+        "The profiles `toy-methods` and `paper-methods`": "epochs",
         "States fed back": "a citation",
         "Terms of the loss": "parameters, citations",
     },

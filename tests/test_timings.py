@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_similarity_runs_and_its_sides_agree():
     done = subprocess.run(
         [sys.executable, "-m", "timings.similarity", "--quick"],
@@ -32,6 +35,7 @@ def test_the_benchmark_of_similarity_runs_and_its_sides_agree():
     assert any("extrapolated from" in line and "official arrangement" in line for line in table)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_latency_runs_and_compares_every_case():
     done = subprocess.run(
         [sys.executable, "-m", "timings.latency", "--quick"],
@@ -53,6 +57,7 @@ def test_the_benchmark_of_latency_runs_and_compares_every_case():
         assert sum(line.split()[:1] == [case] for line in table) == 2
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_prediction_runs_and_all_ways_answer_alike(tmp_path):
     """Without trained models; the process fails where a text differs."""
     done = subprocess.run(
@@ -77,6 +82,7 @@ def test_the_benchmark_of_prediction_runs_and_all_ways_answer_alike(tmp_path):
         assert any(row in line for line in table), row
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_rewriting_runs_and_its_sides_agree():
     """The process fails where a turn or a text differs."""
     done = subprocess.run(
@@ -97,6 +103,7 @@ def test_the_benchmark_of_rewriting_runs_and_its_sides_agree():
     assert any("kept by both sides with the same texts" in line for line in table)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_training_runs_and_exact_savings_leave_the_loss():
     done = subprocess.run(
         [sys.executable, "-m", "timings.train", "--quick"],

@@ -3,9 +3,8 @@
 Usable information is V-information (Xu et al., 2020, arXiv:2002.10689): I_V(Y; C | X) is
 H_V(Y | X) - H_V(Y | X, C), where each entropy is the mean cost of the conclusion Y for the best
 predictor of one family V that has learnt this format: nothing before the conclusion, the thinking
-tokens, the text chain. V are the adapters on the text-CoT model. A checkpoint that was trained on
-an equal mix of the formats predicts all three; until a profile has one, a checkpoint a format,
-trained as long from the same start, stands for the best of V there (docs/audit.md).
+tokens, the text chain. V are the adapters on the text-CoT model. A checkpoint a
+format, trained as long from the same start, stands for the best of V there (docs/audit.md).
 """
 
 from __future__ import annotations

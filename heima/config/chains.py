@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from heima.config import families
+from heima.config import families, mixtures
 from heima.cot.thinking import shown
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def check_budget(params: Params, name: str) -> None:
     key = f"variants.{name}.budget = {variant.budget}"
     if variant.forced_prefix is not None:
         raise ValueError(f"{key} must have no forced_prefix, not {variant.forced_prefix!r}")
-    rendering = params.rendering(variant.model)
+    rendering = params.rendering(variant.model, variant.asks)
     if rendering.tags == "none" or set(rendering.forms.values()) == {"omit"}:
         raise ValueError(
             f"{key} needs a model whose answers have sections and a tag that opens the conclusion, "
@@ -56,7 +56,7 @@ def auditable(params: Params) -> list[str]:
     return sorted(
         name
         for name, one in params.checkpoints.items()
-        if set(params.rendering(name).forms.values()) == {"token"}
+        if name in mixtures.compressed(params)
         and params.rendering(name).tags == "text"
         and one.thinking.tokens is not None
         and one.feed == "token"
@@ -87,7 +87,8 @@ def _rendered(params: Params, form: str) -> list[str]:
     return [
         name
         for name in params.checkpoints
-        if set(params.rendering(name).forms.values()) == {form}
+        if mixtures.mixture(params, name) is None
+        and set(params.rendering(name).forms.values()) == {form}
         and params.rendering(name).tags == "text"
     ]
 
@@ -158,7 +159,7 @@ def check(params: Params, name: str, chain: Sequence[str]) -> None:
     key = f"checkpoints.{name}.feed = 'state'"
     for earlier in chain[:-1]:
         other = params.checkpoints[earlier]
-        if params.rendering(name).thinks and params.rendering(earlier).thinks:
+        if mixtures.thinks(params, name) and mixtures.thinks(params, earlier):
             for field in ("feed", "feed_scale"):
                 if getattr(own, field) != getattr(other, field):
                     raise ValueError(
@@ -170,16 +171,16 @@ def check(params: Params, name: str, chain: Sequence[str]) -> None:
             f"checkpoints.{name}.losses.explain = {own.losses.explain} needs thinking.tokens, "
             f"not thinking = {shown(own.thinking)}: a batch has as many states of each section"
         )
-    if not params.rendering(name).thinks:
+    if not mixtures.thinks(params, name):
         if own.losses.explain is not None:
             raise ValueError(
                 f"checkpoints.{name}.losses.explain = {own.losses.explain}: the rendering "
-                f"{own.data} has no thinking tokens to explain"
+                f"{own.trained_on} has no thinking tokens to explain"
             )
         if own.feed == "state" or not own.thought_loss:
             field = "feed = 'state'" if own.feed == "state" else "thought_loss = False"
             raise ValueError(
-                f"checkpoints.{name}.{field}: the rendering {own.data} has no thinking tokens"
+                f"checkpoints.{name}.{field}: the rendering {own.trained_on} has no thinking tokens"
             )
         return
     if own.feed == "token":

@@ -113,11 +113,16 @@ class Variant(Model):
 
     `budget`: the tokens that an answer may have before its conclusion; where that has not begun by
     then it is forced, so that a cut chain has an accuracy (`heima.vlm.budgets`).
+
+    `asks`: the rendering that questions ask for by its control word, of a checkpoint that is
+    trained on several.
     """
 
     model: Name
     forced_prefix: str | None = None
     budget: PositiveInt | None = None
+    # Of a variant that asks for none, no stage depends on what it has not.
+    asks: str | None = Field(default=None, exclude_if=lambda asks: asks is None)
 
 
 class LatencyCase(Model):
@@ -184,8 +189,8 @@ class Page(Model):
 class Predictors(Model):
     """Who predicts conclusions in the measurement of Theorem 3.1 (`eval.audit.theorem`).
 
-    `nothing` answers without a chain, `tokens` after thinking tokens, `text` after the text: one
-    checkpoint that was trained on all three, or three that were trained as long from one start.
+    `nothing` answers without a chain, `tokens` after thinking tokens, `text` after the text:
+    checkpoints that were trained as long from one start, each on its format.
     """
 
     nothing: Name

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from heima.config import chains, families
+from heima.config import chains, families, mixtures
 from heima.config.base import (
     PRETRAINED,
     BenchmarkName,
@@ -69,7 +69,8 @@ class Params(Model):
     `seeds` are the training seeds: each checkpoint and interpreter is trained once with each.
     `image_decoding` is that of training and of benchmarks: as a viewer shows images, or by Pillow's
     `convert("RGB")` alone (see `heima.data.pictures`).
-    `renderings` are more than those of `cot.rendering.RENDERINGS`.
+    `renderings` are more than those of `cot.rendering.RENDERINGS`; `control_words` ask for one of
+    them, where a checkpoint is trained on several.
     """
 
     profile: Name
@@ -85,6 +86,7 @@ class Params(Model):
     training: Training
     distill: Distill
     renderings: dict[Name, Rendering] = Field(default_factory=dict)
+    control_words: dict[Name, str] = Field(default_factory=dict, exclude_if=lambda words: not words)
     checkpoints: dict[Name, AnyCheckpoint] = Field(min_length=1)
     states: States
     interpret: Interpret
@@ -117,6 +119,7 @@ class Params(Model):
                     f"renderings.{name}: must have another name than {', '.join(RENDERINGS)}, "
                     "which are there already"
                 )
+        mixtures.check_words(self)
         return self
 
     @model_validator(mode="after")
@@ -137,17 +140,13 @@ class Params(Model):
                 )
             if isinstance(checkpoint, Checkpoint):
                 self._check_matched(name, checkpoint)
-            self._check_rendering(name, checkpoint)
+            mixtures.check(self, name)
         for name in self.checkpoints:
             self._check_thinking(name)
             chains.check(self, name, self._chain(name))
         chains.check_attention(self)
         chains.check_predictors(self)
-        compressed = sorted(
-            name
-            for name in self.checkpoints
-            if set(self.rendering(name).forms.values()) == {"token"}
-        )
+        compressed = mixtures.compressed(self)
         if self.states.checkpoint not in compressed:
             raise ValueError(
                 f"states.checkpoint = {self.states.checkpoint!r} is not one of {compressed}, the "
@@ -171,12 +170,13 @@ class Params(Model):
                 raise ValueError(
                     f"variants.{name}.model = {variant.model!r} is not one of {sorted(allowed)}"
                 )
-            constant = sorted(key for key, one in self._renderings().items() if one.constant)
+            constant = sorted(key for key, one in mixtures.known(self).items() if one.constant)
             if variant.forced_prefix is not None and variant.forced_prefix not in constant:
                 raise ValueError(
                     f"variants.{name}.forced_prefix = {variant.forced_prefix!r} is not one of "
                     f"{constant}, the renderings that begin every answer alike"
                 )
+            mixtures.check_variant(self, name)
             chains.check_budget(self, name)
             try:
                 self.prefix(variant.model, variant.forced_prefix)
@@ -307,23 +307,6 @@ class Params(Model):
                 f"{' + '.join(checkpoint.matched)} together"
             )
 
-    def _renderings(self) -> dict[str, Rendering]:
-        """Every rendering by its name."""
-        return {**RENDERINGS, **self.renderings}
-
-    def _check_rendering(self, name: str, checkpoint: AnyCheckpoint) -> None:
-        known = self._renderings()
-        if checkpoint.data not in known:
-            raise ValueError(
-                f"checkpoints.{name}.data = {checkpoint.data!r} is not one of {sorted(known)}"
-            )
-        # The default may be written out: parameters that were dumped are valid.
-        if checkpoint.thinking != ONE_TOKEN and not known[checkpoint.data].counted:
-            raise ValueError(
-                f"checkpoints.{name}.thinking = {shown(checkpoint.thinking)}: the rendering "
-                f"{checkpoint.data} has no thinking tokens"
-            )
-
     def _check_thinking(self, name: str) -> None:
         own = self.checkpoints[name]
         tokens = own.thinking.tokens
@@ -335,7 +318,7 @@ class Params(Model):
             )
         for earlier in self._chain(name)[:-1]:
             other = self.checkpoints[earlier]
-            counted = self.rendering(name).counted and self.rendering(earlier).counted
+            counted = mixtures.counted(self, name) and mixtures.counted(self, earlier)
             if counted and own.thinking != other.thinking:
                 raise ValueError(
                     f"checkpoints.{name}.thinking = {shown(own.thinking)} must be "
@@ -380,16 +363,23 @@ class Params(Model):
         checkpoint = self.checkpoints.get(model)
         return checkpoint.feed_scale if checkpoint and checkpoint.feed == "state" else None
 
-    def rendering(self, model: str) -> Rendering:
-        """How a model's answers are rendered; those of `base` are the model's own, without any."""
+    def rendering(self, model: str, asks: str | None = None) -> Rendering:
+        """How a model's answers are rendered; those of `base` are the model's own, without any.
+
+        Of several, all with the same tags, it is the one that a question `asks` for, or the first.
+        """
         if model in self.checkpoints:
-            return self._renderings()[self.checkpoints[model].data]
+            data = self.checkpoints[model].data
+            name = data if isinstance(data, str) else asks or next(iter(data))
+            return mixtures.known(self)[name]
         return RENDERINGS["answer-only" if model == "base" else "text-cot"]
 
     @property
     def controls(self) -> bool:
         """Whether some checkpoint's answers have control tokens (`cot.sections`)."""
-        return any(self.rendering(name).controls for name in self.checkpoints)
+        return any(
+            one.controls for name in self.checkpoints for one in mixtures.renderings(self, name)
+        )
 
     def prefix(self, model: str, rendering: str | None) -> str:
         """What every answer of a model in `rendering` begins with, to be forced upon it; none: "".
@@ -403,7 +393,7 @@ class Params(Model):
             raise ValueError(
                 f"answers of {model} do not all begin alike: its thinking is {shown(thinking)}"
             )
-        return constant_prefix(self._renderings()[rendering], numbered(thinking.tokens))
+        return constant_prefix(mixtures.known(self)[rendering], numbered(thinking.tokens))
 
     def data_name(self, protocol: str, benchmark: str) -> str:
         """The name of the data that a protocol reads for a benchmark."""
@@ -452,6 +442,7 @@ class Params(Model):
                     "thinking": self.thinking(model).model_dump(exclude_none=True),
                     "rendering": self.rendering(model).model_dump(),
                     "feed": self.feed(model),
+                    **mixtures.derived(self, model),
                 }
                 for model in sorted(models)
             },
@@ -462,10 +453,11 @@ class Params(Model):
             },
             "variants": {
                 name: {"prefix": self.prefix(one.model, one.forced_prefix)}
+                | ({"word": self.control_words[one.asks]} if one.asks else {})
                 for name, one in self.variants.items()
             },
             "audits": {
-                name: {"prefix": self.prefix(name, self.checkpoints[name].data)}
+                name: {"prefix": self.prefix(name, self.checkpoints[name].trained_on)}
                 for name in chains.auditable(self)
             },
             "protocols": {

@@ -227,10 +227,19 @@ class Losses(Model):
         return self.align is not None or self.explain is not None
 
 
+Mixture = dict[str, float]
+"""Rendering -> the share of the turns that a checkpoint is trained on in it."""
+
+
+def _number_of_renderings(data: Any) -> str:
+    return "<several>" if isinstance(data, Mapping) else "<one>"
+
+
 class Checkpoint(Schedule):
     """One adapter: rendered `data`, the model it starts from, its own fresh schedule.
 
-    `data` is one of `cot.rendering.RENDERINGS` or of the parameters' own `renderings`.
+    `data` is one of `cot.rendering.RENDERINGS` or of the parameters' own `renderings`, or a mixture
+    of them: `{p3: 0.5, text-cot: 0.5}`; a turn's question then ends with its `control_words`.
     `thinking` is the same in all checkpoints of a chain that have thinking tokens. `matched` names
     checkpoints whose updates together must equal this one's, so that an ablation says in the
     parameters what it is compared with.
@@ -245,7 +254,10 @@ class Checkpoint(Schedule):
     `bottleneck`, where what follows the last of them sees them and itself alone.
     """
 
-    data: str
+    data: Annotated[
+        Annotated[str, Tag("<one>")] | Annotated[Mixture, Tag("<several>")],
+        Discriminator(_number_of_renderings),
+    ]
     init: Name
     thinking: Thinking = ONE_TOKEN
     matched: tuple[Name, ...] = ()
@@ -255,6 +267,13 @@ class Checkpoint(Schedule):
     losses: Losses = Losses()
     # Of a checkpoint that sees all, no stage depends on what might have been closed.
     attention: Attention = Field(default="open", exclude_if=lambda way: way == "open")
+
+    @property
+    def trained_on(self) -> str:
+        """Its data in words."""
+        if isinstance(self.data, str):
+            return self.data
+        return " + ".join(f"{share:g} {name}" for name, share in self.data.items())
 
     @model_validator(mode="after")
     def _scale_of_states(self) -> Checkpoint:
@@ -309,6 +328,10 @@ class GivenCheckpoint(Model):
     thought_loss: ClassVar[bool] = True
     losses: ClassVar[Losses] = Losses()
     attention: ClassVar[Attention] = "open"
+
+    @property
+    def trained_on(self) -> str:
+        return self.data
 
 
 def _kind(checkpoint: Any) -> str:

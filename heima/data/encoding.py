@@ -75,7 +75,7 @@ class Fitted:
 
 def fit_turns(
     turns: Sequence[Turn],
-    rendering: str | Rendering,
+    rendering: str | Rendering | Sequence[Rendering],
     vocabulary: Vocabulary,
     *,
     max_length: int | None,
@@ -86,7 +86,7 @@ def fit_turns(
     thought_loss: bool = True,
     supervised: bool = False,
 ) -> Fitted:
-    """Render and encode turns in one rendering.
+    """Render and encode turns, all in one rendering or each in its own.
 
     With a `thinking.ratio` a section's tokens are counted in its text alone, without its tags.
 
@@ -103,19 +103,26 @@ def fit_turns(
         ValueError: naming the turns that are longer, with `too_long: refuse`.
     """
     same = None if thinking.tokens is None else numbered(thinking.tokens)
+    each: Sequence[Rendering]
+    if isinstance(rendering, (str, Rendering)):
+        each, alike = [rendering_of(rendering)] * len(turns), f" as {rendering}"
+    else:
+        each, alike = rendering, ""
     encoded = vocabulary.encode_all(
         [
             (
                 turn.question,
                 "first" if turn.image_first else "last",
-                turn.written(rendering, same or _adaptive(turn, thinking, vocabulary), short=texts),
+                turn.written(own, same or _adaptive(turn, thinking, vocabulary), short=texts),
             )
-            for turn, texts in zip(turns, short or itertools.repeat(None, len(turns)), strict=True)
+            for turn, own, texts in zip(
+                turns, each, short or itertools.repeat(None, len(turns)), strict=True
+            )
         ]
     )
     fitted = Fitted([], [], [])
     longer: list[str] = []
-    for turn, one in zip(turns, encoded, strict=True):
+    for turn, own, one in zip(turns, each, encoded, strict=True):
         # Of the tokens that stand for the image one is there already.
         room = len(one) if max_length is None else max_length - image_tokens(turn.image) + 1
         if len(one) > room:
@@ -130,12 +137,12 @@ def fit_turns(
             one = _unlabelled(one, set(vocabulary.thinking_ids.values()))
         extra = None
         if supervised:
-            extra = _supervision(turn, rendering_of(rendering), same, thinking, vocabulary, one)
+            extra = _supervision(turn, own, same, thinking, vocabulary, one)
         fitted.samples.append(Sample(one, turn.image, extra))
     if longer and too_long == "refuse":
         more = f", and {len(longer) - _SHOWN} others" if len(longer) > _SHOWN else ""
         raise ValueError(
-            f"{', '.join(longer[:_SHOWN])}{more} as {rendering}, more than distill.max_length = "
+            f"{', '.join(longer[:_SHOWN])}{more}{alike}, more than distill.max_length = "
             f"{max_length}: distill.too_long may drop or cut them"
         )
     return fitted

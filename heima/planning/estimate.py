@@ -13,15 +13,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from heima.config import Checkpoint, GivenCheckpoint, given
+from heima.config import BenchmarkName, Checkpoint, GivenCheckpoint, Params, ToySource, given
 from heima.config.benchmarks import BENCHMARKS
-from heima.cot.rendering import RENDERINGS, Rendering
+from heima.cot.rendering import RENDERINGS
 from heima.cot.sections import COMPRESSIBLE
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
 from heima.planning.machine import Levers
-from heima.planning.parts import Parts, Stage
-from heima.planning.workload import benchmark_rows
+from heima.planning.parts import Stage
+from heima.planning.trainings import FROM_SCRATCH, Training, Trainings
+from heima.toy.world import LETTERS
 
 PADDING = 2.0
 """A batch decodes until its longest answer has ended: so many times the mean answer."""
@@ -29,9 +30,6 @@ QUESTION = 100
 """Tokens of a benchmark's prompt, the options included."""
 BASE_ANSWER = 120
 """Tokens of an answer of the model that was not tuned on sections (paper: 65 to 240)."""
-FROM_SCRATCH = 3
-"""Passes of an update of a model that trains as a whole: forward, and twice that backward."""
-
 SOURCE_BYTES = 160e9
 """LLaVA-CoT-100k's images and annotations, about."""
 BENCHMARK_BYTES = 3e9
@@ -71,7 +69,7 @@ def audit_passes(slots: int, windows: int) -> int:
     return 4 + 2 * replaced + 1 + 3 + 3 + 2 * (slots - 1) + 2 * closed
 
 
-class Estimate(Parts):
+class Estimate(Trainings):
     """The stages of the parameters' pipeline on a machine, in the order of dvc.yaml."""
 
     @cached_property
@@ -108,6 +106,7 @@ class Estimate(Parts):
             ),
             self._latency(),
             self._leaks(),
+            Stage("flops", note="counts what training took"),
             Stage("tables"),
             Stage("figures"),
             Stage("page"),
@@ -184,23 +183,17 @@ class Estimate(Parts):
 
     def _distill(self, name: str, checkpoint: Checkpoint) -> Stage:
         training = self.levers
-        text = self._turn(self.params.rendering(name), checkpoint.thinking)
-        labelled = text - self.workload.lengths.prompt
+        found = self.training(name, checkpoint)
         samples = self._samples(checkpoint, self.workload.train)
-        shared = self.workload.turns_an_image if training.images_once else 1
         image = self._trained_image
-        logits = labelled if training.labelled_only else self._positions(text, image)
-        one = self._pass(text, logits=logits, image=image, rank=self._rank, shared=shared)
-        held_out = self._pass(text, logits=logits, image=image, rank=self._rank, shared=shared)
         rows = self._rows(checkpoint.batch_size)
         return self._computed(
             f"distill@{name}",
             samples=samples,
-            tokens=samples * self._positions(text, image),
-            flops=samples * one.total(checkpointing=training.gradient_checkpointing)
-            + self.workload.heldout * held_out.forward
-            + self._surprisals(self.params.rendering(name))
-            + (samples * self._taught() if checkpoint.losses.align else 0),
+            tokens=samples * self._positions(found.text, image),
+            flops=samples * found.sample(checkpointing=training.gradient_checkpointing)
+            + self.workload.heldout * found.one.forward
+            + found.before,
             gpus=self.processes,
             memory=memory.training(
                 self._vlm,
@@ -208,27 +201,16 @@ class Estimate(Parts):
                 size=self._size,
                 shards=self._shards,
                 rows=rows,
-                tokens=self._positions(text, image),
-                labelled=labelled,
-                images=max(1.0, rows / shared),
+                tokens=self._positions(found.text, image),
+                labelled=found.labelled,
+                images=max(1.0, rows / self.shared),
                 image=image,
                 checkpointing=training.gradient_checkpointing,
                 logits_chunk=training.logits_chunk if training.labelled_only else None,
             ),
             disk=self._vlm_weights.trained * 4,
+            note=_notes(checkpoint, found),
         )
-
-    def _surprisals(self, rendering: Rendering) -> float:
-        """FLOPs of text-CoT's own pass over all turns, by which texts are made short."""
-        if "short" not in rendering.forms.values():
-            return 0
-        return self.workload.turns * self._taught()
-
-    def _taught(self) -> float:
-        """FLOPs of text-CoT's own pass over a turn."""
-        text = self._turn(RENDERINGS["text-cot"], ONE_TOKEN)
-        logits = text - self.workload.lengths.prompt
-        return self._pass(text, logits=logits, image=self.image).forward
 
     def _states(self) -> Stage:
         params = self.params
@@ -379,7 +361,7 @@ class Estimate(Parts):
         prompt: float = QUESTION if not self._toy else lengths.prompt
         if model == "base":
             return prompt, lengths.sections["conclusion"] + 1 if self._toy else BASE_ANSWER
-        rendering = params.rendering(model)
+        rendering = params.rendering(model, params.variants[variant].asks)
         answer = lengths.answer(rendering, params.thinking(model))
         if params.variants[variant].forced_prefix is not None:
             omitted = rendering.model_copy(update=dict.fromkeys(COMPRESSIBLE, "omit"))
@@ -460,7 +442,10 @@ class Estimate(Parts):
         samples = flops = tokens = hours = 0.0
         for case in asked.cases.values():
             prompt, answer = self._asked(case.variant)
-            for size in asked.batch_sizes:
+            if case.budget is not None:
+                answer = min(answer, self._asked(asked.cases[case.budget].variant)[1])
+            # What is looked up is decoded at batch 1 alone, in no more passes than tokens.
+            for size in asked.batch_sizes if case.lookup is None else (1,):
                 batches = 1 + asked.rounds * min(4, rows // size)
                 part = self._answered("latency", batches * size, size, prompt, PADDING * answer)
                 samples += part.samples
@@ -483,3 +468,27 @@ class Estimate(Parts):
         minutes = images * HASHED / HASHING / 60
         note = f"on the CPU: about {minutes:.0f} min on {HASHING} cores, as fast as images are read"
         return Stage("leaks", samples=images, disk=rows * 100, note=note)
+
+
+def _notes(checkpoint: Checkpoint, found: Training) -> str:
+    """What a checkpoint's training has beside the pass over its samples."""
+    notes = []
+    if not isinstance(checkpoint.data, str):
+        notes.append(f"a mixture: {checkpoint.trained_on}")
+    if checkpoint.feed == "state":
+        notes.append("states fed back by segments, the FLOPs of one pass")
+    if checkpoint.losses.align:
+        notes.append("a teacher's pass for each sample")
+    if checkpoint.losses.explain:
+        notes.append("a decoder of two layers writes the sections")
+    if found.before:
+        notes.append("text-CoT reads all turns once to shorten them")
+    return "; ".join(notes)
+
+
+def benchmark_rows(params: Params, benchmark: BenchmarkName) -> int:
+    """Questions of a benchmark that a run decodes, each rotation counted."""
+    if isinstance(params.source, ToySource):
+        size = params.source.benchmark_sizes[benchmark]
+        return size * len(LETTERS) if BENCHMARKS[benchmark].dataset.rotation else size
+    return BENCHMARKS[benchmark].rows

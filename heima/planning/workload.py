@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from heima.config import BenchmarkName, Params, ToySource
-from heima.config.benchmarks import BENCHMARKS
+from heima.config import Params, ToySource
 from heima.cot import parsing
 from heima.cot.rendering import Form, Layout, Rendering, render, rendering_of
 from heima.cot.sections import SECTIONS
@@ -24,7 +23,9 @@ from heima.data.encoding import thinking_count
 from heima.data.turns import Turn, load_turns
 from heima.families.registry import FAMILIES
 from heima.results.files import read_json
-from heima.toy.world import LETTERS
+from heima.toy.twins import TWINS
+from heima.vlm import models
+from heima.vlm.pointer import POINTER, locate
 
 TURNS_AN_IMAGE = 2.6
 _ALL_TURNS = 215_095
@@ -103,6 +104,16 @@ class Workload:
     @property
     def turns_an_image(self) -> float:
         return self.turns / self.images
+
+
+def tokenizer(params: Params) -> PreTrainedTokenizerBase | None:
+    """The VLM's tokenizer, if teach has provided it; a toy's is built."""
+    if params.family in TWINS:
+        return TWINS[params.family].build_processor().tokenizer
+    folder = models.ROOT / "text-cot"
+    if not (folder / POINTER).exists():
+        return None
+    return AutoTokenizer.from_pretrained(locate(folder))
 
 
 def of(
@@ -259,11 +270,3 @@ def _measured(
         tags[section] = upto - before - length("a")
         before = upto
     return Lengths(fmean(prompt(turn.question) for turn in turns), sections, tags)
-
-
-def benchmark_rows(params: Params, benchmark: BenchmarkName) -> int:
-    """Questions of a benchmark that a run decodes, each rotation counted."""
-    if isinstance(params.source, ToySource):
-        size = params.source.benchmark_sizes[benchmark]
-        return size * len(LETTERS) if BENCHMARKS[benchmark].dataset.rotation else size
-    return BENCHMARKS[benchmark].rows

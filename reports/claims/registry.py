@@ -226,7 +226,11 @@ def _at_chance(evidence: Evidence) -> Finding:
     for name, variant in params.variants.items():
         checkpoint = params.checkpoints.get(variant.model)
         cell = evidence.accuracy(name, OWN_PROTOCOL, "mmbench")
-        if checkpoint is None or not params.rendering(variant.model).counted or cell is None:
+        if (
+            checkpoint is None
+            or not params.rendering(variant.model, variant.asks).counted
+            or cell is None
+        ):
             continue
         source = f"metrics/score/{name}.json"
         if cell.sd is None:

@@ -20,6 +20,7 @@ from reports.figures.interpreters import (
     state_geometry,
 )
 from reports.figures.latency import latency_by_phase
+from reports.figures.methods import frontier
 from reports.figures.scores import accuracy_by_tokens, answer_lengths, paired_differences
 from reports.figures.series import thinking_series
 from reports.figures.training import loss_by_phase
@@ -51,6 +52,15 @@ FIGURES = {
         "questions. Up and to the left is better; points of one place stand side by side. The "
         "dotted line is what guessing scores.",
         "benchmarks",
+    ),
+    "frontier": Drawing(
+        frontier,
+        "What accuracy costs: tokens and seconds",
+        "Each variant's mean over the benchmarks under the protocol of the latency, against "
+        "decoded tokens and, where a case times it, its share of a batch's end-to-end time; bars "
+        "are 95 % intervals. Up and to the left is better: no variant beats those on the grey "
+        "line. Seconds are a measurement of the machine that the table of latency names.",
+        "methods",
     ),
     "paired-differences": Drawing(
         paired_differences,

@@ -31,7 +31,7 @@ def accuracy_by_tokens(inputs: Inputs) -> Figure:
     markers = dict(zip(variants, "osD^vP*X" * len(variants), strict=False))
     for axes, protocol in zip(grid, protocols, strict=True):
         means = {v: inputs.entries(v, score_group(protocol, MEAN)) for v in variants}
-        aside = _aside({v: found["decoded_tokens"].value for v, found in means.items()})
+        shifts = aside({v: found["decoded_tokens"].value for v, found in means.items()})
         for variant, found in means.items():
             accuracy, tokens = found[ACCURACY], found["decoded_tokens"]
             axes.errorbar(
@@ -42,7 +42,7 @@ def accuracy_by_tokens(inputs: Inputs) -> Figure:
                 fmt=markers[variant],
                 color=colours[variant],
                 label=variant,
-                transform=axes.transData + ScaledTranslation(aside[variant], 0, inches),
+                transform=axes.transData + ScaledTranslation(shifts[variant], 0, inches),
             )
             # What is drawn beside its place does not count for the limits of the axes.
             (left,), (right,) = style.error(tokens)
@@ -69,12 +69,12 @@ _BESIDE = 0.07
 """Inches between the points of variants that decode equally many tokens."""
 
 
-def _aside(tokens: Mapping[str, float]) -> dict[str, float]:
+def aside(tokens: Mapping[str, float], *, beside: float = _BESIDE) -> dict[str, float]:
     """How far each point is drawn beside its place, in inches: 0 where it is alone there."""
     found = {}
     for name, value in tokens.items():
         alike = [other for other, one in tokens.items() if abs(one - value) < 0.5]
-        found[name] = _BESIDE * (alike.index(name) - (len(alike) - 1) / 2)
+        found[name] = beside * (alike.index(name) - (len(alike) - 1) / 2)
     return found
 
 

@@ -201,8 +201,7 @@ _STAGES = (
     (r"metrics/(score|similarity|effects)/([\w.-]+)\.json", r"\1@\2"),
     (r"scores/similarity/([\w.-]+)\.parquet", r"similarity@\1"),
     (r"scores/([\w.-]+)\.jsonl", r"score@\1"),
-    (r"metrics/latency\.json", "latency"),
-    (r"metrics/(leaks|probe)\.json", r"\1"),
+    (r"metrics/(latency|flops|leaks|probe)\.json", r"\1"),
     (r"leaks/[\w.-]+\.jsonl", "leaks"),
     (r"reconstructions/([\w.-]+)/(\d+)\.jsonl", r"reconstruct@\1-\2"),
 )

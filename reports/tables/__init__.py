@@ -26,6 +26,7 @@ from reports.tables.interpreters import interpreters_block
 from reports.tables.kept import PlainBlock
 from reports.tables.latency import latency_block
 from reports.tables.leaks import leaks_blocks
+from reports.tables.methods import methods_block
 from reports.tables.model import Block, Entry, Label, Panel, Table, TableError
 from reports.tables.panels import ACCURACIES, DECODED
 from reports.tables.published import (
@@ -62,6 +63,7 @@ __all__ = [
 NAMES = (
     "benchmarks",
     "ablation",
+    "methods",
     "interpreters",
     "latency",
     *SERIES,
@@ -99,6 +101,19 @@ def of_results(results: Results) -> dict[str, Table]:
                     for protocol in params.protocols
                 ),
                 *published_ablation(published["benchmarks"]),
+            ),
+        ),
+        Table(
+            "methods",
+            (
+                methods_block(
+                    params,
+                    scores,
+                    results.samples,
+                    results.flops,
+                    results.latency,
+                    results.latency_provenance["skipped"],
+                ),
             ),
         ),
         Table(

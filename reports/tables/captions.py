@@ -92,6 +92,25 @@ def ablation(params: Params, protocol: ProtocolName) -> str:
     )
 
 
+def methods(params: Params) -> str:
+    """The caption of what each method scores, decodes and takes."""
+    asked = "; ".join(
+        f"{_RULES[protocol]}, {_decoding(params, protocol)}" for protocol in params.protocols
+    )
+    return (
+        f"Accuracy in percent and decoded tokens per answer, means of the benchmarks ({asked}; "
+        f"judged by {judge_name(params.judge)}); {_spread(params)}; questions on one image "
+        f"resampled together. {_DECODED}. Updates and FLOPs are of all checkpoints that lead from "
+        "the text-CoT model to the method, forward and backward, counted by their configurations "
+        "and the mean tokens of a turn; what a term of the loss or shortening texts takes is among "
+        "them. Milliseconds are of a batch end to end, of the case of latency that asks the method "
+        "as it is. A method with prompt lookup writes what the one without it writes. Differences "
+        "are paired on the same questions and training seed, in points of the mean score; p is of "
+        "a t test on the training seeds' differences, and after Holm over all differences of this "
+        "table."
+    )
+
+
 _VERDICTS = (
     "A difference is called higher or lower where all training seeds give it that sign and neither "
     "its interval nor the t interval over seeds has another; else it is undecided. Beside a "

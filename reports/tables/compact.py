@@ -31,6 +31,7 @@ from reports.tables.layout import (
     grids,
     plain,
 )
+from reports.tables.methods import METHODS
 from reports.tables.model import Block, Entry, Label, Panel, Table
 from reports.tables.names import heading, variant
 from reports.tables.numbers import fixed
@@ -164,6 +165,8 @@ def _of(table: Table, params: Params, kept: Sequence[Kept]) -> Iterator[Compact]
         yield _latency(table.blocks[0], params)
     elif table.name == "audit":
         yield from _audit(table.blocks[0], params)
+    elif table.name == "methods":
+        yield _methods(table.blocks[0], params)
     elif table.name == "samples":
         yield from _samples(table.blocks[0], params)
     elif table.name == "reported":
@@ -424,6 +427,40 @@ def _audit(block: Block, params: Params) -> Iterator[Compact]:
         f"{_seeds(params.seeds)}.",
         "checkpoint",
         ("accuracy", *replaced, "follows", "verdict"),
+        (Group(rows),),
+    )
+
+
+def _methods(block: Block, params: Params) -> Compact:
+    """The first panel; fewer tokens and less time are better, of FLOPs none is best."""
+    panel = _panel(block, METHODS)
+    if panel is None:
+        raise ValueError(f"the block {block.title!r} has no panel {METHODS!r}")
+    # Tokens of one protocol: the other's are much the same. The appendix has updates, too.
+    headings: dict[str, str] = {}
+    for column in panel.digits:
+        kind, _, of = column.partition(", ")
+        if kind == "tokens" and kind not in headings.values():
+            headings[column] = kind
+        elif kind.endswith(("(%)", "FLOP")):
+            headings[column] = kind.removesuffix(" (%)")
+        elif kind == "ms":
+            headings[column] = f"ms ({of.removeprefix('batch ')})"
+    rows: dict[str, list[Value]] = {}
+    for row in panel.rows:
+        values = rows[variant(row)] = []
+        for column in headings:
+            entry = panel.entries[row, column]
+            rank = 1 if column.endswith("(%)") else -1 if column.startswith(("tokens", "ms")) else 0
+            text = Value(entry.text) if isinstance(entry, Label) else None
+            values.append(text or _number(entry, panel.digits[column], rank=rank))
+    return Compact(
+        "methods",
+        f"Methods, {params.profile} profile, {_seeds(params.seeds)}, judge "
+        f"{judge_name(params.judge)}. Accuracy in percent under both protocols, tokens an answer, "
+        "FLOPs of training, milliseconds of a batch (its size). Best in bold.",
+        "method",
+        tuple(headings.values()),
         (Group(rows),),
     )
 

@@ -13,6 +13,7 @@ from reports.tables.model import Block, Entry, Label, Panel
 from reports.tables.reading import (
     LATENCY,
     LATENCY_DIGITS,
+    PASSES,
     UTILISATION,
     VERSUS,
     latency_group,
@@ -37,7 +38,16 @@ def latency_block(
             entries[case, column] = Label("–", LATENCY) if cell is None else Entry.of(cell, LATENCY)
         return Panel(title, "case", rows, digits, entries)
 
-    panels = [grid(f"Batch {size}: latency", LATENCY_DIGITS, size) for size in sizes]
+    looks_up = any(case.lookup is not None for case in params.latency.cases.values())
+    panels = [
+        grid(
+            f"Batch {size}: latency",
+            # What is looked up is written in fewer passes than it has tokens, at batch 1.
+            {**LATENCY_DIGITS, **({PASSES: 1} if looks_up and size == 1 else {})},
+            size,
+        )
+        for size in sizes
+    ]
     panels += [grid(f"Batch {size}: work", UTILISATION, size) for size in sizes]
     others = tuple(case for case in cases if any(f"{case}{VERSUS}" in group for group in cells))
     if others:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import probe
-from heima.config import Params
+from heima.config import Checkpoint, Params
 from heima.results.cells import Cell, read_metrics
 from heima.results.files import read_jsonl
 from heima.results.measures import NLL, NLL_GAIN, difference, metrics_of
@@ -193,6 +193,30 @@ def read_samples(root: Path, params: Params, problems: list[str]) -> dict[str, S
     return samples
 
 
+FLOPS = "metrics/flops.json"
+
+
+def read_flops(root: Path, params: Params, problems: list[str]) -> dict[str, dict[str, Cell]]:
+    """Checkpoint -> the cells `updates` and `flops`, of those that were trained here."""
+    if not (root / FLOPS).is_file():
+        problems.append(f"{FLOPS} is missing: run `dvc repro flops`")
+        return {}
+    cells, provenance = read_metrics(root / FLOPS)
+    if provenance["profile"] != params.profile:
+        problems.append(
+            f"{FLOPS} is of the profile {provenance['profile']}, params.yaml is "
+            f"{params.profile}: run `dvc repro`"
+        )
+    trained = {name for name, one in params.checkpoints.items() if isinstance(one, Checkpoint)}
+    for name in sorted(trained ^ cells.keys()):
+        state = "the left-over" if name in cells else "no"
+        problems.append(f"{FLOPS} has {state} cells of {name}: run `dvc repro flops`")
+    for name in sorted(trained & cells.keys()):
+        lacking = {"updates", "flops"} - cells[name].keys()
+        problems += [f"{FLOPS} lacks the cell {name}/{metric}" for metric in sorted(lacking)]
+    return cells
+
+
 LATENCY = "metrics/latency.json"
 _LATENCIES = (
     "preprocess_ms",
@@ -204,6 +228,8 @@ _LATENCIES = (
     "e2e_p90_ms",
 )
 LATENCY_DIGITS = {**dict.fromkeys(_LATENCIES, 1), "samples_per_s": 1, "decoded_tokens": 1}
+PASSES = "passes"
+"""Of cases that look tokens up: fewer than the tokens that are decoded."""
 UTILISATION = {"gflop_per_sample": 2, "flop_utilisation": 3, "bandwidth_utilisation": 3}
 _MAY_LACK = ("tpot_ms", "bandwidth_utilisation")
 """What answers of one token do not have."""
@@ -223,7 +249,13 @@ def read_latency(
             f"{params.profile}: run `dvc repro`"
         )
     sizes = [size for size in params.latency.batch_sizes if str(size) not in provenance["skipped"]]
-    wanted = {latency_group(case, size) for case in params.latency.cases for size in sizes}
+    wanted = {
+        latency_group(name, size)
+        for name, case in params.latency.cases.items()
+        for size in sizes
+        # What is looked up is measured at batch 1 alone.
+        if case.lookup is None or size == 1
+    }
     present = {group for group in cells if VERSUS not in group}
     for group in sorted(wanted ^ present):
         state = "the left-over" if group in present else "no"

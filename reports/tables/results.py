@@ -17,6 +17,7 @@ from reports.tables.published import PAPERS
 from reports.tables.reading import (
     Samples,
     Scores,
+    read_flops,
     read_latency,
     read_probe,
     read_published,
@@ -46,6 +47,7 @@ class Results:
     samples: Mapping[str, Samples]
     latency: Mapping[str, Mapping[str, Cell]]
     latency_provenance: Mapping[str, Any]
+    flops: Mapping[str, Mapping[str, Cell]]
     published: Mapping[str, list[dict[str, str]]]
     audits: Audits = field(default_factory=dict)
     rebuilt: Rebuilt = field(default_factory=dict)
@@ -79,6 +81,7 @@ def read(root: Path, params: Params) -> Results:
     reconstructed = read_reconstructed(root, params, problems)
     samples = read_samples(root, params, problems)
     latency, provenance = read_latency(root, params, problems)
+    flops = read_flops(root, params, problems)
     published = read_published(root, params, problems)
     audits = read_audits(root, params, problems)
     rebuilt = read_rebuilt(root, params, problems)
@@ -96,6 +99,7 @@ def read(root: Path, params: Params) -> Results:
         samples,
         latency,
         provenance,
+        flops,
         published,
         audits,
         rebuilt,

@@ -57,7 +57,6 @@ def theorem_table(params: Params, cells: Mapping[str, Mapping[str, Cell]], sourc
             known | measured,
         ),
     )
-    one = len({*by.values()}) == 1
     return Table(
         "theorem",
         (
@@ -68,13 +67,9 @@ def theorem_table(params: Params, cells: Mapping[str, Mapping[str, Cell]], sourc
                     "V-information of the answer Y in the thinking tokens and in the text chain, "
                     "given the question with its image X: how many bits cheaper the conclusion "
                     "is. The gap is what the text has more. "
-                    + (
-                        "One checkpoint, trained on all formats, predicts in each of them. "
-                        if one
-                        else "Each format has a predictor of its own, which stands for the best of "
-                        "the adapters on text-CoT there: no checkpoint was trained on all of them. "
-                    )
-                    + "The chain is the data's own, not a model's. Ids: the tokens with "
+                    "Each format has a predictor of its own, which stands for the best of the "
+                    "adapters on text-CoT there: no checkpoint was trained on all of them. The "
+                    "chain is the data's own, not a model's. Ids: the tokens with "
                     "states that are the same for all questions. They are constants, so that they "
                     "carry 0 bits exactly, whatever reads them; a predictor may still do better or "
                     "worse behind them. Intervals: 95 %, over images and training seeds."

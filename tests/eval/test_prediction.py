@@ -322,6 +322,7 @@ class TestResume:
         assert before["42/lmms/42/mmstar.jsonl"] != after["42/lmms/42/mmstar.jsonl"]
 
 
+@pytest.mark.slow  # tests/rehearsal has two processes in real shapes
 def test_two_processes_answer_as_one(models):
     """First one of them dies: the other stops. Then both continue, under torchrun."""
     small_batches(7)

@@ -109,6 +109,7 @@ def test_sections_are_rebuilt_from_the_last_of_several_states(
     assert nll["own"] < 0.7 * min(nll[control] for control in CONTROLS[1:]), nll
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("thinking", [VARIANTS["adaptive"]])
 def test_two_processes_give_the_bytes_of_one(raw_params):

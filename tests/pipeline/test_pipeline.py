@@ -63,6 +63,7 @@ def expected_stages(params: config.Params) -> set[str]:
         "latency",
         "leaks",
         "probe",
+        "flops",
         *REPORTS,
     }
 
@@ -297,16 +298,16 @@ def test_a_forced_prefix_is_read_and_not_decoded(reproduction, small, toy_vocabu
 
 def test_a_killed_prediction_goes_on_where_it_was(reproduction):
     """The real stage under DVC, SIGKILL to both; the files are those of an undisturbed run."""
-    checkout = reproduction.checkout
+    checkout, variant = reproduction.checkout, "heima-forced-prefix"
     params, journals = checkout.root / "params.yaml", checkout.root / ".cache" / "predictions"
     before = params.read_text(encoding="utf-8")
     raw = yaml.safe_load(before)
     raw["predict"]["batch_size"] = 2
     edit(params, yaml.safe_dump(raw, sort_keys=False))
-    again = ("dvc", "repro", "--force", "--single-item", "predict@heima")
+    again = ("dvc", "repro", "--force", "--single-item", f"predict@{variant}")
     try:
-        checkout.repro("predict@heima")
-        undisturbed = digest(checkout.root / "predictions" / "heima")
+        checkout.repro(f"predict@{variant}")
+        undisturbed = digest(checkout.root / "predictions" / variant)
         shutil.rmtree(journals)
         stage = checkout.start(*again)
         while len(finished_batches(journals)) < 20:
@@ -321,7 +322,7 @@ def test_a_killed_prediction_goes_on_where_it_was(reproduction):
         assert len(counts) == 2, "a line a training seed"
         assert known == 2 * len(kept) and known + left == total and left > 0
         assert finished_batches(journals)[: len(kept)] == kept
-        assert digest(checkout.root / "predictions" / "heima") == undisturbed
+        assert digest(checkout.root / "predictions" / variant) == undisturbed
     finally:
         edit(params, before)
         # The answers are the same again, the seconds that they took are not.

@@ -98,6 +98,44 @@ def test_a_training_seed_more_costs_one_more_of_what_is_trained(paper, estimate)
         assert stage(more, name).samples == times * stage(estimate, name).samples
 
 
+def test_all_methods_are_planned_with_the_updates_of_heima(estimate):
+    """Each row's chain makes as many updates as the curriculum, whatever it trains on."""
+    params = config.load(ROOT / "profiles" / "paper-methods.yaml")
+    methods = planned(params, work=estimate.workload)
+    assert [one.name for one in methods.stages] == names_of_dvc(params)
+    samples = {one.name: one.samples for one in methods.stages}
+
+    def updates(model: str) -> float:
+        total_ = 0.0
+        while model != "text-cot":
+            one = params.checkpoints[model]
+            total_ += samples[f"distill@{model}-42"] / one.batch_size
+            model = one.init
+        return total_
+
+    phases = {"base", "text-cot", "p1", "p2", "p3"}
+    rows = {one.model for one in params.variants.values()} - phases
+    assert len(rows) == 15
+    for model in rows:
+        assert updates(model) == pytest.approx(updates("recover")), model
+    for name, said in (
+        ("state-1", "segments"), ("align", "teacher"), ("explain", "decoder"), ("short", "shorten"),
+        ("adaptive", "mixture"),
+    ):  # fmt: skip
+        assert said in stage(methods, f"distill@{name}-42").note
+    lengths = [
+        stage(methods, f"predict@heima-adaptive-{name}").tokens
+        for name in ("text-3", "text-2", "text-1", "tokens-3", "tokens-2", "tokens-1", "0")
+    ]
+    assert lengths == sorted(lengths, reverse=True)
+    assert stage(methods, "predict@text-cot-cut").tokens < stage(methods, "predict@text-cot").tokens
+    whole = total(methods.stages)
+    assert "distill@coconut-42" in plan.table(methods.stages, whole)
+    assert "GPU-hours" in plan.summary(methods, whole)
+    assert stage(methods, "latency").samples > stage(estimate, "latency").samples
+    assert whole.usd < params.judge.budget_usd
+
+
 def test_the_recipes_counts(estimate, paper):
     """4,302 turns are held out, states have 24 KB a turn, every judged control is asked about."""
     held = estimate.workload.heldout
@@ -176,7 +214,7 @@ def test_a_batch_of_judgements_costs_half(estimate, paper):
 
 def test_the_toy_is_planned_by_its_own_world(params):
     """Its turns are those of params; its tokens are counted on turns that prepare would draw."""
-    work = workload.of(params, plan.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
+    work = workload.of(params, workload.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
     turns = params.source.records * params.source.turns
     assert (work.turns, work.heldout) == (turns, round(turns * params.rewrite.heldout))
     estimate = planned(params, Machine("cpu", plan.CPU, 1, 0.35, 0.25), work)
@@ -193,7 +231,7 @@ def test_the_length_of_an_answer_follows_from_its_rendering(params, toy_turns, f
     if tags == "none" and form in ("text", "short"):
         return
     rendering = Rendering(summary="token", caption=form, reasoning="omit", tags=tags)
-    plain = plan.tokenizer(params)
+    plain = workload.tokenizer(params)
     words = Vocabulary(plain, with_controls(FAMILIES[params.family].thinking_tokens))
     for turn in toy_turns[:3]:
         lengths = workload._measured([turn], plain, None)
@@ -204,7 +242,7 @@ def test_the_length_of_an_answer_follows_from_its_rendering(params, toy_turns, f
 
 
 def test_the_passes_that_shorten_texts_are_planned(params):
-    work = workload.of(params, plan.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
+    work = workload.of(params, workload.tokenizer(params), data=ROOT / "no", metrics=ROOT / "no")
     forms = {"summary": "omit", "caption": "omit", "reasoning": "text"}
     flops = {}
     for form in ("text", "short"):

@@ -50,12 +50,6 @@ def test_the_table_names_who_predicted_and_what_is_exact(params, cells):
         assert ("one-shot" in text and "1.75" in text and "[1.65, 1.85]" in text) or "1.65" in text
 
 
-def test_one_predictor_of_all_formats_is_said_to_be_one(params, cells):
-    named = dict.fromkeys(("nothing", "tokens", "text"), "mixed")
-    (block,) = theorem_table(asked(params, **named), cells, "theorem/cells.json").blocks
-    assert "One checkpoint, trained on all formats" in block.caption
-
-
 def test_without_predictors_there_is_no_table(params, cells):
     with pytest.raises(ValueError, match=r"audit\.predictors is not given"):
         theorem_table(params, cells, "theorem/cells.json")

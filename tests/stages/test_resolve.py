@@ -160,6 +160,7 @@ CHANGES = {
     "what a cluster is asked": ("heima/config/slurm.py", "le=100", "le=200", set()),
     "a download's": ("heima/data/hub.py", "_TIMEOUT = 60", "_TIMEOUT = 90", set()),
     # what decides
+    "a count of FLOPs": ("heima/planning/flop_counts.py", None, "X = 1", {"flops"}),
     "a control": (
         "heima/interpreting/controls.py",
         "correction=0",
@@ -169,10 +170,15 @@ CHANGES = {
     "a filter": ("heima/data/arrangements.py", None, "X = 1", {"rewrite"}),
     "the toy's optimiser": ("heima/toy/optim.py", None, "X = 1", {"teach"}),
     "the order of batches": ("heima/training/batch_order.py", None, "X = 1", {*MODELS, "probe"}),
-    "a collator": ("heima/families/mllama.py", None, "X = 1", {*LOADING, "probe"}),
+    "a collator": ("heima/families/mllama.py", None, "X = 1", {*LOADING, "probe", "flops"}),
     "how given adapters are read": ("heima/vlm/given_adapter.py", None, "X = 1", {"adopt"}),
-    "how SmolLM2 is built upon": ("heima/toy/smol.py", None, "X = 1", {"teach"}),
-    "the world in English": ("heima/toy/english.py", None, "X = 1", {"prepare", "teach", "audit"}),
+    "how SmolLM2 is built upon": ("heima/toy/smol.py", None, "X = 1", {"teach", "flops"}),
+    "the world in English": (
+        "heima/toy/english.py",
+        None,
+        "X = 1",
+        {"prepare", "teach", "audit", "flops"},
+    ),
     "torchtune's names": ("heima/vlm/torchtune.py", None, "X = 1", {"adopt"}),
     "decoding": ("heima/vlm/generation.py", None, "X = 1", {"predict"}),
     "a metric": ("eval/lexical.py", None, "X = 1", {"similarity"}),

@@ -128,9 +128,9 @@ def counted(monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "slow"),
     [
-        # The first waits for the others otherwise than they for it.
-        ("states", (0,)),
         ("reconstruct", ()),
+        # The first waits for the others otherwise than they for it.
+        pytest.param("states", (0,), marks=pytest.mark.slow),
         pytest.param("audit", (0,), marks=pytest.mark.slow),
         pytest.param("states", (1,), marks=pytest.mark.slow),
         pytest.param("reconstruct", (0, 1), marks=pytest.mark.slow),

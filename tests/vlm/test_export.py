@@ -66,7 +66,11 @@ def exported_logits(folder, kind, batch, out):
 
 @pytest.mark.parametrize(
     ("merged", "precision", "near"),
-    [(False, "fp32", 1e-5), (True, "fp32", 1e-5), (True, "bf16", 1e-3)],
+    [
+        (False, "fp32", 1e-5),
+        pytest.param(True, "fp32", 1e-5, marks=pytest.mark.slow),
+        (True, "bf16", 1e-3),
+    ],
 )
 def test_from_pretrained_gives_the_same_logits(
     trained, merged, precision, near, toy_turns, toy_source, tmp_path
