@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.audit import items, measures
+from eval.audit import items, measures, planted
 from eval.audit.passes import Passes
 from heima import config
 from heima.config import chains
@@ -56,6 +56,7 @@ def main(checkpoint: str, seed: int) -> None:
                     FAMILIES[params.family], processor, shown, once=params.training.images_once
                 ),
                 params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on),
+                world=planted.world(model, params.checkpoints[checkpoint].attention),
             )
 
         moments = _moments(passes(_source(params)), params)

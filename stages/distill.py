@@ -29,7 +29,7 @@ from heima.training.backbone import body, tile_shift
 from heima.training.loop import AnswerLoss
 from heima.training.surprisal import short_texts
 from heima.training.terms import Align, Explain
-from heima.vlm import models
+from heima.vlm import closed_ways, models
 from stages import arguments, launch
 
 _TILE_SAMPLES = 64
@@ -95,7 +95,13 @@ def main(name: str, seed: int) -> None:
     answering = AnswerLoss(
         model,
         params.hardware,
-        body=body(model, tiles=tiles, feed=feed),
+        body=closed_ways.body(
+            body(model, tiles=tiles, feed=feed),
+            model,
+            checkpoint.attention,
+            thinking_ids=vocabulary.thinking_ids.values(),
+            image_id=processor.image_token_id,
+        ),
         align=(weights.align, Align(model, body(model, tiles=tiles))) if weights.align else None,
         explain=(weights.explain, Explain(model, seed=seed, fed=bool(feed)))
         if weights.explain
@@ -134,6 +140,7 @@ def main(name: str, seed: int) -> None:
             data=checkpoint.data,
             init=checkpoint.init,
             thinking=checkpoint.thinking.model_dump(exclude_none=True),
+            **({"attention": checkpoint.attention} if checkpoint.attention != "open" else {}),
             **({"losses": weights.model_dump(exclude_none=True)} if weights.any else {}),
             **({"feed": checkpoint.feed, "feed_scale": checkpoint.feed_scale} if feed else {}),
             **found.facts(model),

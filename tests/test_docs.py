@@ -53,6 +53,10 @@ NO_RESULTS = {
         "Heima, reproduced": "versions, sizes",
         "Two profiles, one pipeline": "names of models",
     },
+    "audit.md": {
+        "Planted controls": "a rule",
+        "What a simple reader finds": "a rule",
+    },
     "benchmarks.md": {
         "Benchmarks: two protocols, one set of answers each": "others' reports, a rule"
     },

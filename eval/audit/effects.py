@@ -59,6 +59,7 @@ def effects_of(columns: Sequence[str]) -> dict[tuple[str, str], Effect]:
             found[measure, what] = Effect(column, scale=1.0)
     if "other/followed" in columns:
         found["other", "follows the donor"] = Effect("other/followed", "other/alike")
+        found["other", "answers as the donor"] = Effect("other/followed")
     return found
 
 

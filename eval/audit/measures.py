@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.audit.passes import Passes, Places, Scores, Within, continuation, unchanged
+from eval.audit.passes import (
+    OPENING,
+    Passes,
+    Places,
+    Scores,
+    Within,
+    behind_opening,
+    continuation,
+    unchanged,
+)
 from heima.config import Decoding
 from heima.cot.sections import COMPRESSIBLE, SEPARATOR, TAGS, meant, parts_of
 from heima.data.turns import Turn
@@ -208,8 +217,12 @@ def _parts(
     said: Sequence[str],
     valid: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Answers whose beginning lacks parts: thinking tokens, their tags, or both."""
+    """Answers whose beginning lacks parts: thinking tokens, their tags, or both.
+
+    The tag that opens the conclusion is forced behind it.
+    """
     slots = thinking_tokens(passes.prefix)
+    gold, said = behind_opening(gold), behind_opening(said)
     found = {}
     kept = {
         "slots": without_slots(passes.prefix),
@@ -217,9 +230,11 @@ def _parts(
         "both": "",
     }
     for name, prefix in kept.items():
-        found[f"without/{name}/right"] = _shares(passes.score(turns, gold, prefix=prefix).greedy)
+        found[f"without/{name}/right"] = _shares(
+            passes.score(turns, gold, prefix=prefix + OPENING).greedy
+        )
     for count in range(1, len(slots)):
-        prefix = first_slots(passes.prefix, count)
+        prefix = first_slots(passes.prefix, count) + OPENING
         scores = passes.score(turns, gold, prefix=prefix)
         same = _gives(passes, turns, said, valid, gold, scores, prefix=prefix)
         found[f"first-{count}/right"] = _shares(scores.greedy)

@@ -178,12 +178,13 @@ class Passes:
         turns: Sequence[Turn],
         continuations: Sequence[str],
         *,
-        prefix: str | None = None,
+        prefix: str | Sequence[str] | None = None,
         images: Sequence[str] | None = None,
         within: Within = unchanged,
         of: np.ndarray | None = None,
     ) -> Scores:
-        """The continuations of the turns' answers, after `prefix` (None: the constant one).
+        """The continuations of the turns' answers, after `prefix`: one for all, or each its own
+        (None: the constant one).
 
         `images` are shown instead of the turns' own, by name. With `of`, a mask of the turns, no
         other is scored: theirs are NaN and False.
@@ -192,16 +193,19 @@ class Passes:
         rows = torch.arange(len(turns)) if of is None else torch.from_numpy(of.nonzero()[0])
         if not len(rows):
             return Scores(nll, greedy)
-        beginning = meant(self.prefix if prefix is None else prefix)
+        given = self.prefix if prefix is None else prefix
+        each = [given] * len(turns) if isinstance(given, str) else given
+        begun = [meant(each[row]) for row in rows.tolist()]
         asked = self._asked(turns, images or [turn.image for turn in turns]).of(rows)
         tokenizer = self._vocabulary.tokenizer
         answers = [
             [*self._ids(joined([beginning, continuations[row]])), tokenizer.eos_token_id]
-            for row in rows.tolist()
+            for beginning, row in zip(begun, rows.tolist(), strict=True)
         ]
         ids = pad(answers, tokenizer.pad_token_id)
         real = pad([[1] * len(one) for one in answers], 0)
-        places = self._places(asked, ids, real, real.sum(dim=1) - len(self._ids(beginning)), rows)
+        before = torch.tensor([len(self._ids(beginning)) for beginning in begun])
+        places = self._places(asked, ids, real, real.sum(dim=1) - before, rows)
         with self._world(places), within(places):
             hidden = self._hidden(asked, ids, real)
         # The first token is predicted where the question ends.
@@ -213,8 +217,15 @@ class Passes:
         total = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, there, costs)
         missed = torch.zeros(len(rows), dtype=torch.int64)
         missed.index_add_(0, there, (logits.argmax(dim=-1) != tokens).long())
-        nll[rows], greedy[rows] = total.numpy(), (missed == 0).numpy()
+        # A tensor of one index would be taken for that index itself.
+        scored = rows.numpy()
+        nll[scored], greedy[scored] = total.numpy(), (missed == 0).numpy()
         return Scores(nll, greedy)
+
+    @torch.inference_mode()
+    def prompt_states(self, turns: Sequence[Turn], images: Sequence[str]) -> torch.Tensor:
+        """The final states of the prompts' last tokens, about these images, (turns, hidden)."""
+        return self._asked(turns, images).last
 
     def _ids(self, text: str) -> list[int]:
         """The tokens of a text, which many answers share."""
@@ -317,3 +328,17 @@ def continuation(conclusion: str) -> str:
     """
     opening, closing = TAGS["conclusion"]
     return f"{opening} {conclusion} {closing}"
+
+
+OPENING = TAGS["conclusion"][0]
+"""What opens a conclusion. Where a beginning lacks parts it is forced, too: a model that would
+write the next section there could not be asked for its conclusion."""
+
+
+def behind_opening(continuations: Sequence[str]) -> list[str]:
+    """What stands behind the tag that opens a conclusion, to be scored after a beginning with it.
+
+    >>> behind_opening([continuation("B")])
+    [' B </CONCLUSION>']
+    """
+    return [text.removeprefix(OPENING) for text in continuations]

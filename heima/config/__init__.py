@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from heima.config.base import (
     PRETRAINED,
+    Attention,
     BenchmarkName,
     ConfigError,
     Control,
@@ -53,6 +54,7 @@ from heima.config.evaluation import (
     Page,
     Peaks,
     Predict,
+    Predictors,
     Price,
     Protocol,
     Reconstruct,
@@ -95,6 +97,7 @@ __all__ = [
     "PRETRAINED",
     "RESOLVED",
     "TOY_FAMILIES",
+    "Attention",
     "Audit",
     "BenchmarkName",
     "Checkpoint",
@@ -128,6 +131,7 @@ __all__ = [
     "Params",
     "Peaks",
     "Predict",
+    "Predictors",
     "PretrainedLlm",
     "PretrainedModel",
     "PretrainedVlm",

@@ -34,6 +34,7 @@ Tiles = Literal["padded", "real"]
 TooLong = Literal["drop", "cut", "refuse"]
 Fed = Literal["token", "state"]
 FeedScale = Literal["none", "match"]
+Attention = Literal["open", "blind", "bottleneck"]
 ImageDecoding = Literal["faithful", "convert-rgb"]
 
 PRETRAINED = ("text-cot", "base", "interpreter")

@@ -1,11 +1,12 @@
-"""What states fed back, terms of the loss, budgets and audits can go with in a chain."""
+"""What states fed back, terms of the loss, budgets, audits and closed ways of attention can go with
+in a chain."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from heima.config import mixtures
+from heima.config import families, mixtures
 from heima.cot.thinking import shown
 
 if TYPE_CHECKING:
@@ -60,6 +61,79 @@ def auditable(params: Params) -> list[str]:
         and one.thinking.tokens is not None
         and one.feed == "token"
     )
+
+
+def check_predictors(params: Params) -> None:
+    """Raise `ValueError` where the predictors of Theorem 3.1 do not answer as they must."""
+    predictors = params.audit.predictors
+    if predictors is None:
+        return
+    able = {
+        "nothing": {"base", *_rendered(params, "omit")},
+        "tokens": set(auditable(params)),
+        "text": {"text-cot", *_rendered(params, "text")},
+    }
+    for part, names in able.items():
+        name = getattr(predictors, part)
+        if name not in names:
+            raise ValueError(
+                f"audit.predictors.{part} = {name!r} is not one of {sorted(names)}, the models "
+                f"that answer after {part}"
+            )
+
+
+def _rendered(params: Params, form: str) -> list[str]:
+    """The checkpoints all of whose sections have this form."""
+    return [
+        name
+        for name in params.checkpoints
+        if mixtures.mixture(params, name) is None
+        and set(params.rendering(name).forms.values()) == {form}
+        and params.rendering(name).tags == "text"
+    ]
+
+
+def check_attention(params: Params) -> None:
+    """Raise `ValueError` where ways of attention are closed that cannot be, naming what is allowed.
+
+    Such checkpoints are trained and audited, and nothing else: nothing decodes under their masks.
+    """
+    closed = {name: one for name, one in params.checkpoints.items() if one.attention != "open"}
+    for name, one in closed.items():
+        key = f"checkpoints.{name}.attention = {one.attention!r}"
+        if not families.RECORDS[params.family].closes:
+            able = [name for name, record in families.RECORDS.items() if record.closes]
+            raise ValueError(
+                f"{key} must be 'open' for the family {params.family}; ways of attention are "
+                f"closed in {', '.join(able)}"
+            )
+        if name not in auditable(params):
+            raise ValueError(
+                f"{key} needs a checkpoint that can be audited, one whose answers all begin with "
+                "thinking tokens between tags in words, read as tokens; others must be 'open'"
+            )
+        if one.losses.any:
+            raise ValueError(f"{key} needs losses without align and explain, or must be 'open'")
+        if params.distill.too_long == "cut":
+            raise ValueError(
+                f"{key} needs distill.too_long = 'drop' or 'refuse', not 'cut': an answer that is "
+                "cut may have lost its thinking tokens"
+            )
+        if params.hardware.gradient_checkpointing:
+            raise ValueError(
+                f"{key} needs hardware.gradient_checkpointing = false: layers that are computed "
+                "again in the backward pass would see all"
+            )
+    readers = {
+        "states.checkpoint": params.states.checkpoint,
+        **{f"variants.{name}.model": one.model for name, one in params.variants.items()},
+    }
+    for key, model in readers.items():
+        if model in closed:
+            raise ValueError(
+                f"{key} = {model!r} must be a checkpoint with attention = 'open', not "
+                f"{closed[model].attention!r}: nothing but an audit reads a planted control"
+            )
 
 
 def check_audit(params: Params) -> None:

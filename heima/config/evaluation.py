@@ -186,6 +186,18 @@ class Page(Model):
     samples: Annotated[int, Field(ge=1, le=1000)] = 20
 
 
+class Predictors(Model):
+    """Who predicts conclusions in the measurement of Theorem 3.1 (`eval.audit.theorem`).
+
+    `nothing` answers without a chain, `tokens` after thinking tokens, `text` after the text:
+    checkpoints that were trained as long from one start, each on its format.
+    """
+
+    nothing: Name
+    tokens: Name
+    text: Name = "text-cot"
+
+
 class Audit(Model):
     """Whether conclusions depend on thinking states (docs/audit.md).
 
@@ -202,6 +214,8 @@ class Audit(Model):
     windows: PositiveInt = 2
     max_new_tokens: PositiveInt = 16
     batch_size: PositiveInt = 128
+    # Without them nothing is measured of the theorem, and no stage depends on them.
+    predictors: Predictors | None = Field(default=None, exclude_if=lambda one: one is None)
 
     @property
     def decoding(self) -> Decoding:

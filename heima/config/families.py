@@ -15,20 +15,22 @@ class Record:
             one whose twin it is. None: the paper has none.
         toy: whether its models are trained here, from scratch, and so small that a CPU will do.
         vllm: whether vLLM serves its VLM.
+        closes: whether its checkpoints may train with ways of attention closed (`attention`).
         kinds: the kinds of `teach.vlm` and `teach.llm`, where it is no toy.
     """
 
     published: str | None
     toy: bool = False
     vllm: bool = True
+    closes: bool = True
     kinds: tuple[str, str] = ("pretrained", "pretrained")
 
 
 RECORDS: Mapping[str, Record] = {
     "toy-mllama": Record("llava-cot-11b", toy=True, vllm=False),
     "toy-llava-next": Record("llava-next-vicuna-7b", toy=True),
-    "toy-idefics3": Record(None, toy=True),
-    "smol": Record(None, vllm=False, kinds=("grow", "gguf")),
+    "toy-idefics3": Record(None, toy=True, closes=False),
+    "smol": Record(None, vllm=False, closes=False, kinds=("grow", "gguf")),
     "llava-cot-11b": Record("llava-cot-11b", vllm=False),
     "llava-next-vicuna-7b": Record("llava-next-vicuna-7b"),
 }

@@ -144,6 +144,8 @@ class Params(Model):
         for name in self.checkpoints:
             self._check_thinking(name)
             chains.check(self, name, self._chain(name))
+        chains.check_attention(self)
+        chains.check_predictors(self)
         compressed = mixtures.compressed(self)
         if self.states.checkpoint not in compressed:
             raise ValueError(

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from heima.config.base import (
+    Attention,
     Fed,
     FeedScale,
     Model,
@@ -247,6 +248,10 @@ class Checkpoint(Schedule):
     `state` that predicted it, as it is or with the norm of an embedding (`feed_scale`); both are
     the same in all checkpoints of a chain that have thinking tokens. `thought_loss`: whether the
     loss covers thinking tokens; Coconut's does not (docs/methods.md).
+
+    `attention` is `open` but for planted controls of an audit (docs/audit.md), which train and are
+    audited with ways of attention closed: `blind`, where nothing later sees the thinking tokens, or
+    `bottleneck`, where what follows the last of them sees them and itself alone.
     """
 
     data: Annotated[
@@ -260,6 +265,8 @@ class Checkpoint(Schedule):
     feed_scale: FeedScale = "none"
     thought_loss: bool = True
     losses: Losses = Losses()
+    # Of a checkpoint that sees all, no stage depends on what might have been closed.
+    attention: Attention = Field(default="open", exclude_if=lambda way: way == "open")
 
     @property
     def trained_on(self) -> str:
@@ -320,6 +327,7 @@ class GivenCheckpoint(Model):
     feed_scale: ClassVar[FeedScale] = "none"
     thought_loss: ClassVar[bool] = True
     losses: ClassVar[Losses] = Losses()
+    attention: ClassVar[Attention] = "open"
 
     @property
     def trained_on(self) -> str:

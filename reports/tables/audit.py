@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.audit.trust import trusted
 from heima.config import Params
 from heima.results.cells import Cell, read_metrics
 from reports.tables import captions
@@ -102,9 +103,16 @@ def audit_block(params: Params, audits: Audits) -> Block:
     return Block(
         f"{params.profile} profile",
         f"Audit of thinking states ({captions.about(params)})",
-        captions.audit(params),
+        captions.audit(params) + _trust(params, audits),
         tuple(panels),
     )
+
+
+def _trust(params: Params, audits: Audits) -> str:
+    """What the planted controls among the checkpoints say of all audits; nothing without any."""
+    closed = {name: params.checkpoints[name].attention for name in audits}
+    planted = {closed[name]: one.cells for name, one in audits.items() if closed[name] != "open"}
+    return f" {trusted(planted)[1]}" if planted else ""
 
 
 def nothing(params: Params) -> Block:

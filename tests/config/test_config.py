@@ -282,6 +282,61 @@ def test_what_states_fed_back_cannot_go_with_is_named(raw_params, key, value, me
         config.parse(yaml.safe_dump(raw_params))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "toy-idefics3"}, "must be 'open' for the family toy-idefics3; .* toy-mllama,"),
+        ({"checkpoints.planted.data": "p2"}, "needs a checkpoint that can be audited"),
+        ({"checkpoints.planted.data": "answer-only"}, "needs a checkpoint that can be audited"),
+        ({"checkpoints.planted.losses": {"explain": 1.0}}, "needs losses without align and"),
+        ({"distill.too_long": "cut"}, r"needs distill\.too_long = 'drop' or 'refuse', not 'cut'"),
+        ({"hardware.gradient_checkpointing": True}, r"needs hardware\.gradient_check.* = false"),
+    ],
+)  # fmt: skip
+def test_what_closed_ways_of_attention_cannot_go_with_is_named(raw_params, changes, message):
+    raw_params["checkpoints"]["planted"] = {**raw_params["checkpoints"]["p3"], "attention": "blind"}
+    assert config.parse(yaml.safe_dump(raw_params)).checkpoints["planted"].attention == "blind"
+    for key, value in changes.items():
+        edit(raw_params, key, value)
+    with pytest.raises(
+        config.ConfigError, match=rf"checkpoints\.planted\.attention = 'blind' {message}"
+    ):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("nothing", "recover"), ("tokens", "p2"), ("text", "p1"), ("tokens", "x")]
+)
+def test_a_predictor_must_answer_in_its_format(raw_params, part, name):
+    named = {"nothing": "answer-only", "tokens": "one-shot"}
+    raw_params["audit"] = {"predictors": named}
+    params = config.parse(yaml.safe_dump(raw_params))
+    assert params.audit.predictors.text == "text-cot"
+    assert "predictors" not in config.resolved(config.load(ROOT / "params.yaml"))["audit"]
+    raw_params["audit"] = {"predictors": {**named, part: name}}
+    with pytest.raises(config.ConfigError, match=rf"predictors\.{part} = '{name}' is not one of"):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.mark.parametrize("key", ["states.checkpoint", "variants.heima.model"])
+def test_nothing_but_an_audit_reads_a_planted_control(raw_params, key):
+    raw_params["checkpoints"]["planted"] = {
+        **raw_params["checkpoints"]["p3"], "attention": "bottleneck"
+    }  # fmt: skip
+    edit(raw_params, key, "planted")
+    with pytest.raises(config.ConfigError, match=rf"{key} = 'planted' must be .* not 'bottleneck'"):
+        config.parse(yaml.safe_dump(raw_params))
+
+
+def test_closed_ways_are_in_the_parameters_of_planted_controls_alone(raw_params):
+    plain = config.resolved(config.parse(yaml.safe_dump(raw_params)))
+    assert not any("attention" in one for one in plain["checkpoints"].values())
+    raw_params["checkpoints"]["planted"] = {**raw_params["checkpoints"]["p3"], "attention": "blind"}
+    planted = config.resolved(config.parse(yaml.safe_dump(raw_params)))
+    assert planted["checkpoints"].pop("planted")["attention"] == "blind"
+    assert planted["checkpoints"] == plain["checkpoints"]
+
+
 def test_align_without_a_start_from_text_cot_is_refused(raw_params):
     """The text-CoT model below the adapter is the teacher."""
     raw_params["checkpoints"]["one-shot"].update(losses={"align": 1.0}, init="base")

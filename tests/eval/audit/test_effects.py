@@ -89,7 +89,10 @@ def test_questions_without_a_value_are_left_out_and_counted():
     tables[42].loc[:9, "other/followed"] = np.nan
     tables[43].loc[5:14, "other/followed"] = np.nan
     found = effects.audited(tables, draws=50, seed=1)
-    assert found.left_out == {"other, follows the donor": 15}
+    assert found.left_out == {
+        "other, follows the donor": 15,
+        "other, answers as the donor": 15,
+    }
     assert found.cells["other"]["follows the donor"].n == (3000 - 15) * len(SEEDS)
 
 

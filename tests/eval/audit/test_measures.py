@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 
@@ -11,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from eval.audit import items, measures
-from eval.audit.passes import Passes, continuation
+from eval.audit import items, measures, recording
+from eval.audit import planted as planted_controls
+from eval.audit.passes import OPENING, Passes, behind_opening, continuation
 from heima.config import Decoding
 from heima.cot.rendering import constant_prefix
-from heima.cot.sections import numbered
+from heima.cot.sections import TAGS, numbered
 from heima.data.encoding import Sample
 from heima.families import registry
 from heima.planning import estimate
@@ -61,41 +61,9 @@ def turns(toy_turns):
     ]
 
 
-def passes_of(parts, *, world=None, tokens=1):
+def passes_of(parts, *, attention="open", tokens=1):
     prefix = constant_prefix("p3", numbered(tokens))
-    return Passes(*parts[:4], prefix, **({} if world is None else {"world": world}))
-
-
-def _after(places, thinking):
-    return torch.arange(places.image.shape[1]) > places.thinking[:, thinking, None]
-
-
-def blind(model):
-    def world(places):
-        if not places.thinking.numel():
-            return contextlib.nullcontext()
-        return patching.closing(model, [patching.Closed(_after(places, 0), places.thinking_mask)])
-
-    return world
-
-
-def bottleneck(model):
-    """What stands between the last thinking token and the conclusion sees no more than that."""
-
-    @contextlib.contextmanager
-    def world(places):
-        if not places.thinking.numel():
-            yield
-            return
-        after = _after(places, -1)
-        way = patching.Closed(after, ~places.thinking_mask & ~after)
-        with (
-            patching.closing(model, [way]),
-            patching.blindfolded(model, after, places.image),
-        ):
-            yield
-
-    return world
+    return Passes(*parts[:4], prefix, world=planted_controls.world(parts[0], attention))
 
 
 def batch_of(turns):
@@ -134,7 +102,7 @@ def test_decoding_is_that_of_generation(parts, turns, tokens):
 
 
 def test_what_is_decoded_within_a_world_is_greedy_there(parts, turns):
-    passes = passes_of(parts, world=bottleneck(parts[0]))
+    passes = passes_of(parts, attention="bottleneck")
     said = passes.continuations(turns, decoding=GREEDY)
     ended = np.array([text is not None for text in said])
     texts = [text or "" for text in said]
@@ -165,6 +133,14 @@ def test_a_pass_finds_greedy_what_decoding_writes_and_nothing_else(parts, turns)
     assert not passes.score(ended, [f"{text} red" for text in texts]).greedy.any()
 
 
+@pytest.mark.parametrize("attention", ["blind", "bottleneck"])
+def test_a_planted_control_decodes_within_its_closed_ways(parts, turns, attention):
+    passes = passes_of(parts, attention=attention)
+    said = passes.continuations(turns, decoding=GREEDY)
+    ended = [turn for turn, text in zip(turns, said, strict=True) if text is not None]
+    assert passes.score(ended, [text for text in said if text is not None]).greedy.all()
+
+
 def test_the_nll_is_that_of_each_token_alone(parts, turns):
     """Against the model's own forward pass over one answer, token by token."""
     passes, (model, _, vocabulary, collate, _) = passes_of(parts), parts
@@ -184,7 +160,7 @@ def test_the_nll_is_that_of_each_token_alone(parts, turns):
 
 
 def test_where_nothing_sees_the_thinking_tokens_every_effect_is_nothing(parts, turns):
-    passes = passes_of(parts, world=blind(parts[0]))
+    passes = passes_of(parts, attention="blind")
     _, found = measured(passes, turns)
     for name in ("zero", "mean", "noise", "same", "other"):
         there = np.isfinite(found[f"{name}/nll"])
@@ -196,10 +172,12 @@ def test_where_nothing_sees_the_thinking_tokens_every_effect_is_nothing(parts, t
     np.testing.assert_array_equal(found["mediation/nde"], found["mediation/te"])
     assert (abs(found["mediation/te"][there]) > 1e-3).any()
     assert (found["closed/thinking/all/nll"] == 0).all()
+    followed = np.isfinite(found["other/followed"])
+    np.testing.assert_array_equal(found["other/followed"][followed], found["other/alike"][followed])
 
 
 def test_where_nothing_else_is_seen_everything_passes_through_the_states(parts, turns):
-    passes = passes_of(parts, world=bottleneck(parts[0]))
+    passes = passes_of(parts, attention="bottleneck")
     batch, found = measured(passes, turns)
     there = batch.lent_other
     gold = [continuation(turn.conclusion) for turn in turns]
@@ -211,6 +189,9 @@ def test_where_nothing_else_is_seen_everything_passes_through_the_states(parts, 
     np.testing.assert_allclose(found["mediation/nde"][there], 0, atol=1e-5)
     assert (abs(found["mediation/te"][there]) > 1e-3).any()
     assert (found["closed/image/all/nll"] == 0).all()
+    followed = found["other/followed"][np.isfinite(found["other/followed"])]
+    assert len(followed) > 2
+    assert followed.all()
 
 
 def test_questions_do_not_depend_on_their_batch(parts, turns):
@@ -274,3 +255,62 @@ def test_every_layer_is_in_one_window():
 def test_the_model_has_layers_of_the_family(parts):
     model = parts[0]
     assert len(patching.stream(model)) == 1 + len(registry.of(model).language_model(model).layers)
+
+
+def test_recorded_states_are_those_of_a_whole_pass(parts, turns):
+    """Against the last hidden states of the answer, at the columns of its tokens."""
+    passes, (model, _, vocabulary, collate, _) = passes_of(parts), parts
+    found = recording.of_batch(passes, turns[:3])
+    thinking = set(vocabulary.thinking_ids.values())
+    tags = [f"{side}-{number}" for number in (1, 2, 3) for side in ("before", "thinking", "behind")]
+    assert list(found) == ["prompt", *tags, "conclusion"]
+    for row, turn in enumerate(turns[:3]):
+        answer = vocabulary.encode(turn.question, "first", turn.written("p3"))
+        ids = collate([Sample(answer, turn.image)])
+        del ids["labels"]
+        with torch.no_grad():
+            hidden = body(model)(**ids)[0]
+        tokens = ids["input_ids"][0].tolist()
+        header = vocabulary.prompts_ids([turn.question], "first")[0]
+        opening = vocabulary.text_ids(TAGS["conclusion"][0])
+        prompt = len(tokens) - len(answer) + len(header) - 1
+        wanted = {"prompt": prompt, "conclusion": _last_of(tokens, opening)}
+        for number, at in enumerate((n for n, one in enumerate(tokens) if one in thinking), 1):
+            wanted |= {f"before-{number}": at - 1, f"thinking-{number}": at}
+            wanted[f"behind-{number}"] = at + 1
+        for position, at in wanted.items():
+            np.testing.assert_allclose(found[position][row], hidden[at], atol=1e-4)
+    other = [turn.image for turn in turns[:3]][::-1]
+    moved = recording.of_batch(passes, turns[:3], other)
+    assert not np.allclose(moved["conclusion"], found["conclusion"], atol=1e-4)
+
+
+def _last_of(tokens, part):
+    """The column of the last token of the last occurrence of a part."""
+    starts = [at for at in range(len(tokens)) if tokens[at : at + len(part)] == part]
+    return starts[-1] + len(part) - 1
+
+
+@pytest.mark.parametrize("wanted", [[2], [0, 3], [1, 2, 3], []])
+def test_some_of_the_turns_score_as_all_do(parts, turns, wanted):
+    """One alone, too; the others have no value."""
+    passes = passes_of(parts)
+    texts = [continuation(turn.conclusion) for turn in turns[:4]]
+    mask = np.isin(np.arange(4), wanted)
+    some, everyone = passes.score(turns[:4], texts, of=mask), passes.score(turns[:4], texts)
+    np.testing.assert_allclose(some.nll[mask], everyone.nll[mask], atol=1e-5)
+    assert np.isnan(some.nll[~mask]).all() and not some.greedy[~mask].any()
+
+
+def test_a_conclusion_is_asked_for_behind_its_tag_where_parts_are_missing(parts, turns):
+    """A model that would go on with the next section still has a conclusion: its tag is forced."""
+    passes = passes_of(parts)
+    gold = [continuation(turn.conclusion) for turn in turns]
+    for name, prefix in (
+        ("both", ""),
+        ("slots", measures.without_slots(passes.prefix)),
+        ("first-1", measures.first_slots(passes.prefix, 1)),
+    ):
+        whole = passes.score(turns, gold, prefix=prefix).nll
+        tag = passes.score(turns, behind_opening(gold), prefix=prefix + OPENING).nll
+        assert (tag < whole).all(), name

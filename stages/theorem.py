@@ -1,0 +1,136 @@
+"""Measure Theorem 3.1, what of the answer is usable in each format: `python -m stages.theorem`
+
+Asks the predictors that `audit.predictors` names the questions of an audit, those of each training
+seed, and writes `theorem/`: for each seed a `<seed>.parquet` with what each question's conclusion
+costs after each of `eval.audit.theorem.ENTROPIES`, in bits, the information with its intervals as
+`cells.json`, and the table `theorem.md`, `.tex` and `.csv`.
+
+On several GPUs it starts itself once on each, and the processes share the batches; a killed run
+goes on from those that are finished, and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from eval.audit import items, measures, theorem
+from eval.audit.passes import Passes
+from heima import config
+from heima.data.turns import load_turns
+from heima.results.cells import write_metrics
+from heima.results.files import atomic
+from heima.results.provenance import provenance
+from heima.vlm import processes
+from stages import arguments, launch, reading
+
+FOLDER = Path("theorem")
+
+
+def main() -> None:
+    import pandas as pd
+
+    from reports import tables
+    from reports.tables.theorem import theorem_table
+
+    params = config.load_resolved()
+    named = params.audit.predictors
+    if named is None:
+        sys.exit("error: audit.predictors must name who predicts conclusions in each format")
+    launch.on_all_devices(params, "stages.theorem")
+    turns, images = items.asked(params)
+    models = (named.nothing, named.tokens, named.text)
+
+    # One seed's after the other's: its models are loaded once.
+    @functools.lru_cache(maxsize=1)
+    def loaded(seed: int) -> tuple[theorem.Predictors, measures.Moments]:
+        prefix = params.prefix(named.tokens, params.checkpoints[named.tokens].trained_on)
+        by_source = reading.passes(named.tokens, seed, params, reading.source(params), prefix)
+        moments = _moments(by_source, params)
+        begun = {"nothing": "", "tokens": prefix, "text": ""}
+        predictors = [
+            reading.passes(model, seed, params, images, start)
+            for model, start in zip(models, begun.values(), strict=True)
+        ]
+        return theorem.Predictors(*predictors), moments
+
+    def work(pieces: Sequence[tuple[int, Sequence[int]]]) -> Iterator[bytes]:
+        for seed, rows in pieces:
+            predictors, moments = loaded(seed)
+            found = theorem.of_batch(predictors, [turns[row] for row in rows], moments)
+            buffer = io.BytesIO()
+            pd.DataFrame(found).to_parquet(buffer, index=False)
+            yield buffer.getvalue()
+
+    pieces = [(seed, rows) for seed in params.seeds for rows in reading.rows(turns, params)]
+    read = sorted({params.trained(model, seed) for model in models for seed in params.seeds})
+    found = reading.batches("theorem", "-".join(models), read, pieces, work, params)
+    if found is None:
+        return
+    kept, contents = found
+    asked = pd.DataFrame(
+        {"turn": [turn.id for turn in turns], "image": [turn.image for turn in turns]}
+    )
+    costs = {
+        seed: pd.concat(
+            [
+                asked,
+                pd.concat(
+                    [
+                        pd.read_parquet(io.BytesIO(content))
+                        for (own, _), content in zip(pieces, contents, strict=True)
+                        if own == seed
+                    ],
+                    ignore_index=True,
+                ),
+            ],
+            axis=1,
+        )
+        for seed in params.seeds
+    }
+    cells = theorem.information(costs, draws=params.similarity.draws, seed=params.seed)
+    table = theorem_table(params, cells, str(FOLDER / "cells.json"))
+    with atomic(FOLDER) as temporary:
+        temporary.mkdir()
+        for seed, one in costs.items():
+            one.to_parquet(temporary / f"{seed}.parquet", index=False)
+        write_metrics(
+            temporary / "cells.json",
+            cells,
+            provenance(
+                "theorem",
+                params,
+                training_seeds=list(params.seeds),
+                questions=len(turns),
+                predictors=named.model_dump(),
+            ),
+        )
+        for suffix, text in (
+            ("md", tables.markdown(table)),
+            ("tex", tables.latex(table)),
+            ("csv", tables.comma_separated(table)),
+        ):
+            (temporary / f"theorem.{suffix}").write_text(text, encoding="utf-8")
+    kept.discard()
+    print((FOLDER / "theorem.md").read_text(encoding="utf-8"), end="")
+
+
+def _moments(passes: Passes, params: config.Params) -> measures.Moments:
+    """Of the thinking tokens' states of the first training turns."""
+    turns = load_turns("data/rewritten/train.parquet")[: params.audit.fitted]
+    asked = [dataclasses.replace(turn, image_first=True) for turn in turns]
+    return measures.Moments.of(
+        [
+            measures.states(passes, part)[0]
+            for part in processes.batches(asked, params.audit.batch_size)
+        ]
+    )
+
+
+if __name__ == "__main__":
+    arguments.parser_of(__doc__).parse_args()
+    main()
