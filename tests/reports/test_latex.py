@@ -13,7 +13,7 @@ import pytest
 
 from heima import config
 from reports import tables
-from reports.tables import compact, layout
+from reports.tables import floats, layout
 from tests import fabricated
 
 ARTICLE = r"\documentclass{article}"
@@ -223,15 +223,15 @@ def test_fastest_is_best(files):
 
 
 def test_equal_values_are_all_the_best():
-    values = compact.Group(
+    values = floats.Group(
         {
-            "a": [compact.Value("1.0", 1.0, " (4)")],
-            "b": [compact.Value("1.0", 1.0, " (9)")],
-            "c": [compact.Value("9.0")],
+            "a": [floats.Value("1.0", 1.0, " (4)")],
+            "b": [floats.Value("1.0", 1.0, " (9)")],
+            "c": [floats.Value("9.0")],
         }
     )
-    one = compact.Compact("x", "c", "model", ("n",), (values,))
-    text = compact._float(one, compact.FORMS["-column"])
+    one = floats.Compact("x", "c", "model", ("n",), (values,))
+    text = floats.latex(one, floats.FORMS["-column"])
     assert text.count("\\textbf") == 2 and "\\textbf{1.0} (9)" in text
 
 
