@@ -10,8 +10,7 @@ from heima.results import verdicts
 from heima.results.scores import MEAN
 from reports.claims.evidence import Evidence
 from reports.claims.model import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Finding
-from reports.claims.rules import ONE_SEED, all_of, greater, not_testable, same
-from reports.tables.numbers import probability
+from reports.claims.rules import ONE_SEED, all_of, greater, not_testable, same, states_matter
 
 PAPERS_PROTOCOL: ProtocolName = "vlmevalkit"
 OWN_PROTOCOL: ProtocolName = "lmms"
@@ -176,21 +175,7 @@ def _states_matter(variant: str) -> Callable[[Evidence], Finding]:
 
     def find(evidence: Evidence) -> Finding:
         found = evidence.audit(variant)
-        if found is None:
-            return _missing(f"an audit of {variant}")
-        cells, source = found
-        shown = cells.get("other", {}).get("accuracy lost")
-        if shown is not None and shown.sd is None:
-            return Finding(UNDECIDED, ONE_SEED, shown, source)
-        verdict, p = effects.judged(cells)
-        largest = max(p, key=lambda test: p[test])
-        why = {
-            SUPPORTED: "other states cost accuracy, donors are followed, and the image's effect "
-            "passes through the states",
-            NOT_SUPPORTED: f"no replacement moves accuracy by {effects.MARGIN:g} points",
-            UNDECIDED: f"neither is shown; {largest}: p {probability(p[largest])}",
-        }[verdict]
-        return Finding(verdict, why, shown, source)
+        return states_matter(*found) if found else _missing(f"an audit of {variant}")
 
     return find
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from eval.audit import effects
 from heima.results import verdicts
 from heima.results.cells import Cell
 from reports.claims.model import (
@@ -13,6 +14,7 @@ from reports.claims.model import (
     UNDECIDED,
     Finding,
 )
+from reports.tables.numbers import probability
 
 ONE_SEED = "one training seed decides nothing about a method"
 
@@ -64,3 +66,19 @@ def all_of(findings: Sequence[Finding]) -> Finding:
             if one.verdict == verdict:
                 return one
     return min(findings, key=lambda one: one.cell.value if one.cell else 0.0)
+
+
+def states_matter(cells: Mapping[str, Mapping[str, Cell]], source: str) -> Finding:
+    """The claim that thinking states matter to the conclusion, by the rule of audits."""
+    shown = cells.get("other", {}).get("accuracy lost")
+    if shown is not None and shown.sd is None:
+        return Finding(UNDECIDED, ONE_SEED, shown, source)
+    verdict, p = effects.judged(cells)
+    largest = max(p, key=lambda test: p[test])
+    why = {
+        SUPPORTED: "other states cost accuracy, donors are followed, and the image's effect passes "
+        "through the states",
+        NOT_SUPPORTED: f"no replacement moves accuracy by {effects.MARGIN:g} points",
+        UNDECIDED: f"neither is shown; {largest}: p {probability(p[largest])}",
+    }[verdict]
+    return Finding(verdict, why, shown, source)

@@ -86,6 +86,9 @@ def audit_block(params: Params, audits: Audits) -> Block:
         measures = _ordered(
             {name for one in audits.values() for name, found in one.cells.items() if what in found}
         )
+        if not measures:
+            # No answer had any value, as of a model that never ends.
+            continue
         panels.append(
             Panel(
                 title,

@@ -2,6 +2,7 @@ import csv
 import io
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -430,3 +431,24 @@ def test_the_stage_leaves_the_tables_when_a_cell_is_missing(copy, monkeypatch):
     with pytest.raises(SystemExit, match="no table was written:\nmetrics/score/heima"):
         stage.main()
     assert (copy / "reports/toy/tables/benchmarks.csv").read_bytes() == before
+
+
+def test_an_audit_without_ended_answers_has_a_table(results):
+    """Effects without a question have no cell, and a panel without effects is not there."""
+    for what in ("answers changed", "follows the donor", "nll gained"):
+        audits = {
+            name: replace(
+                one,
+                cells={
+                    measure: {key: cell for key, cell in found.items() if key != what}
+                    for measure, found in one.cells.items()
+                },
+            )
+            for name, one in results.audits.items()
+        }
+        table = tables.of_results(replace(results, audits=audits))["audit"]
+        assert tables.latex(table) and tables.markdown(table)
+        assert tables.compact_files({"audit": table}, results.params)
+    nothing = tables.of_results(replace(results, audits={}))["audit"]
+    assert "names none" in tables.markdown(nothing) and tables.latex(nothing)
+    assert not tables.compact_files({"audit": nothing}, results.params)
