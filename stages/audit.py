@@ -139,7 +139,8 @@ def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
         models.ROOT / params.trained(checkpoint, seed),
     ]
     used = ["seed", "family", "precision", "image_decoding", "source", "training"]
-    used += [f"audit.{one}" for one in type(params.audit).model_fields if one != "checkpoints"]
+    others = ("checkpoints", "predictors")
+    used += [f"audit.{one}" for one in type(params.audit).model_fields if one not in others]
     key = snapshots.key(
         f"audit@{checkpoint}-{seed}", params, *used, f"checkpoints.{checkpoint}", inputs=inputs
     )
