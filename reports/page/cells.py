@@ -158,7 +158,7 @@ def _samples(
     """Where in the page the samples behind a cell are, if they are its own."""
     stages = stages_of(source)
     items = [stage.partition("@")[2] for stage in stages]
-    protocol = next((p for p in params.protocols if block.origin.endswith(f"protocol {p}")), None)
+    protocol = _protocol(params, block, panel, column)
     if PUBLISHED.format(params.published_family) in block.origin:
         protocol = PROTOCOL  # A row of the table `reported` ends in its benchmark.
         headings = {heading(name): name for name in params.benchmarks}
@@ -179,6 +179,15 @@ def _samples(
         control = next((c for c in params.reconstruct.controls if c in (row, column)), "own")
         return {"at": f"turns?reconstruction={items[0]}&control={control}"}
     return {}
+
+
+def _protocol(params: Params, block: Block, panel: Panel, column: str) -> str | None:
+    """The one that a block, else a panel, is under; in the table of methods a column."""
+    for protocol in params.protocols:
+        named = block.origin.endswith(f"protocol {protocol}")
+        if named or f"protocol {protocol}" in panel.title or protocol in re.split("[ ,]+", column):
+            return protocol
+    return None
 
 
 def _control(heading: str) -> str:
