@@ -207,7 +207,8 @@ def kept_profile(source: str) -> str | None:
 
 
 _STAGES = (
-    (r"metrics/(score|similarity|effects)/([\w.-]+)\.json", r"\1@\2"),
+    (r"metrics/(score|similarity|effects|truncate)/([\w.-]+)\.json", r"\1@\2"),
+    (r"metrics/examine/([\w.-]+)/(\d+)\.json", r"examine@\1-\2"),
     (r"scores/similarity/([\w.-]+)\.parquet", r"similarity@\1"),
     (r"scores/([\w.-]+)\.jsonl", r"score@\1"),
     (r"metrics/(latency|flops|leaks|probe)\.json", r"\1"),
