@@ -16,7 +16,7 @@ from dvc.utils.flatten import flatten
 NO_RESULTS = ("resolve", "tables", "figures", "page", "track")
 """Stages that compute nothing new; what they make are artifacts of the parent."""
 
-SEEDED = ("adopt", "distill", "states", "interpret", "reconstruct", "audit")
+SEEDED = ("adopt", "distill", "states", "interpret", "reconstruct", "audit", "examine")
 """Stages that run once a training seed, which their names end with."""
 
 

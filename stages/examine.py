@@ -1,10 +1,10 @@
 """Describe thinking states, and what they tell of the answer: `python -m stages.examine recover 42`
 
-Writes `examined/<checkpoint>/<seed>.json`: for each position in forced answers how its states lie
-to each other (`eval.audit.geometry`), and what a probe finds of the answer in those of the prompt,
-of thinking tokens and where the conclusion begins, by kind of question (`eval.audit.information`).
-Kinds that are not probed stand in its provenance, with why. Where interpreters have read the
-checkpoint's states, what those save them stands there, too, from their own metrics.
+Writes `metrics/examine/<checkpoint>/<seed>.json`: for each position in forced answers how its
+states lie to each other (`eval.audit.geometry`), and what a probe finds of the answer in those of
+the prompt, of thinking tokens and where the conclusion begins, by kind of question
+(`eval.audit.information`).
+Kinds that are not probed stand in its provenance, with why.
 
 On several GPUs it starts itself once on each, and the processes share the batches; a killed run
 goes on from those that are finished, and ends with the same numbers.
@@ -68,19 +68,14 @@ def main(checkpoint: str, seed: int) -> None:
     )
     described = geometry.described(own, shown, lent, [turn.kind for turn in turns])
     probes, left_out = information.by_kind(own, turns, seed=params.seed)
-    read_them = checkpoint == params.states.checkpoint
-    saved = information.of_interpreters(
-        Path("metrics/interpret"), params.interpreters if read_them else (), seed
-    )
     write_json(
-        Path("examined") / checkpoint / f"{seed}.json",
+        Path("metrics/examine") / checkpoint / f"{seed}.json",
         {
             "geometry": {
                 position: {what: _number(value) for what, value in of.items()}
                 for position, of in described.items()
             },
             "information": probes,
-            "interpreters": saved,
             "provenance": provenance(
                 f"examine@{name}",
                 params,

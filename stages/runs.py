@@ -69,6 +69,18 @@ def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
             for seed in params.training_seeds(name)
         },
         "effects": {name: {} for name in params.audit.checkpoints},
+        "examine": {
+            f"{name}-{seed}": {
+                "checkpoint": name,
+                "seed": seed,
+                "model": params.trained(name, seed),
+            }
+            for name in params.examine.checkpoints
+            for seed in params.training_seeds(name)
+        },
+        # Named by who predicts after thinking tokens; one, or none.
+        "theorem": {one.tokens: one.model_dump() for one in (params.audit.predictors,) if one},
+        "truncate": {name: {} for name in params.examine.chains},
     }
 
 

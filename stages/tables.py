@@ -2,6 +2,7 @@
 
 Reads  metrics/score/{variant}.json, metrics/similarity/{section}.json, metrics/latency.json,
        metrics/flops.json, metrics/leaks.json and leaks/, metrics/effects/{checkpoint}.json,
+       metrics/theorem.json, metrics/examine/, metrics/truncate/,
        scores/{variant}.jsonl, reconstructions/{section}/{seed}.jsonl, reports/published/*.csv, and
        what other profiles have kept in reports/kept: what params.yaml names, no other file
 Writes reports/<profile>/tables/{name}.{tex,md,csv} for each name of `reports.tables.NAMES`,
@@ -36,6 +37,8 @@ NAMES = (
     "families",
     "leaks",
     "audit",
+    "theorem",
+    "states",
     "samples",
     "reported",
     CLAIMS,

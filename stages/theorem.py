@@ -1,9 +1,9 @@
 """Measure Theorem 3.1, what of the answer is usable in each format: `python -m stages.theorem`
 
 Asks the predictors that `audit.predictors` names the questions of an audit, those of each training
-seed, and writes `theorem/`: for each seed a `<seed>.parquet` with what each question's conclusion
-costs after each of `eval.audit.theorem.ENTROPIES`, in bits, the information with its intervals as
-`cells.json`, and the table `theorem.md`, `.tex` and `.csv`.
+seed, and writes `theorem/<seed>.parquet`, for each seed what each question's conclusion costs after
+each of `eval.audit.theorem.ENTROPIES`, in bits, and `metrics/theorem.json`, the information with
+its intervals.
 
 On several GPUs it starts itself once on each, and the processes share the batches; a killed run
 goes on from those that are finished, and ends with the same numbers.
@@ -29,13 +29,11 @@ from heima.vlm import processes
 from stages import arguments, launch, reading
 
 FOLDER = Path("theorem")
+METRICS = Path("metrics/theorem.json")
 
 
 def main() -> None:
     import pandas as pd
-
-    from reports import tables
-    from reports.tables.theorem import theorem_table
 
     params = config.load_resolved()
     named = params.audit.predictors
@@ -93,30 +91,24 @@ def main() -> None:
         for seed in params.seeds
     }
     cells = theorem.information(costs, draws=params.similarity.draws, seed=params.seed)
-    table = theorem_table(params, cells, str(FOLDER / "cells.json"))
     with atomic(FOLDER) as temporary:
         temporary.mkdir()
         for seed, one in costs.items():
             one.to_parquet(temporary / f"{seed}.parquet", index=False)
-        write_metrics(
-            temporary / "cells.json",
-            cells,
-            provenance(
-                "theorem",
-                params,
-                training_seeds=list(params.seeds),
-                questions=len(turns),
-                predictors=named.model_dump(),
-            ),
-        )
-        for suffix, text in (
-            ("md", tables.markdown(table)),
-            ("tex", tables.latex(table)),
-            ("csv", tables.comma_separated(table)),
-        ):
-            (temporary / f"theorem.{suffix}").write_text(text, encoding="utf-8")
+    write_metrics(
+        METRICS,
+        cells,
+        provenance(
+            f"theorem@{named.tokens}",
+            params,
+            training_seeds=list(params.seeds),
+            questions=len(turns),
+            predictors=named.model_dump(),
+        ),
+    )
     kept.discard()
-    print((FOLDER / "theorem.md").read_text(encoding="utf-8"), end="")
+    for name, cell in cells["information"].items():
+        print(f"{name}: {cell.value:.3f} bits [{cell.low:.3f}, {cell.high:.3f}]")
 
 
 def _moments(passes: Passes, params: config.Params) -> measures.Moments:

@@ -1,8 +1,8 @@
 """Cut text-CoT's chains, and see whether its answers stay: `python -m stages.truncate`
 
-Writes `truncated/text-cot.parquet`: a row for each question of an audit, a column for each changed
-chain (`eval.audit.truncation.of_batch`), and prints the area over the curve, as that of thinking
-tokens is printed by an audit.
+Writes `truncated/text-cot.parquet`, a row for each question of an audit, a column for each changed
+chain (`eval.audit.truncation.of_batch`), and `metrics/truncate/text-cot.json`, what they come to
+with intervals, and the area over the curve.
 
 On several GPUs it starts itself once on each, and the processes share the batches; a killed run
 goes on from those that are finished, and ends with the same bytes.
@@ -18,7 +18,9 @@ import numpy as np
 
 from eval.audit import items, truncation
 from heima import config
+from heima.results.cells import write_metrics
 from heima.results.files import atomic
+from heima.results.provenance import provenance
 from heima.vlm import models
 from stages import arguments, launch, reading
 
@@ -66,12 +68,16 @@ def main() -> None:
     )
     with atomic(Path("truncated") / f"{MODEL}.parquet") as temporary:
         table.to_parquet(temporary, index=False)
-    kept.discard()
-    area = np.nanmean(truncation.aoc(table, truncation.PARTS_OF_TEXT))
-    print(
-        f"{len(table)} questions, {100 * table['own/right'].mean():.1f} % right with their chains; "
-        f"area over the curve {area:.3f}"
+    cells = truncation.effects(table, draws=params.similarity.draws, seed=params.seed)
+    write_metrics(
+        f"metrics/truncate/{MODEL}.json",
+        cells,
+        provenance(f"truncate@{MODEL}", params, questions=len(table)),
     )
+    kept.discard()
+    for change, row in cells.items():
+        for what, cell in row.items():
+            print(f"{change}, {what}: {cell.value:.3g} [{cell.low:.3g}, {cell.high:.3g}]")
 
 
 if __name__ == "__main__":

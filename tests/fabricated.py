@@ -15,7 +15,7 @@ import pyarrow as pa
 import yaml
 
 from eval import leaks, probe
-from eval.audit import effects
+from eval.audit import effects, theorem, truncation
 from heima import config
 from heima.data.turns import SCHEMA, Turn, TurnFile
 from heima.results import statistics
@@ -58,6 +58,12 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
         _write_rebuilt(root, params, name)
     for name in params.audit.checkpoints:
         _write_effects(root, params, name)
+    if params.audit.predictors:
+        _write_theorem(root, params)
+    for name in params.examine.checkpoints:
+        _write_examined(root, params, name)
+    for name in params.examine.chains:
+        _write_truncated(root, params, name)
     _write_latency(root, params)
     _write_flops(root, params)
     _write_leaks(root, params, questions)
@@ -104,6 +110,59 @@ def _write_effects(root: Path, params: config.Params, name: str) -> None:
             p=p,
             left_out={},
         ),
+    )
+
+
+def _write_theorem(root: Path, params: config.Params) -> None:
+    """Of 2 bits, thinking tokens save a quarter and the text nearly all."""
+    bits = {"nothing": 2.0, "tokens/ids": 1.9, "tokens/states": 1.5, "text": 0.25}
+    random = np.random.default_rng(6)
+    asked = {"turn": range(20), "image": [number // 2 for number in range(20)]}
+    tables = {
+        seed: pd.DataFrame(
+            asked | {name: value + random.normal(size=20) / 20 for name, value in bits.items()}
+        )
+        for seed in params.seeds
+    }
+    named = config.given(params.audit.predictors, "audit.predictors")
+    write_metrics(
+        root / "metrics" / "theorem.json",
+        theorem.information(tables, draws=100, seed=1),
+        provenance(f"theorem@{named.tokens}", params, predictors=named.model_dump()),
+    )
+
+
+def _write_examined(root: Path, params: config.Params, name: str) -> None:
+    """States of a thinking token; one position has no sensitivity, one kind is not probed."""
+    for seed in params.training_seeds(name):
+        measures = {"cosine": 0.9, "participation ratio": 3.0, "sensitivity": seed / 100}
+        probed = {"accuracy": 0.75, "selectivity": 0.5, "bits": 1.25, "uniform bits": 2.0}
+        write_json(
+            root / "metrics" / "examine" / name / f"{seed}.json",
+            {
+                "geometry": {"prompt": {**measures, "sensitivity": None}, "thinking-1": measures},
+                "information": {"colour": {"prompt": probed, "thinking-1": probed}},
+                "provenance": provenance(
+                    f"examine@{name}-{seed}", params, questions=20, not_probed={"count": "few"}
+                ),
+            },
+        )
+
+
+def _write_truncated(root: Path, params: config.Params, name: str) -> None:
+    """Of one question no wrong fact is known."""
+    random = np.random.default_rng(7)
+    changes = (*(f"kept-{part}" for part in (0, 25, 50, 75, 100)), "wrong-fact", "filler")
+    columns = [f"{change}/{what}" for change in changes for what in ("right", "changed")]
+    table = pd.DataFrame(
+        {name: random.integers(2, size=20) * 1.0 for name in ("own/written", "own/right", *columns)}
+    )
+    table["image"] = [number // 2 for number in range(20)]
+    table.loc[0, "wrong-fact/right"] = np.nan
+    write_metrics(
+        root / "metrics" / "truncate" / f"{name}.json",
+        truncation.effects(table, draws=100, seed=1),
+        provenance(f"truncate@{name}", params, questions=20),
     )
 
 

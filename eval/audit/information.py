@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +17,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from heima.data.turns import Turn
-from heima.results.cells import read_metrics
 
 BLOCKS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50, 100)
 """Percent of the questions up to which each block of the online code reaches (Voita and Titov,
@@ -133,24 +131,6 @@ def by_kind(
                 "asked": len(read.asked),
             }
     return found, left_out
-
-
-def of_interpreters(folder: Path, names: Iterable[str], seed: int) -> dict[str, dict[str, float]]:
-    """What states save interpreters, in bits a token of the sections that they read.
-
-    `folder` is that of `stages.interpret`'s metrics, `seed` a training seed. An interpreter that
-    was not trained without states, or not yet, is not there.
-    """
-    found = {}
-    for name in names:
-        files = {one: folder / name / one / f"{seed}.json" for one in ("own", "question-only")}
-        if all(file.is_file() for file in files.values()):
-            bits = {
-                one: read_metrics(file)[0]["heldout"]["loss"].value / np.log(2)
-                for one, file in files.items()
-            }
-            found[name] = {**bits, "saved": bits["question-only"] - bits["own"]}
-    return found
 
 
 def online_code(states: np.ndarray, codes: np.ndarray, classes: int) -> float:

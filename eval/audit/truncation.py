@@ -17,6 +17,8 @@ from heima.config import Decoding
 from heima.cot.sections import COMPRESSIBLE, SEPARATOR, TAGS
 from heima.data.tokens import Vocabulary
 from heima.data.turns import Turn
+from heima.results import statistics
+from heima.results.cells import Cell
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of a chain's tokens, those that are kept."""
@@ -139,6 +141,28 @@ def aoc(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 PARTS_OF_TEXT = tuple(f"kept-{100 * fraction:g}/changed" for fraction in FRACTIONS[:-1])
 """The columns of the parts of a text chain that are not all of it."""
+
+
+def effects(table: pd.DataFrame, *, draws: int, seed: int) -> dict[str, dict[str, Cell]]:
+    """What each changed chain comes to, in percent of the questions that have it, and the area over
+    the curve as `own/area`, from the table of `of_batch` with its `image` of each question.
+
+    Questions about an image are resampled together; a change that no question has is not there.
+    """
+    columns = {name: 100 * table[name] for name in table if "/" in str(name)}
+    columns["own/area"] = pd.Series(aoc(table, PARTS_OF_TEXT), index=table.index)
+    found: dict[str, dict[str, Cell]] = {}
+    for name, values in columns.items():
+        there = values.notna()
+        if there.any():
+            change, _, what = str(name).rpartition("/")
+            found.setdefault(change, {})[what] = statistics.cell(
+                values[there].to_numpy(np.float64),
+                draws=draws,
+                seed=seed,
+                clusters=list(table["image"][there]),
+            )
+    return found
 
 
 def parts_of_thinking(table: pd.DataFrame) -> list[str]:

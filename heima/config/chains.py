@@ -137,17 +137,23 @@ def check_attention(params: Params) -> None:
 
 
 def check_audit(params: Params) -> None:
-    """Raise `ValueError` where what is to be audited cannot be, naming what is allowed."""
-    named, able = params.audit.checkpoints, auditable(params)
-    for name in named:
-        if name not in able:
-            raise ValueError(
-                f"audit.checkpoints: {name!r} is not one of {able}, the checkpoints whose answers "
-                "all begin alike, with tags in words, and which read the thinking tokens that they "
-                "write"
-            )
-    if len(set(named)) < len(named):
-        raise ValueError(f"audit.checkpoints = {list(named)} must name no checkpoint twice")
+    """Raise `ValueError` where what is to be audited, or examined, cannot be, naming what is
+    allowed."""
+    able = auditable(params)
+    for key, named in (
+        ("audit.checkpoints", params.audit.checkpoints),
+        ("examine.checkpoints", params.examine.checkpoints),
+        ("examine.chains", params.examine.chains),
+    ):
+        for name in named:
+            if key != "examine.chains" and name not in able:
+                raise ValueError(
+                    f"{key}: {name!r} is not one of {able}, the checkpoints whose answers all "
+                    "begin alike, with tags in words, and which read the thinking tokens that they "
+                    "write"
+                )
+        if len(set(named)) < len(named):
+            raise ValueError(f"{key} = {list(named)} must name none twice")
 
 
 def check(params: Params, name: str, chain: Sequence[str]) -> None:

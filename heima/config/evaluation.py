@@ -228,6 +228,17 @@ class Audit(Model):
         )
 
 
+class Examine(Model):
+    """What stands beside audits (docs/audit.md), on the questions that `audit` says.
+
+    The states of `checkpoints` are described, with all their training seeds: their geometry, and
+    what simple readers find there. The chains that `chains` write are cut, made wrong and filled.
+    """
+
+    checkpoints: tuple[Name, ...] = ()
+    chains: tuple[Literal["text-cot"], ...] = ()
+
+
 class Probe(Model):
     """A linear probe for each of the `words` commonest content words of a section, trained on the
     states of `fitted` training turns (all, where there are fewer)."""

@@ -33,6 +33,7 @@ from heima.config.evaluation import (
     Audit,
     Decoding,
     EmbeddedRules,
+    Examine,
     Latency,
     Leaks,
     OpenAIJudge,
@@ -102,6 +103,8 @@ class Params(Model):
     latency: Latency
     page: Page = Page()
     audit: Audit = Audit()
+    # Of a profile that examines nothing, no result says that it might have.
+    examine: Examine = Field(default=Examine(), exclude_if=lambda one: one == Examine())
     probe: Probe = Probe()
     leaks: Leaks = Leaks()
 
@@ -460,6 +463,7 @@ class Params(Model):
                 name: {"prefix": self.prefix(name, self.checkpoints[name].trained_on)}
                 for name in chains.auditable(self)
             },
+            "examine": self.examine.model_dump(mode="json"),
             "protocols": {
                 name: {
                     "decoding": self.decoding(name).model_dump(mode="json"),

@@ -13,15 +13,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from heima.config import BenchmarkName, Checkpoint, GivenCheckpoint, Params, ToySource, given
+from heima.config import BenchmarkName, Checkpoint, GivenCheckpoint, Params, ToySource
 from heima.config.benchmarks import BENCHMARKS
 from heima.cot.rendering import RENDERINGS
 from heima.cot.sections import COMPRESSIBLE
 from heima.cot.thinking import ONE_TOKEN
 from heima.planning import flop_counts, memory
+from heima.planning.audits import Audits
 from heima.planning.machine import Levers
 from heima.planning.parts import Stage
-from heima.planning.trainings import FROM_SCRATCH, Training, Trainings
+from heima.planning.trainings import FROM_SCRATCH, Training
 from heima.toy.world import LETTERS
 
 PADDING = 2.0
@@ -50,26 +51,8 @@ INSTRUCTIONS = 320
 REPLY = 10
 """Tokens of a judge's reply."""
 
-AUDIT_READS = 4
-"""How often an audit reads a question: its own, two donors', and its own about another image."""
-AUDIT_HELD = 3
-"""Batches of questions whose keys and values an audit holds: those that are kept (2), and a pass's
-own copy."""
 
-
-def audit_passes(slots: int, windows: int) -> int:
-    """Passes over an answer with so many thinking tokens, at most (`eval.audit.measures`).
-
-    >>> audit_passes(3, 2)
-    31
-    """
-    replaced = 6 if slots > len(COMPRESSIBLE) else 5
-    closed = 1 + (windows if windows > 1 else 0)
-    # States and own answers, replacements, the donor's answer, mediation, parts, closed ways.
-    return 4 + 2 * replaced + 1 + 3 + 3 + 2 * (slots - 1) + 2 * closed
-
-
-class Estimate(Trainings):
+class Estimate(Audits):
     """The stages of the parameters' pipeline on a machine, in the order of dvc.yaml."""
 
     @cached_property
@@ -99,11 +82,7 @@ class Estimate(Trainings):
             self._probe(),
             *(self._predict(name) for name in params.variants),
             *(self._score(name) for name in params.variants),
-            *self._audits(),
-            *(
-                Stage(f"effects@{name}", samples=self._audited * len(params.training_seeds(name)))
-                for name in params.audit.checkpoints
-            ),
+            *self.audits(),
             self._latency(),
             self._leaks(),
             Stage("flops", note="counts what training took"),
@@ -391,49 +370,6 @@ class Estimate(Trainings):
             judge_calls=round(calls),
             usd=self._price(tokens, calls * REPLY),
         )
-
-    @property
-    def _audited(self) -> int:
-        """Questions of an audit: drawn in the toy world, elsewhere held-out turns."""
-        wanted = self.params.audit.items
-        return wanted if self._toy else min(wanted, self.workload.heldout)
-
-    def _audits(self) -> Iterator[Stage]:
-        """Questions are read once for each image and donor, and all passes go on from there."""
-        params, config = self.params, self._vlm.text_config
-        asked, seen = params.audit, self.image.tokens if self._crosses else 0
-        for name in asked.checkpoints:
-            rendering, thinking = params.rendering(name), params.thinking(name)
-            prompt, answer = (
-                self.workload.lengths.prompt,
-                self.workload.lengths.answer(rendering, thinking),
-            )
-            read = self._pass(prompt, logits=1, image=self.image).forward
-            before = self._positions(prompt, self.image)
-            again = flop_counts.language(
-                config,
-                answer,
-                pairs=answer * (before + answer),
-                logits=answer,
-                seen=seen,
-                fresh=False,
-            ).forward
-            slots = len(COMPRESSIBLE) * given(thinking.tokens, "thinking.tokens")
-            once = AUDIT_READS * read + audit_passes(slots, asked.windows) * again
-            # What is decoded, a question's answer and its donor's, costs about a pass more each.
-            flops = self._audited * (once + 2 * again) + asked.fitted * (read + again)
-            memory = self._inference(AUDIT_HELD * asked.batch_size, prompt + answer)
-            for seed in params.training_seeds(name):
-                yield self._computed(
-                    f"audit@{name}-{seed}",
-                    samples=self._audited,
-                    tokens=self._audited
-                    * (AUDIT_READS * before + audit_passes(slots, asked.windows) * answer),
-                    flops=flops,
-                    gpus=self.processes,
-                    memory=memory,
-                    disk=self._audited * 400,
-                )
 
     def _latency(self) -> Stage:
         """Each case at each batch size: a warm-up, and every round's batches, four at most."""

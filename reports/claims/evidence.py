@@ -12,6 +12,7 @@ from heima.results import verdicts
 from heima.results.cells import Cell
 from heima.results.measures import NLL_GAIN, difference
 from heima.results.scores import ACCURACY, CHANCE, MEAN, score_group
+from reports.tables import theorem
 from reports.tables.ablation import DIFFERENCES
 from reports.tables.model import Entry, Table
 from reports.tables.reading import LATENCY, REFERENCE, VERSUS, latency_group
@@ -119,6 +120,11 @@ class Evidence:
             return None
         found = self.results.audits.get(self.results.params.variants[variant].model)
         return None if found is None else (found.cells, found.source)
+
+    def theorem_gap(self) -> tuple[Cell, str] | None:
+        """Bits that text has more than the states of thinking tokens; None: not measured."""
+        cell = self.results.theorem.get("information", {}).get(theorem.GAP)
+        return None if cell is None else (cell, theorem.METRICS)
 
     def series(self, name: str) -> dict[str, str]:
         """Row -> variant, of the series that was trained here, without heima itself."""

@@ -10,7 +10,15 @@ from heima.results import verdicts
 from heima.results.scores import MEAN
 from reports.claims.evidence import Evidence
 from reports.claims.model import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Finding
-from reports.claims.rules import ONE_SEED, all_of, greater, not_testable, same, states_matter
+from reports.claims.rules import (
+    ONE_SEED,
+    all_of,
+    at_most,
+    greater,
+    not_testable,
+    same,
+    states_matter,
+)
 
 PAPERS_PROTOCOL: ProtocolName = "vlmevalkit"
 OWN_PROTOCOL: ProtocolName = "lmms"
@@ -21,6 +29,9 @@ MARGIN = 3.0
 """Points of accuracy within which it is kept (docs/verdicts.md)."""
 LEAST_NATS = 0.05
 """Nats a text below which a state tells nothing (docs/verdicts.md)."""
+LOST_BITS = 0.1
+"""Bits a conclusion that thinking tokens may lose of the text's usable information
+(docs/verdicts.md)."""
 SECOND_FAMILY = "llava-next-vicuna-7b"
 
 _DIRECTION = (
@@ -164,10 +175,10 @@ def _reported_second_family(evidence: Evidence) -> float | None:
 
 
 def _theorem(evidence: Evidence) -> Finding:
-    return not_testable(
-        "needs the usable information about the answer in text and in thinking tokens by one "
-        "predictor, which no stage measures"
-    )
+    found = evidence.theorem_gap()
+    if found is None:
+        return _missing("the measurement of usable information (audit.predictors)")
+    return at_most(*found, bound=LOST_BITS)
 
 
 def _states_matter(variant: str) -> Callable[[Evidence], Finding]:
@@ -375,8 +386,10 @@ CLAIMS: tuple[Claim, ...] = (
         "Thinking tokens keep the usable information about the answer that the text has.",
         of="paper",
         where="Theorem 3.1",
-        rule="none: it is not measured",
-        unit="nats",
+        rule=f"supported where the text has less than {LOST_BITS:g} bits a conclusion more than "
+        "the states of thinking tokens (one-sided at 5 %); not supported where all of that gap "
+        "is above; of V-information: what trained predictors use, not what is there",
+        unit="bits",
         scale="any",
         find=_theorem,
     ),

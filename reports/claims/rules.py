@@ -56,6 +56,18 @@ def same(cell: Cell, source: str, *, margin: float) -> Finding:
     return Finding(UNDECIDED, f"both sides of ±{margin:g} are possible", cell, source)
 
 
+def at_most(cell: Cell, source: str, *, bound: float) -> Finding:
+    """The claim that what is lost is less than `bound` (one-sided at 5 %): not supported where all
+    of it is above; else undecided."""
+    if cell.sd is None:
+        return Finding(UNDECIDED, ONE_SEED, cell, source)
+    if verdicts.below(cell, bound) <= verdicts.LEVEL:
+        return Finding(SUPPORTED, f"less than {bound:g}", cell, source)
+    if verdicts.sides(cell, bound, trained=True) == 1:
+        return Finding(NOT_SUPPORTED, f"all of it is above {bound:g}", cell, source)
+    return Finding(UNDECIDED, f"both sides of {bound:g} are possible", cell, source)
+
+
 def all_of(findings: Sequence[Finding]) -> Finding:
     """Several statements together: not supported where one is not, supported where all are.
 

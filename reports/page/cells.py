@@ -207,10 +207,12 @@ def kept_profile(source: str) -> str | None:
 
 
 _STAGES = (
-    (r"metrics/(score|similarity|effects)/([\w.-]+)\.json", r"\1@\2"),
+    (r"metrics/(score|similarity|effects|truncate)/([\w.-]+)\.json", r"\1@\2"),
+    (r"metrics/examine/([\w.-]+)/(\d+)\.json", r"examine@\1-\2"),
     (r"scores/similarity/([\w.-]+)\.parquet", r"similarity@\1"),
     (r"scores/([\w.-]+)\.jsonl", r"score@\1"),
-    (r"metrics/(latency|flops|leaks|probe)\.json", r"\1"),
+    (r"metrics/(latency|flops|leaks|probe|theorem)\.json", r"\1"),
+    (r"metrics/interpret/([\w.-]+)/([\w-]+)/(\d+)\.json", r"interpret@\1-\2-\3"),
     (r"leaks/[\w.-]+\.jsonl", "leaks"),
     (r"reconstructions/([\w.-]+)/(\d+)\.jsonl", r"reconstruct@\1-\2"),
 )
@@ -225,7 +227,7 @@ def stages_of(source: str) -> list[str]:
     []
     """
     found = []
-    for file in source.split(" - "):
+    for file in re.split(r" [+-] ", source):
         for pattern, stage in _STAGES:
             if match := re.fullmatch(pattern, file):
                 found.append(match.expand(stage))

@@ -38,6 +38,9 @@ from reports.tables.reported import comparisons, counts, reported_table
 from reports.tables.results import Results, read
 from reports.tables.samples import samples_block
 from reports.tables.series import SERIES, nothing, own_series, series_blocks
+from reports.tables.states import states_block
+from reports.tables.theorem import nothing as no_theorem
+from reports.tables.theorem import theorem_table
 from reports.tables.writing import comma_separated, markdown
 
 __all__ = [
@@ -70,6 +73,8 @@ NAMES = (
     "families",
     "leaks",
     "audit",
+    "theorem",
+    "states",
     "samples",
     "reported",
 )
@@ -137,6 +142,8 @@ def of_results(results: Results) -> dict[str, Table]:
         ),
         Table("leaks", leaks_blocks(params, results.leaks, scores)),
         Table("audit", _audits(results)),
+        theorem_table(params, results.theorem) if results.theorem else no_theorem(params),
+        Table("states", (states_block(params, results.examined),)),
         Table("samples", (samples_block(params, results.rebuilt),)),
         reported_table(results, comparisons(results)),
     )

@@ -138,6 +138,28 @@ def audit(params: Params) -> str:
     )
 
 
+NO_THEOREM = (
+    "Theorem 3.1 is not measured here: audit.predictors in params.yaml names nobody who predicts "
+    "conclusions."
+)
+
+NOT_EXAMINED = "No checkpoint is examined: examine in params.yaml names none."
+
+STATES = (
+    "Descriptive: no verdict looks at it. States are last hidden states after the final norm; "
+    "before, behind: the tokens beside a thinking token; conclusion: where the first token of the "
+    "conclusion is predicted. Cosine: of pairs of questions of a kind, centred: without the mean "
+    "of all. Participation ratio: about how many dimensions states use. Sensitivity: how far a "
+    "donor's image moves a state, by how far two questions' lie apart. Selectivity: the accuracy "
+    "of a logistic regression on the states less that on labels drawn at random for each question "
+    "text. Online code: the bits that send a conclusion, learning as it goes; uniform: what the "
+    "number of conclusions alone gives. Means over training seeds, without intervals. Chains: what "
+    "text-CoT wrote is forced upon it in part (kept, percent of its tokens), with a wrong fact, or "
+    "as filler of equal length; percent of the questions whose chain ended, 95 % intervals over "
+    "questions, questions on one image resampled together. Area over the curve: 1 - the mean "
+    "share of answers that stay, over the parts that are not all of the chain."
+)
+
 NO_AUDIT = "No checkpoint is audited: audit.checkpoints in params.yaml names none."
 
 

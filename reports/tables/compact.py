@@ -26,6 +26,7 @@ from reports.tables.numbers import fixed
 from reports.tables.panels import ACCURACIES, DECODED, PUBLISHED_TOKENS
 from reports.tables.published import EACH, SHARED
 from reports.tables.samples import shortened
+from reports.tables.theorem import BITS, COSTS, GAP_OF, SAVES
 
 _SHORT = 160
 """Characters of a text in a paper."""
@@ -53,6 +54,8 @@ def _of(table: Table, params: Params, kept: Sequence[Kept]) -> Iterator[Compact]
         yield _latency(table.blocks[0], params)
     elif table.name == "audit":
         yield from _audit(table.blocks[0], params)
+    elif table.name == "theorem":
+        yield from _theorem(table.blocks[0], params)
     elif table.name == "methods":
         yield _methods(table.blocks[0], params)
     elif table.name == "samples":
@@ -315,6 +318,35 @@ def _audit(block: Block, params: Params) -> Iterator[Compact]:
         f"{_seeds(params.seeds)}.",
         "checkpoint",
         ("accuracy", *replaced, "follows", "verdict"),
+        (Group(rows),),
+    )
+
+
+def _theorem(block: Block, params: Params) -> Iterator[Compact]:
+    """What stands before a conclusion, what it costs then, and what it has of the answer."""
+    costs, saves = _panel(block, COSTS), _panel(block, SAVES)
+    if costs is None or saves is None:
+        return
+    none = Value("–")
+    rows = {
+        row: [
+            _number(costs.entries[row, BITS], 3, rank=0),
+            _number(saves.entries[row, BITS], 3, rank=0) if (row, BITS) in saves.entries else none,
+        ]
+        for row in costs.rows
+    }
+    rows |= {
+        row: [none, _number(saves.entries[row, BITS], 3, rank=0)]
+        for row in saves.rows
+        if row.startswith(GAP_OF)
+    }
+    yield Compact(
+        "theorem",
+        "Theorem 3.1 in bits a conclusion: what it costs after C, and the V-information about it "
+        f"in C, given the question and its image; {params.profile} profile, "
+        f"{_seeds(params.seeds)}.",
+        "C",
+        ("cost", "information"),
         (Group(rows),),
     )
 

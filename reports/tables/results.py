@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heima.config import Params
-from heima.results.cells import Cell
+from heima.results.cells import Cell, Cells
 from reports.tables.audit import Audits, read_audits
 from reports.tables.kept import Kept, Scale, read_kept
 from reports.tables.leaks import Leaks, read_leaks
@@ -27,6 +27,8 @@ from reports.tables.reading import (
     read_similarities,
 )
 from reports.tables.samples import Rebuilt, read_rebuilt
+from reports.tables.states import Examined, read_examined
+from reports.tables.theorem import read_theorem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +56,8 @@ class Results:
     leaks: Leaks = field(default_factory=Leaks)
     probe: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
+    theorem: Cells = field(default_factory=dict)
+    examined: Examined = field(default_factory=Examined)
 
     @property
     def comparable(self) -> bool:
@@ -88,6 +92,8 @@ def read(root: Path, params: Params) -> Results:
     leaks = read_leaks(root, params, problems)
     probe = read_probe(root, params, problems)
     kept = read_kept(root, params.profile, scale_of(params), problems)
+    theorem = read_theorem(root, params, problems)
+    examined = read_examined(root, params, problems)
     if problems:
         raise TableError(problems)
     return Results(
@@ -106,4 +112,6 @@ def read(root: Path, params: Params) -> Results:
         leaks,
         probe,
         kept,
+        theorem,
+        examined,
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 
 from heima.config import Params, given
-from heima.results.cells import Cell
+from heima.results.cells import Cells, read_metrics
 from reports.tables import captions
 from reports.tables.model import Block, Entry, Label, Panel, Table
 
@@ -19,9 +19,42 @@ ENTROPIES = {
 
 EXACT = "thinking tokens, ids, exact"
 BITS, BY = "bits", "predicted by"
+COSTS = "What a conclusion costs after C, H(Y | X, C)"
+SAVES = "What C saves, I(Y; C | X), and the gap of the text chain"
+"""Titles by which compact forms find these panels."""
+GAP_OF = "gap, "
+GAP = f"{GAP_OF}states"
+"""What the theorem says to be small, as far as the states of thinking tokens are read."""
 
 
-def theorem_table(params: Params, cells: Mapping[str, Mapping[str, Cell]], source: str) -> Table:
+METRICS = "metrics/theorem.json"
+
+
+def read_theorem(root: Path, params: Params, problems: list[str]) -> Cells:
+    """The cells of the measurement; none where the parameters name no predictors."""
+    if params.audit.predictors is None:
+        return {}
+    if not (root / METRICS).is_file():
+        problems.append(f"{METRICS} is missing: run `dvc repro theorem`")
+        return {}
+    cells, made = read_metrics(root / METRICS)
+    if made["profile"] != params.profile:
+        problems.append(
+            f"{METRICS} is of the profile {made['profile']}, params.yaml is {params.profile}: "
+            "run `dvc repro`"
+        )
+    if made["predictors"] != params.audit.predictors.model_dump():
+        problems.append(f"{METRICS} has other predictors than audit.predictors: run `dvc repro`")
+    return cells
+
+
+def nothing(params: Params) -> Table:
+    """What stands in its place where it is not measured."""
+    title = f"Theorem 3.1 in bits a conclusion ({captions.about(params)})"
+    return Table("theorem", (Block(f"{params.profile} profile", title, captions.NO_THEOREM, ()),))
+
+
+def theorem_table(params: Params, cells: Cells, source: str = METRICS) -> Table:
     """The table `theorem`, of the cells in the file `source`.
 
     Raises `ValueError` where the parameters name no predictors.
@@ -43,14 +76,14 @@ def theorem_table(params: Params, cells: Mapping[str, Mapping[str, Cell]], sourc
     }
     panels = (
         Panel(
-            "What a conclusion costs after C, H(Y | X, C)",
+            COSTS,
             "C",
             tuple(ENTROPIES.values()),
             {BITS: 3, BY: 0},
             entropies,
         ),
         Panel(
-            "What C saves, I(Y; C | X), and the gap of the text chain",
+            SAVES,
             "C",
             (EXACT, *cells["information"]),
             {BITS: 3},
@@ -66,7 +99,9 @@ def theorem_table(params: Params, cells: Mapping[str, Mapping[str, Cell]], sourc
                 caption=(
                     "V-information of the answer Y in the thinking tokens and in the text chain, "
                     "given the question with its image X: how many bits cheaper the conclusion "
-                    "is. The gap is what the text has more. "
+                    "is. Theorem 3.1 says that thinking tokens lose little of it: the gap, what "
+                    "the text has more, is small. V-information is a predictor's, not Shannon's: a "
+                    "gap shows what these adapters do not use, and nothing of what is there. "
                     "Each format has a predictor of its own, which stands for the best of the "
                     "adapters on text-CoT there: no checkpoint was trained on all of them. The "
                     "chain is the data's own, not a model's. Ids: the tokens with "

@@ -195,7 +195,8 @@ def test_the_work_is_divided_as_the_stages_divide_it(estimate, paper):
     """All that computes on GPUs, but what `stages.launch` does not start on each of them."""
     of_kind = {one.name.partition("@")[0]: one for one in estimate.stages if one.gpu_hours}
     alone = {kind for kind, one in of_kind.items() if one.gpus == 1}
-    assert of_kind.keys() == alone | {
+    beside = {"examine", "theorem", "truncate"}  # not of this profile
+    assert of_kind.keys() | beside == alone | {
         path.stem
         for path in (ROOT / "stages").glob("*.py")
         if "launch.on_all_devices(" in path.read_text(encoding="utf-8")
@@ -222,6 +223,16 @@ def test_the_toy_is_planned_by_its_own_world(params):
     # The toy's answer with three thinking tokens: eight tags, an answer of a word, the end.
     assert work.lengths.answer("p3", ONE_TOKEN) == pytest.approx(13, abs=0.2)
     assert total(estimate.stages).usd == 0
+    # And with all that stands beside an audit: what reads more costs more.
+    examined = config.load(ROOT / "profiles" / "toy-audit.yaml")
+    estimate = planned(examined, Machine("cpu", plan.CPU, 1, 0.35, 0.25), work)
+    assert [one.name for one in estimate.stages] == names_of_dvc(examined)
+    audit, examine, theorem, truncate = (
+        stage(estimate, name).flops
+        for name in ("audit@p3-42", "examine@p3-42", "theorem@one-shot", "truncate@text-cot")
+    )
+    assert 0 < examine < min(audit, theorem, truncate)
+    assert stage(estimate, "theorem@one-shot").samples == 3 * params.audit.items
 
 
 @pytest.mark.parametrize("tags", ["text", "token", "none"])

@@ -38,7 +38,7 @@ class Given(claims.Evidence):
     def _given(self, *asked: object) -> tuple[Cell, str] | None:
         return None if self.number is None else (self.number, "fabricated")
 
-    gain = token_ratio = state_gain = shared_minus_own = speedup = _given
+    gain = token_ratio = state_gain = shared_minus_own = speedup = theorem_gap = _given
 
     def audit(self, variant: str) -> tuple[dict[str, dict[str, Cell]], str] | None:
         if self.number is None:
@@ -82,7 +82,13 @@ CASES = {
     "one-token-is-enough": NOT_LOWER,
     "a-share-of-tokens-is-no-better": NOT_LOWER,
     "second-family": [],
-    "theorem-3.1": [],
+    "theorem-3.1": [
+        (cell(-1.0, -1.1, -1.2), YES),
+        (cell(0.01, 0.02, 0.03, half=0.02), YES),
+        (HIGH, NO),
+        (cell(0.1, 0.3, 0.2, half=0.2), OPEN),
+        (cell(0.01, half=0.001), OPEN),
+    ],
     "thinking-states-matter": STATES,
     "thinking-states-matter-before-recovering": STATES,
     "thinking-states-matter-without-progress": STATES,
@@ -291,6 +297,7 @@ def test_the_rules_of_the_documentation_are_those_of_the_code():
         ("least gain of a state", registry.LEAST_NATS),
         ("replaced states", effects.MARGIN),
         ("least share through the states", effects.SHARE),
+        ("lost information", registry.LOST_BITS),
     ):
         (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
         assert re.search(rf"(?<![\d.]){value:g}(?![\d.])", line), line

@@ -137,7 +137,8 @@ def test_every_stage_of_the_pipeline_has_its_fingerprint():
 
 TABLES = {"tables", "figures", "page"}
 MODELS = {"teach", "distill", "states", "interpret", "reconstruct"}
-LOADING = MODELS | {"adopt", "predict", "latency", "audit"}
+BESIDE = {"examine", "theorem", "truncate"}
+LOADING = MODELS | {"adopt", "predict", "latency", "audit", *BESIDE}
 CHANGES = {
     # words
     "an error's": ("heima/training/loop.py", "the loss is not finite", "a loss is odd", set()),
@@ -177,7 +178,7 @@ CHANGES = {
         "heima/toy/english.py",
         None,
         "X = 1",
-        {"prepare", "teach", "audit", "flops"},
+        {"prepare", "teach", "audit", "flops", *BESIDE},
     ),
     "torchtune's names": ("heima/vlm/torchtune.py", None, "X = 1", {"adopt"}),
     "decoding": ("heima/vlm/generation.py", None, "X = 1", {"predict"}),
@@ -186,7 +187,7 @@ CHANGES = {
     "what makes images near": ("heima/data/duplicates.py", "SIDE = 32", "SIDE = 64", {"leaks"}),
     "a probe": ("heima/interpreting/probe.py", "STRENGTH = 1.0", "STRENGTH = 2.0", {"probe"}),
     "words of a probe": ("eval/probe.py", None, "X = 1", {"probe", *TABLES}),
-    "a measure of audits": ("eval/audit/measures.py", None, "X = 1", {"audit"}),
+    "a measure of audits": ("eval/audit/measures.py", None, "X = 1", {"audit", "theorem"}),
     "an effect of audits": ("eval/audit/effects.py", None, "X = 1", {"effects", "tables"}),
     "a timing": ("eval/timing.py", None, "X = 1", {"latency"}),
     "the judge's client": ("eval/judge/client.py", None, "X = 1", {"judge", "score"}),
@@ -259,7 +260,8 @@ def test_rules_of_the_parameters_are_written_out(params):
         if not name.startswith("_") and (callable(value) or isinstance(value, property))
     } - {"model_config", "model_post_init"}
     assert rules == named.keys() | paths
-    assert set(named.values()) | {"interpreters", "benchmarks", "audits"} == written.keys()
+    others = {"interpreters", "benchmarks", "audits", "examine"}
+    assert set(named.values()) | others == written.keys()
 
 
 def pipeline_params() -> dict[str, set[str]]:

@@ -20,7 +20,7 @@ from heima.interpreting.states import save as save_states
 from heima.vlm import kept_batches, models
 from heima.vlm.kept_batches import KeptBatches
 from heima.vlm.processes import Processes
-from stages import audit, reconstruct, resolve, states
+from stages import audit, examine, reconstruct, resolve, states, theorem, truncate
 from tests.conftest import ROOT
 from tests.fabricated import write_turns
 
@@ -28,11 +28,17 @@ RUNS = {
     "states": (states, (42,)),
     "reconstruct": (reconstruct, ("caption", 42)),
     "audit": (audit, ("recover", 42)),
+    "examine": (examine, ("recover", 42)),
+    "theorem": (theorem, ()),
+    "truncate": (truncate, ()),
 }
 RESULTS = {
     "states": "states/42",
     "reconstruct": "reconstructions/caption",
     "audit": "audits/recover",
+    "examine": "metrics/examine/recover",
+    "theorem": "theorem",
+    "truncate": "truncated",
 }
 
 
@@ -47,7 +53,8 @@ def ready(tmp_path_factory, toy_vlm, toy_llm, toy_processor, toy_turns, toy_sour
         batch_size=4, max_new_tokens=6, temperature=0.7, controls=["own", "question-only"]
     )
     raw["similarity"]["judged"] = ["own"]
-    raw["audit"] = {"items": 22, "fitted": 6, "batch_size": 4}
+    predictors = {"nothing": "answer-only", "tokens": "one-shot"}
+    raw["audit"] = {"items": 22, "fitted": 6, "batch_size": 4, "predictors": predictors}
     (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     params = config.load(folder / "params.yaml")
     (folder / "data" / "rewritten").mkdir(parents=True)
@@ -57,7 +64,12 @@ def ready(tmp_path_factory, toy_vlm, toy_llm, toy_processor, toy_turns, toy_sour
         write_turns(folder / "data" / "rewritten" / f"{split}.parquet", turns)
     family = FAMILIES[params.family]
     for name, model, targets, adapters in (
-        ("text-cot", toy_vlm, family.vlm_lora, ["models/recover/42"]),
+        (
+            "text-cot",
+            toy_vlm,
+            family.vlm_lora,
+            [f"models/{one}/42" for one in ("recover", "one-shot", "answer-only")],
+        ),
         (
             "interpreter",
             toy_llm,
@@ -132,6 +144,9 @@ def counted(monkeypatch):
         # The first waits for the others otherwise than they for it.
         pytest.param("states", (0,), marks=pytest.mark.slow),
         pytest.param("audit", (0,), marks=pytest.mark.slow),
+        pytest.param("examine", (0,), marks=pytest.mark.slow),
+        pytest.param("theorem", (0,), marks=pytest.mark.slow),
+        pytest.param("truncate", (0,), marks=pytest.mark.slow),
         pytest.param("states", (1,), marks=pytest.mark.slow),
         pytest.param("reconstruct", (0, 1), marks=pytest.mark.slow),
     ],

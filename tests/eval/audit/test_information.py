@@ -9,6 +9,7 @@ import pytest
 
 from eval.audit import information
 from heima.results.cells import Cell, write_metrics
+from reports.tables.states import of_interpreters
 
 N = 400
 IMAGES = [f"i{number // 2}" for number in range(N)]
@@ -116,6 +117,6 @@ def test_what_states_save_interpreters_is_in_bits_of_their_own_metrics(tmp_path)
         for one, nats in of.items():
             cell = Cell(nats, nats, nats, n=3)
             write_metrics(tmp_path / name / one / "42.json", {"heldout": {"loss": cell}}, {})
-    found = information.of_interpreters(tmp_path, ["caption", "summary", "reasoning"], 42)
+    found = of_interpreters(tmp_path, ["caption", "summary", "reasoning"], 42)
     assert list(found) == ["caption"]
     assert found["caption"]["saved"] == pytest.approx(0.7 / np.log(2))

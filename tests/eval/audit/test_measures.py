@@ -18,7 +18,7 @@ from heima.cot.rendering import constant_prefix
 from heima.cot.sections import TAGS, numbered
 from heima.data.encoding import Sample
 from heima.families import registry
-from heima.planning import estimate
+from heima.planning import audits
 from heima.training.backbone import body
 from heima.vlm import generation, patching
 from tests import planted
@@ -221,7 +221,7 @@ def test_several_thinking_tokens_of_a_section(parts, turns, monkeypatch):
     monkeypatch.setattr(passes, "score", lambda *a, **how: counted.append(1) or score(*a, **how))
     _, found = measured(passes, turns[:6])
     # One more is that of the moments.
-    assert len(counted) == 1 + estimate.audit_passes(6, 2)
+    assert len(counted) == 1 + audits.audit_passes(6, 2)
     assert {"first/nll", "first-1/right", "first-5/changed"} <= found.keys()
     assert "first-6/right" not in found
     assert not np.array_equal(found["first/nll"], found["own/nll"])

@@ -1,0 +1,142 @@
+"""What audits will take, and what stands beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from heima.config import given
+from heima.cot.rendering import RENDERINGS
+from heima.cot.sections import COMPRESSIBLE
+from heima.planning import flop_counts
+from heima.planning.parts import Stage
+from heima.planning.trainings import Trainings
+
+AUDIT_READS = 4
+"""How often an audit reads a question: its own, two donors', and its own about another image."""
+AUDIT_HELD = 3
+"""Batches of questions whose keys and values an audit holds: those that are kept (2), and a pass's
+own copy."""
+
+
+def audit_passes(slots: int, windows: int) -> int:
+    """Passes over an answer with so many thinking tokens, at most (`eval.audit.measures`).
+
+    >>> audit_passes(3, 2)
+    31
+    """
+    replaced = 6 if slots > len(COMPRESSIBLE) else 5
+    closed = 1 + (windows if windows > 1 else 0)
+    # States and own answers, replacements, the donor's answer, mediation, parts, closed ways.
+    return 4 + 2 * replaced + 1 + 3 + 3 + 2 * (slots - 1) + 2 * closed
+
+
+CHANGED_CHAINS = 8
+"""Chains that an answer is read after: the own one, five parts with none and all of it among them,
+a wrong one, and filler; each for the gold conclusion and for the model's own."""
+
+
+class Audits(Trainings):
+    """The stages that ask the questions of an audit, in the order of dvc.yaml."""
+
+    def audits(self) -> Iterator[Stage]:
+        """`audit` and `effects`, then `examine`, `theorem` and `truncate`."""
+        params = self.params
+        yield from self._audit()
+        for name in params.audit.checkpoints:
+            seeds = params.training_seeds(name)
+            yield Stage(f"effects@{name}", samples=self._audited * len(seeds))
+        for name in params.examine.checkpoints:
+            # A question about its own image and about its donor's, and an answer after each.
+            for seed in params.training_seeds(name):
+                yield self._beside(f"examine@{name}-{seed}", [(name, 2, 2)])
+        if predictors := params.audit.predictors:
+            # Thinking tokens are replaced, too.
+            passes = {predictors.nothing: 1, predictors.tokens: 2, predictors.text: 1}
+            yield self._beside(
+                f"theorem@{predictors.tokens}",
+                [(name, 1, count) for name, count in passes.items()],
+                times=len(params.seeds),
+                fitted=predictors.tokens,
+            )
+        for name in params.examine.chains:
+            # What is decoded costs about a pass more.
+            yield self._beside(f"truncate@{name}", [(name, 1, 1 + 2 * CHANGED_CHAINS)])
+
+    @property
+    def _audited(self) -> int:
+        """Questions of an audit: drawn in the toy world, elsewhere held-out turns."""
+        wanted = self.params.audit.items
+        return wanted if self._toy else min(wanted, self.workload.heldout)
+
+    def _audit(self) -> Iterator[Stage]:
+        """Questions are read once for each image and donor, and all passes go on from there."""
+        params = self.params
+        asked = params.audit
+        for name in asked.checkpoints:
+            slots = len(COMPRESSIBLE) * given(params.thinking(name).tokens, "thinking.tokens")
+            passes = audit_passes(slots, asked.windows)
+            read, again = self._flops(name)
+            prompt, answer = self._lengths(name)
+            once = AUDIT_READS * read + passes * again
+            # What is decoded, a question's answer and its donor's, costs about a pass more each.
+            flops = self._audited * (once + 2 * again) + asked.fitted * (read + again)
+            before = self._positions(prompt, self.image)
+            for seed in params.training_seeds(name):
+                yield self._computed(
+                    f"audit@{name}-{seed}",
+                    samples=self._audited,
+                    tokens=self._audited * (AUDIT_READS * before + passes * answer),
+                    flops=flops,
+                    gpus=self.processes,
+                    memory=self._inference(AUDIT_HELD * asked.batch_size, prompt + answer),
+                    disk=self._audited * 400,
+                )
+
+    def _beside(
+        self,
+        stage: str,
+        asked: Sequence[tuple[str, int, int]],
+        *,
+        times: int = 1,
+        fitted: str | None = None,
+    ) -> Stage:
+        """Questions of an audit, `times` over: each of the models `asked` reads them so often, and
+        passes over so many answers. `fitted` reads training turns first."""
+        samples, flops, tokens, longest = times * self._audited, 0.0, 0.0, 0.0
+        for model, reads, passes in asked:
+            read, again = self._flops(model)
+            prompt, answer = self._lengths(model)
+            flops += samples * (reads * read + passes * again)
+            tokens += samples * (reads * self._positions(prompt, self.image) + passes * answer)
+            longest = max(longest, prompt + answer)
+        if fitted is not None:
+            flops += times * self.params.audit.fitted * sum(self._flops(fitted))
+        return self._computed(
+            stage,
+            samples=samples,
+            tokens=tokens,
+            flops=flops,
+            gpus=self.processes,
+            memory=self._inference(AUDIT_HELD * self.params.audit.batch_size, longest),
+            disk=samples * 200,
+        )
+
+    def _lengths(self, model: str) -> tuple[float, float]:
+        """Tokens of a question, and of a model's answer to it."""
+        lengths = self.workload.lengths
+        rendering = RENDERINGS["answer-only"] if model == "base" else self.params.rendering(model)
+        return lengths.prompt, lengths.answer(rendering, self.params.thinking(model))
+
+    def _flops(self, model: str) -> tuple[float, float]:
+        """FLOPs of a question that is read, and of a pass over an answer that goes on from it."""
+        prompt, answer = self._lengths(model)
+        read = self._pass(prompt, logits=1, image=self.image).forward
+        again = flop_counts.language(
+            self._vlm.text_config,
+            answer,
+            pairs=answer * (self._positions(prompt, self.image) + answer),
+            logits=answer,
+            seen=self.image.tokens if self._crosses else 0,
+            fresh=False,
+        ).forward
+        return read, again

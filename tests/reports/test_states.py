@@ -1,0 +1,113 @@
+"""What stands beside audits: Theorem 3.1, states and their readers, chains."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from heima import config
+from reports import claims, tables
+from reports.tables import states, theorem
+from reports.tables.model import Entry, Label
+from tests import fabricated
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("audited")
+    text = config.written_out(fabricated.ROOT / "profiles" / "toy-audit.yaml")
+    fabricated.write(root, params_text=text)
+    return root
+
+
+@pytest.fixture(scope="module")
+def audited(folder):
+    return tables.read(folder, config.load(folder / "params.yaml"))
+
+
+@pytest.fixture(scope="module")
+def made(audited):
+    return tables.of_results(audited)
+
+
+def panel(table, title):
+    return next(one for one in table.blocks[0].panels if one.title == title)
+
+
+def test_the_theorem_has_a_table_in_every_form_and_a_verdict(audited, made):
+    table = made["theorem"]
+    gap = panel(table, theorem.SAVES).entries[theorem.GAP, theorem.BITS]
+    assert gap.value == pytest.approx(1.25, abs=0.1) and gap.source == theorem.METRICS
+    assert len(gap.seeds) == 3
+    for render in (tables.markdown, tables.latex, tables.comma_separated):
+        assert f"{gap.value:.2f}" in render(table)
+    compact = tables.compact_files({"theorem": table}, audited.params)
+    assert compact and all("gap, states" in text for text in compact.values())
+    sheet = {one.claim.name: one for one in claims.sheet(audited, made)}
+    found = sheet["theorem-3.1"].finding
+    assert (found.verdict, found.source) == ("not supported", theorem.METRICS)
+    assert found.cell.value == gap.value
+
+
+def test_states_are_means_over_training_seeds_with_the_files_of_all(audited, made):
+    table = made["states"]
+    shown = panel(table, states.GEOMETRY)
+    assert "planted-positive, thinking-1" in shown.rows
+    entry = shown.entries["recover, thinking-1", "sensitivity"]
+    assert entry.value == pytest.approx(0.43) and list(entry.seeds) == [42, 43, 44]
+    assert entry.sd == pytest.approx(0.01) and entry.low is None
+    assert entry.source.split(" + ") == [states.file_of("recover", seed) for seed in (42, 43, 44)]
+    assert isinstance(shown.entries["recover, prompt", "sensitivity"], Label), "it has none"
+    probed = panel(table, states.SELECTIVITY)
+    assert probed.rows[0] == "p3, colour" and list(probed.digits) == ["prompt", "thinking-1"]
+    assert probed.entries["p3, colour", "prompt"].value == 50.0
+    assert panel(table, states.BITS).entries["p3, colour", "uniform"].value == 2.0
+    chains = panel(table, states.CHAINS)
+    area = chains.entries["own", states.AREA]
+    assert isinstance(area, Entry) and 0 < area.low < area.value < area.high < 1
+    assert chains.entries["wrong-fact", "right"].n == 19, "a question that has none"
+    assert isinstance(chains.entries["filler", states.AREA], Label)
+    for render in (tables.markdown, tables.latex, tables.comma_separated):
+        assert "planted-negative, thinking-1" in render(table)
+
+
+def test_the_caption_of_audits_says_whether_to_trust_them(made):
+    caption = made["audit"].blocks[0].caption
+    assert caption.endswith("must be 0."), "the fabricated controls read what was not planted"
+    assert "The audit is not to be trusted: " in caption
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        ("theorem.json", "metrics/theorem.json is missing: run `dvc repro theorem`"),
+        ("examine/p3/43.json", "43.json is missing: run `dvc repro examine@p3-43`"),
+        ("truncate/text-cot.json", "is missing: run `dvc repro truncate@text-cot`"),
+    ],
+)
+@pytest.mark.parametrize("other", [False, True], ids=["missing", "of another profile"])
+def test_what_is_missing_or_of_another_profile_is_named(folder, audited, file, problem, other):
+    path = folder / "metrics" / file
+    before = path.read_text(encoding="utf-8")
+    problems: list[str] = []
+    try:
+        if other:
+            content = json.loads(before)
+            content["provenance"]["profile"] = "paper"
+            path.write_text(json.dumps(content), encoding="utf-8")
+        else:
+            path.unlink()
+        theorem.read_theorem(folder, audited.params, problems)
+        states.read_examined(folder, audited.params, problems)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    (found,) = problems
+    assert ("is of the profile paper" if other else problem) in found
+
+
+def test_what_is_not_measured_is_said(results):
+    made = tables.of_results(results)
+    for name, words in (("theorem", "not measured here"), ("states", "names none")):
+        assert words in tables.markdown(made[name]) and tables.latex(made[name])
+        assert not tables.compact_files({name: made[name]}, results.params)
