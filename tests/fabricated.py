@@ -71,6 +71,9 @@ def write(root: Path, *, questions: int = 20, params_text: str | None = None) ->
     return params
 
 
+_LOST = ("accuracy lost", "answers changed")
+
+
 def _write_effects(root: Path, params: config.Params, name: str) -> None:
     """Of a checkpoint with a thinking token a section and two windows of layers."""
     seeds = params.training_seeds(name)
@@ -81,6 +84,7 @@ def _write_effects(root: Path, params: config.Params, name: str) -> None:
             for measure in ("zero", "mean", "noise", "same", "other")
             for what in ("accuracy lost", "answers changed", "nll gained")
         },
+        **{(f"first-{j}", what): 5.0 for j in (1, 2) for what in _LOST},
         **{(f"without/{part}", "accuracy lost"): 20.0 for part in ("slots", "markers", "both")},
         **{
             (f"closed/{what}/{window}", "nll gained"): 1.0

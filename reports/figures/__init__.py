@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.figures import style
-from reports.figures.audit import audit_effects
+from reports.figures.audit import audit_effects, closed_ways, truncation_curves
 from reports.figures.inputs import FigureError, Inputs
 from reports.figures.interpreters import (
     interpreter_metrics,
@@ -104,6 +104,26 @@ FIGURES = {
         "left out, or ways of attention closed in some layers. Dots are means, bars 95 % intervals "
         "over training seeds and questions. At the line nothing changes. Hollow squares are "
         "planted checkpoints, whose effects are known.",
+        "audit",
+    ),
+    "truncation-curves": Drawing(
+        truncation_curves,
+        "Answers after the first part of a chain",
+        "How often greedy decoding gives the answer that it gives after the whole chain: after the "
+        "first thinking tokens of a checkpoint's prefix, and after the first part of the tokens "
+        "of text-CoT's own chain, where it was cut; a cross is that chain with a wrong fact, a "
+        "plus as much filler. Bars are 95 % intervals; after the whole chain nothing changes. "
+        "Hollow squares are planted checkpoints. Where a line is high early, the rest of the chain "
+        "changes few answers.",
+        "audit",
+    ),
+    "closed-ways": Drawing(
+        closed_ways,
+        "What a conclusion costs where it cannot see its thinking tokens, or the image",
+        "Negative log-likelihood gained where attention from the conclusion to thinking tokens, or "
+        "to the image, is closed in each window of layers, and in all. Dots are means, bars "
+        "95 % intervals over training seeds and questions. Hollow squares are planted checkpoints: "
+        "blind to thinking tokens, or to all else.",
         "audit",
     ),
     "loss-by-phase": Drawing(

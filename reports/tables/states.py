@@ -23,6 +23,7 @@ BITS = "The online code of the answer (bits a question)"
 SAVED = "What states save interpreters (bits a token)"
 CHAINS = "Text-CoT's chain cut, made wrong or filled: its answer (%)"
 AREA = "area over the curve"
+CHANGED = "answer changed"
 
 Described = Mapping[str, Mapping[str, float | None]]
 """Row -> column -> number of one training seed; None where there is none."""
@@ -236,4 +237,4 @@ def _chains(found: Examined) -> list[Panel]:
     return panels
 
 
-_SHOWN = {"written": "has a chain", "right": "right", "changed": "answer changed", "area": AREA}
+_SHOWN = {"written": "has a chain", "right": "right", "changed": CHANGED, "area": AREA}

@@ -106,6 +106,25 @@ def test_what_is_missing_or_of_another_profile_is_named(folder, audited, file, p
     assert ("is of the profile paper" if other else problem) in found
 
 
+def test_curves_end_where_nothing_is_left_out(folder, audited):
+    """Of thinking tokens, whose last point is known, and of text-CoT's chain as it was measured."""
+    from reports.figures import audit, style
+    from reports.figures.inputs import Inputs
+
+    with style.applied():
+        drawn = audit.truncation_curves(Inputs(folder, audited.params))
+        axes = drawn.axes[0]
+        found = {one.get_label(): one.lines[0].get_xydata() for one in axes.containers}
+        ways = audit.closed_ways(Inputs(folder, audited.params))
+    assert found["recover"][-1].tolist() == [100, 100] and len(found["recover"]) == 3
+    assert found["recover"][0][0] == pytest.approx(100 / 3)
+    assert found["text-cot, its text"][:, 0].tolist() == [0, 25, 50, 75, 100]
+    left, right = ways.axes
+    assert [one.get_text() for one in left.get_xticklabels()] == ["0-1", "2-4", "all"]
+    labels = {one.get_label() for one in right.containers}
+    assert set(audited.params.audit.checkpoints) <= labels
+
+
 def test_what_is_not_measured_is_said(results):
     made = tables.of_results(results)
     for name, words in (("theorem", "not measured here"), ("states", "names none")):
