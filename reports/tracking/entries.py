@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,10 @@ def entries(stages: Sequence[FinishedStage]) -> list[Entry]:
                 f"{files} is not what {stage.name} writes ({type(error).__name__}: {error}); run "
                 f"`dvc repro {stage.name}`"
             ) from error
-    return [one for one in found if one.values or one.curves]
+    shown = [one for one in found if one.values or one.curves]
+    # Weights that were given, not trained, may have no number, thus no run to lead to.
+    names = {one.name for one in shown}
+    return [replace(one, reads=tuple(filter(names.__contains__, one.reads))) for one in shown]
 
 
 def of_seed(variants: Sequence[Entry], seed: int | None) -> dict[str, float]:

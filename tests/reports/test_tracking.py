@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -539,6 +540,19 @@ def test_a_clone_has_what_git_holds_and_the_curves_come_later(fresh):
     assert "samples" in found["heima"].data.tags and "figures" in parents(root)[0].data.tags
 
 
+def test_a_model_that_was_given_without_a_number_has_no_run(fresh, monkeypatch):
+    """As the paper profile's models, which are fetched and not trained."""
+    training, without = entries._training, ("distill@recover-42", "distill@recover-43")
+
+    def given(stage, known):
+        entry = training(stage, known)
+        return replace(entry, values={}, curves=()) if stage.name in without else entry
+
+    monkeypatch.setattr(entries, "_training", given)
+    mirror.mirror(fresh)
+    assert "heima" in named(fresh) and not named(fresh).keys() & set(without)
+
+
 def test_what_a_half_had_is_not_kept_beside_the_whole(fresh):
     """Mirrored while everything runs again, which is then given up."""
     root = fresh
@@ -597,6 +611,7 @@ def test_names_of_the_real_pipeline():
 LOOK = """
 import json
 from mlflow import MlflowClient
+from dataclasses import replace
 from pathlib import Path
 from reports.tracking import mirror
 
