@@ -88,7 +88,7 @@ class Audits(Trainings):
                     tokens=self._audited * (AUDIT_READS * before + passes * answer),
                     flops=flops,
                     gpus=self.processes,
-                    memory=self._inference(AUDIT_HELD * asked.batch_size, prompt + answer),
+                    memory=self._held(prompt + answer),
                     disk=self._audited * 400,
                 )
 
@@ -117,9 +117,17 @@ class Audits(Trainings):
             tokens=tokens,
             flops=flops,
             gpus=self.processes,
-            memory=self._inference(AUDIT_HELD * self.params.audit.batch_size, longest),
+            memory=self._held(longest),
             disk=samples * 200,
         )
+
+    def _held(self, text: float) -> dict[str, float]:
+        """Bytes of a batch whose images are read, and of all keys and values that are held."""
+        found = self._inference(self.params.audit.batch_size, text)
+        return {
+            part: size * (AUDIT_HELD if part == "keys and values" else 1)
+            for part, size in found.items()
+        }
 
     def _lengths(self, model: str) -> tuple[float, float]:
         """Tokens of a question, and of a model's answer to it."""

@@ -98,6 +98,20 @@ def test_a_training_seed_more_costs_one_more_of_what_is_trained(paper, estimate)
         assert stage(more, name).samples == times * stage(estimate, name).samples
 
 
+@pytest.mark.parametrize(
+    "profile", ["paper", "paper-llava-next", "paper-official", "paper-methods"]
+)
+def test_what_is_too_much_for_a_card_is_latency_alone(profile):
+    """Sizes of its batches that do not fit are left out; nothing else may stop a run of days."""
+    params = config.load(ROOT / "profiles" / f"{profile}.yaml")
+    large = [
+        one.name
+        for one in planned(params).stages
+        if preflight.SPARE * sum(one.memory.values()) > 80e9
+    ]
+    assert set(large) <= {"latency"}
+
+
 def test_all_methods_are_planned_with_the_updates_of_heima(estimate):
     """Each row's chain makes as many updates as the curriculum, whatever it trains on."""
     params = config.load(ROOT / "profiles" / "paper-methods.yaml")
