@@ -20,7 +20,11 @@ from stages import resolve
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-OF_THE_REPOSITORY = ("reports/toy/", "reports/kept/", "reports/canary.json")
+OF_THE_REPOSITORY = (
+    *(f"reports/{profile.stem}/" for profile in (ROOT / "profiles").glob("*.yaml")),
+    "reports/kept/",
+    "reports/canary.json",
+)
 """Results and the canary's record: they are read from the repository that a command runs in."""
 
 
