@@ -9,7 +9,7 @@ the stage `resolve` keep it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -59,29 +59,23 @@ def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
             for name, one in params.reconstructions.items()
             for seed in params.seeds
         },
-        "audit": {
-            f"{name}-{seed}": {
-                "checkpoint": name,
-                "seed": seed,
-                "model": params.trained(name, seed),
-            }
-            for name in params.audit.checkpoints
-            for seed in params.training_seeds(name)
-        },
+        "audit": dict(_asked(params, params.audit.checkpoints)),
         "effects": {name: {} for name in params.audit.checkpoints},
-        "examine": {
-            f"{name}-{seed}": {
-                "checkpoint": name,
-                "seed": seed,
-                "model": params.trained(name, seed),
-            }
-            for name in params.examine.checkpoints
-            for seed in params.training_seeds(name)
-        },
+        "examine": dict(_asked(params, params.examine.checkpoints)),
         # Named by who predicts after thinking tokens; one, or none.
         "theorem": {one.tokens: one.model_dump() for one in (params.audit.predictors,) if one},
         "truncate": {name: {} for name in params.examine.chains},
     }
+
+
+def _asked(
+    params: config.Params, checkpoints: Iterable[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each checkpoint once for each of its training seeds, with the folder of its weights."""
+    for name in checkpoints:
+        for seed in params.training_seeds(name):
+            model = params.trained(name, seed)
+            yield f"{name}-{seed}", {"checkpoint": name, "seed": seed, "model": model}
 
 
 def _given(params: config.Params) -> Iterator[tuple[str, dict[str, Any]]]:
