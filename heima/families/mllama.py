@@ -3,6 +3,9 @@
 An image is one token of the text; layers of cross-attention look at its tiles, from that token on.
 The attention of text to its image follows transformers' own functions.
 
+With states fed back, short segments of text look at an image again and again: there its keys and
+values are not spread over the heads that share them (`_grouped`).
+
 With `tiles="real"`, padding tiles are left out: what the vision encoder would make of them is taken
 to be 0. That is **not** the pretrained function: transformers hides padding only from padding, so
 there real tiles attend to it; and tokens before the image attend to all tiles alike.
@@ -22,13 +25,17 @@ from PIL import Image
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     DynamicCache,
     MllamaConfig,
     MllamaForConditionalGeneration,
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.models.mllama.modeling_mllama import MllamaModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.mllama.modeling_mllama import MllamaModel, MllamaTextCrossAttention
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
@@ -205,15 +212,16 @@ class _States:
             ).last_hidden_state
         else:
             # Its keys and values, once projected, are those that later segments find in the cache.
-            hidden = by_segments(
-                self._model,
-                self._model.get_input_embeddings(),
-                self._feed,
-                text=text,
-                image={"cross_attention_states": seen},
-                columns={"cross_attention_mask": cross_attention_mask},
-                cache=DynamicCache(config=self._model.config.get_text_config()),
-            )
+            with _grouping(self._model):
+                hidden = by_segments(
+                    self._model,
+                    self._model.get_input_embeddings(),
+                    self._feed,
+                    text=text,
+                    image={"cross_attention_states": seen},
+                    columns={"cross_attention_mask": cross_attention_mask},
+                    cache=DynamicCache(config=self._model.config.get_text_config()),
+                )
         if not torch.is_grad_enabled():
             self._release()
         return hidden
@@ -247,6 +255,57 @@ class _States:
             for place, image in zip(alike.tolist(), filled, strict=True):
                 parts[place] = image
         return torch.stack([parts[place] for place in range(len(pixels))])
+
+
+@contextlib.contextmanager
+def _grouping(model: MllamaModel) -> Iterator[None]:
+    """Within it, the text's attention to its image is `_grouped`, if it was torch's."""
+    config = model.config.get_text_config()
+    chosen = config._attn_implementation
+    if chosen == "sdpa":
+        config._attn_implementation = _GROUPED
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
+
+
+def _grouped(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """`sdpa`, but that heads which share a key of the image ask it as so many queries more.
+
+    To spread keys and values over the heads instead, as `sdpa` does under a mask, copies thousands
+    of them for each segment, and their gradients, for a few queries.
+    """
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups == 1 or not isinstance(module, MllamaTextCrossAttention):
+        return sdpa_attention_forward(
+            *(module, query, key, value, attention_mask), dropout, scaling, **kwargs
+        )
+    rows, heads, length, _ = query.shape
+    if attention_mask is not None:
+        attention_mask = attention_mask.repeat(1, 1, groups, 1)
+    found = nn.functional.scaled_dot_product_attention(
+        query.reshape(rows, heads // groups, groups * length, -1),
+        *(key, value),
+        attn_mask=attention_mask,
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    return found.reshape(rows, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+_GROUPED = "heima-grouped"
+AttentionInterface.register(_GROUPED, _grouped)
+AttentionMaskInterface.register(_GROUPED, sdpa_mask)
 
 
 class _FewerTiles:

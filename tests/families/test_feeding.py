@@ -44,11 +44,20 @@ class Noise:
 
 @pytest.fixture(scope="module", params=["toy-mllama", "toy-llava-next", "toy-idefics3"])
 def twin(request):
-    """A family's VLM in double precision, its processor and vocabulary."""
-    name = request.param
+    return a_twin(request.param)
+
+
+def a_twin(name, *, shared=False):
+    """A family's VLM in double precision, its processor and vocabulary; with `shared`, its heads
+    share keys and values two by two, as those of Llama 3.2 do four by four."""
     family, processor = FAMILIES[name], TWINS[name].build_processor()
     published = TWINS[name].build_processor()
     model = TWINS[name].build_vlm(published, hidden_size=32, seed=3)
+    if shared:
+        text = model.config.text_config
+        text.num_key_value_heads = text.num_attention_heads // 2
+        torch.manual_seed(3)
+        model = type(model)(model.config)
     equip(processor.tokenizer, family)
     fit(model, processor.tokenizer, family)
     words = Vocabulary(processor.tokenizer, with_controls(family.thinking_tokens))
@@ -104,6 +113,15 @@ def whole_passes(twin, ids, image, feed):
     ids=["p2", "bare", "middle"],
 )
 def test_segments_are_whole_passes(twin, toy_turns, rendering, scale):
+    segments_are_whole_passes(twin, toy_turns, rendering, scale)
+
+
+def test_segments_are_whole_passes_where_heads_share_keys(toy_turns):
+    """There an Mllama looks at its image in another way than in whole passes."""
+    segments_are_whole_passes(a_twin("toy-mllama", shared=True), toy_turns, MIDDLE, "match")
+
+
+def segments_are_whole_passes(twin, toy_turns, rendering, scale):
     """The loss, and the gradient of every weight that trains, of a batch of unequal rows."""
     feed = feed_of(twin, scale)
     turns = toy_turns[:4]
