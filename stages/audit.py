@@ -10,26 +10,20 @@ of processes, and ends with the same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from eval.audit import items, measures, planted
-from eval.audit.passes import Passes
+from eval.audit import items, measures
 from heima import config
 from heima.config import chains
-from heima.data import places
-from heima.data.images import ImageZip
-from heima.data.turns import Turn, load_turns
-from heima.families.batches import Collator, Images
-from heima.families.registry import FAMILIES
+from heima.data.turns import Turn
 from heima.results.files import atomic
 from heima.training import snapshots
 from heima.vlm import kept_batches, models, processes
-from stages import arguments, launch
+from stages import arguments, launch, reading
 
 
 def main(checkpoint: str, seed: int) -> None:
@@ -45,22 +39,10 @@ def main(checkpoint: str, seed: int) -> None:
     kept = kept_batches.KeptBatches(_kept(checkpoint, seed, params))
 
     def work(numbers: Sequence[int]) -> Iterator[bytes]:
-        model, processor = models.load_vlm(models.ROOT, params.trained(checkpoint, seed), params)
-
-        def passes(shown: Images) -> Passes:
-            return Passes(
-                model,
-                processor,
-                models.vocabulary(processor.tokenizer, params),
-                Collator(
-                    FAMILIES[params.family], processor, shown, once=params.training.images_once
-                ),
-                params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on),
-                world=planted.world(model, params.checkpoints[checkpoint].attention),
-            )
-
-        moments = _moments(passes(_source(params)), params)
-        asking = passes(images)
+        prefix = params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on)
+        about = reading.asker(checkpoint, seed, params, prefix)
+        moments = measures.fitted(about(reading.source(params)), params)
+        asking = about(images)
         for number in numbers:
             rows = batches[number]
             found = measures.of_batch(
@@ -115,22 +97,6 @@ def _batch(
     )
 
 
-def _source(params: config.Params) -> ImageZip:
-    return ImageZip(places.locate("data/source") / "images.zip", params.image_decoding)
-
-
-def _moments(passes: Passes, params: config.Params) -> measures.Moments:
-    """Of the states of the first training turns."""
-    turns = load_turns("data/rewritten/train.parquet")[: params.audit.fitted]
-    asked = [dataclasses.replace(turn, image_first=True) for turn in turns]
-    return measures.Moments.of(
-        [
-            measures.states(passes, part)[0]
-            for part in processes.batches(asked, params.audit.batch_size)
-        ]
-    )
-
-
 def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
     """Where finished batches are: a folder named by all that they depend on."""
     inputs = [
@@ -144,7 +110,9 @@ def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
     key = snapshots.key(
         f"audit@{checkpoint}-{seed}", params, *used, f"checkpoints.{checkpoint}", inputs=inputs
     )
-    return kept_batches.ROOT / f"{key}-{_source(params).fingerprint()}-{models.fingerprint()}"
+    return (
+        kept_batches.ROOT / f"{key}-{reading.source(params).fingerprint()}-{models.fingerprint()}"
+    )
 
 
 if __name__ == "__main__":

@@ -25,18 +25,31 @@ USED = ("seed", "family", "precision", "image_decoding", "source", "audit", "tra
 """The parameters that all of them read."""
 
 
-def passes(model: str, seed: int, params: config.Params, images: Images, prefix: str) -> Passes:
-    """Passes of a model of that training seed, within the ways of attention that it closes."""
+def asker(model: str, seed: int, params: config.Params, prefix: str) -> Callable[[Images], Passes]:
+    """Makes passes of a model of that training seed over questions about given images.
+
+    The model is loaded once, and answers within the ways of attention that it closes.
+    """
     loaded, processor = models.load_vlm(models.ROOT, params.trained(model, seed), params)
     checkpoint = params.checkpoints.get(model)
-    return Passes(
-        loaded,
-        processor,
-        models.vocabulary(processor.tokenizer, params),
-        Collator(FAMILIES[params.family], processor, images, once=params.training.images_once),
-        prefix,
-        world=planted.world(loaded, checkpoint.attention if checkpoint else "open"),
-    )
+    closed = checkpoint.attention if checkpoint else "open"
+
+    def about(images: Images) -> Passes:
+        return Passes(
+            loaded,
+            processor,
+            models.vocabulary(processor.tokenizer, params),
+            Collator(FAMILIES[params.family], processor, images, once=params.training.images_once),
+            prefix,
+            world=planted.world(loaded, closed),
+        )
+
+    return about
+
+
+def passes(model: str, seed: int, params: config.Params, images: Images, prefix: str) -> Passes:
+    """Passes of a model of that training seed over questions about one set of images."""
+    return asker(model, seed, params, prefix)(images)
 
 
 def source(params: config.Params) -> ImageZip:

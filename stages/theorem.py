@@ -11,7 +11,6 @@ goes on from those that are finished, and ends with the same numbers.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import sys
@@ -19,13 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eval.audit import items, measures, theorem
-from eval.audit.passes import Passes
 from heima import config
-from heima.data.turns import load_turns
 from heima.results.cells import write_metrics
 from heima.results.files import atomic
 from heima.results.provenance import provenance
-from heima.vlm import processes
 from stages import arguments, launch, reading
 
 FOLDER = Path("theorem")
@@ -47,14 +43,12 @@ def main() -> None:
     @functools.lru_cache(maxsize=1)
     def loaded(seed: int) -> tuple[theorem.Predictors, measures.Moments]:
         prefix = params.prefix(named.tokens, params.checkpoints[named.tokens].trained_on)
-        by_source = reading.passes(named.tokens, seed, params, reading.source(params), prefix)
-        moments = _moments(by_source, params)
-        begun = {"nothing": "", "tokens": prefix, "text": ""}
-        predictors = [
-            reading.passes(model, seed, params, images, start)
-            for model, start in zip(models, begun.values(), strict=True)
-        ]
-        return theorem.Predictors(*predictors), moments
+        about = reading.asker(named.tokens, seed, params, prefix)
+        moments = measures.fitted(about(reading.source(params)), params)
+        nothing, text = (
+            reading.passes(model, seed, params, images, "") for model in (named.nothing, named.text)
+        )
+        return theorem.Predictors(nothing, about(images), text), moments
 
     def work(pieces: Sequence[tuple[int, Sequence[int]]]) -> Iterator[bytes]:
         for seed, rows in pieces:
@@ -109,18 +103,6 @@ def main() -> None:
     kept.discard()
     for name, cell in cells["information"].items():
         print(f"{name}: {cell.value:.3f} bits [{cell.low:.3f}, {cell.high:.3f}]")
-
-
-def _moments(passes: Passes, params: config.Params) -> measures.Moments:
-    """Of the thinking tokens' states of the first training turns."""
-    turns = load_turns("data/rewritten/train.parquet")[: params.audit.fitted]
-    asked = [dataclasses.replace(turn, image_first=True) for turn in turns]
-    return measures.Moments.of(
-        [
-            measures.states(passes, part)[0]
-            for part in processes.batches(asked, params.audit.batch_size)
-        ]
-    )
 
 
 if __name__ == "__main__":

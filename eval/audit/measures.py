@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ from eval.audit.passes import (
     continuation,
     unchanged,
 )
-from heima.config import Decoding
+from heima.config import Decoding, Params
 from heima.cot.sections import COMPRESSIBLE, SEPARATOR, TAGS, meant, parts_of
-from heima.data.turns import Turn
+from heima.data.turns import Turn, load_turns
 from heima.families import registry
-from heima.vlm import patching
+from heima.vlm import patching, processes
 
 States = Sequence[torch.Tensor]
 """The residual stream at the thinking columns: the embedding and each layer, (rows, k, hidden)."""
@@ -81,6 +81,14 @@ def states(
     texts = [continuation(turn.conclusion) for turn in turns]
     scores = passes.score(turns, texts, images=images, within=within)
     return found, scores
+
+
+def fitted(passes: Passes, params: Params) -> Moments:
+    """Of the first `audit.fitted` training turns, each with its image first."""
+    turns = load_turns("data/rewritten/train.parquet")[: params.audit.fitted]
+    asked = [replace(turn, image_first=True) for turn in turns]
+    parts = processes.batches(asked, params.audit.batch_size)
+    return Moments.of([states(passes, part)[0] for part in parts])
 
 
 def putting(passes: Passes, given: States) -> Within:
