@@ -150,6 +150,10 @@ class Pipeline:
             if Path(out.fs_path).is_relative_to(Path.cwd() / "metrics")
         }
 
+    def written(self) -> set[Path]:
+        """The paths that any stage of dvc.yaml writes, from the root of the repository."""
+        return {Path(one.fs_path).relative_to(Path.cwd()) for one in self._repo.index.outs}
+
     def keep(self, name: str) -> None:
         """Copy those outputs of a stage that DVC deletes as it starts and has no cache of."""
         outs = [Path(one.fs_path) for one in self._stages[name].outs if not one.use_cache]

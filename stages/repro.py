@@ -56,6 +56,7 @@ from stages import (
     gpus,
     handover,
     leftovers,
+    other_profiles,
     parent_death,
     progress,
     runs,
@@ -459,6 +460,8 @@ def main() -> None:
             if machine.wants_pins():
                 _say_whether_the_bits_are_the_recorded_ones()
             pipeline = Pipeline(arguments.targets)
+            if params and (removed := other_profiles.clear(params, pipeline.written)):
+                print(removed, flush=True)
             if unknown := sorted(set(arguments.may_fail) - pipeline.upstream.keys()):
                 parser.error(f"--may-fail: not among the stages to run: {', '.join(unknown)}")
             progress.LOGS.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ import yaml
 
 from heima import config
 from heima.results.files import atomic, sha256, write_json
-from stages import arguments, runs
+from stages import arguments, other_profiles, runs
 
 PACKAGES = ("heima", "eval", "reports", "stages")
 _HEADER = "# Follows from params.yaml: the stage `resolve` writes it (see stages/resolve.py).\n"
@@ -163,6 +163,8 @@ def main() -> None:
             f"error: {runs.FILE} did not list the runs of params.yaml and is written anew; run "
             "`dvc repro` again (`python -m stages.repro` does it at once)"
         )
+    if found := other_profiles.left_over(params):
+        sys.exit(f"error: {other_profiles.refusal(found, params)}")
     write(params)
     graph = code_graph()
     for stage in names(Path("dvc.yaml")):
