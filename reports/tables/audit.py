@@ -8,8 +8,8 @@ from pathlib import Path
 
 from eval.audit.trust import trusted
 from heima.config import Params
-from heima.results.cells import Cell, read_metrics
-from reports.tables import captions
+from heima.results.cells import Cell
+from reports.tables import captions, expected
 from reports.tables.model import Block, Entry, Label, Panel
 from reports.tables.numbers import probability
 from reports.tables.panels import by_training_seed
@@ -57,24 +57,14 @@ def read_audits(root: Path, params: Params, problems: list[str]) -> Audits:
     found = {}
     for name in params.audit.checkpoints:
         source = f"metrics/effects/{name}.json"
-        if not (root / source).is_file():
-            problems.append(f"{source} is missing: run `dvc repro effects@{name}`")
+        read = expected.metrics(root, source, f"effects@{name}", params, problems)
+        if read is None:
             continue
-        cells, made = read_metrics(root / source)
-        if made["profile"] != params.profile:
-            problems.append(
-                f"{source} is of the profile {made['profile']}, params.yaml is {params.profile}: "
-                "run `dvc repro`"
-            )
+        cells, made = read
         found[name] = Audit(
             cells, source, made["questions"], made["power"], made["verdict"], made["p"]
         )
-    for path in sorted((root / "metrics" / "effects").glob("*.json")):
-        if path.stem not in params.audit.checkpoints:
-            problems.append(
-                f"metrics/effects/{path.name} is left over, params.yaml audits no {path.stem}: "
-                "remove the file"
-            )
+    expected.no_other(root, "metrics/effects", params.audit.checkpoints, problems)
     return found
 
 

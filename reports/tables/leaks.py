@@ -12,10 +12,10 @@ from typing import Any
 from eval.units import Units
 from heima.config import Params, ProtocolName
 from heima.results import statistics
-from heima.results.cells import Cell, read_metrics
+from heima.results.cells import Cell
 from heima.results.files import read_jsonl
 from heima.results.scores import ACCURACY, score_group
-from reports.tables import captions
+from reports.tables import captions, expected
 from reports.tables.model import Block, Entry, Label, Panel
 from reports.tables.reading import Scores
 from reports.tables.samples import shortened
@@ -51,16 +51,11 @@ def read_leaks(root: Path, params: Params, problems: list[str]) -> Leaks:
 
     Adds to `problems` what is missing.
     """
-    missing = [name for name in (LEAKS, _MATCHES, _ITEMS) if not (root / name).is_file()]
-    problems += [f"{name} is missing: run `dvc repro leaks`" for name in missing]
-    if missing:
+    found = expected.metrics(root, LEAKS, "leaks", params, problems)
+    there = [expected.is_there(root, name, "leaks", problems) for name in (_MATCHES, _ITEMS)]
+    if found is None or not all(there):
         return Leaks()
-    cells, provenance = read_metrics(root / LEAKS)
-    if provenance["profile"] != params.profile:
-        problems.append(
-            f"{LEAKS} is of the profile {provenance['profile']}, params.yaml is {params.profile}: "
-            "run `dvc repro`"
-        )
+    cells, provenance = found
     strata: dict[str, dict[int, Mapping[str, str]]] = defaultdict(dict)
     leaked: dict[str, set[int]] = defaultdict(set)
     for row in read_jsonl(root / _ITEMS):

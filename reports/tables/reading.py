@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from eval import probe
 from heima.config import Checkpoint, Params
-from heima.results.cells import Cell, read_metrics
+from heima.results.cells import Cell
 from heima.results.files import read_jsonl
 from heima.results.measures import NLL, NLL_GAIN, difference, metrics_of
 from heima.results.scores import CHANCE, expected_cells, score_group
+from reports.tables import expected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +36,8 @@ Samples = dict[int, dict[tuple[str, str, int, int], dict[str, Any]]]
 
 def read_scores(root: Path, params: Params, problems: list[str]) -> Scores:
     """Variant -> (cells by benchmark, source file)."""
-    expected = dict.fromkeys(params.variants, expected_cells(params))
-    scores = _read_folder(root, "score", expected, params, problems)
+    groups = dict.fromkeys(params.variants, expected_cells(params))
+    scores = _read_folder(root, "score", groups, params, problems)
     for protocol, benchmark in itertools.product(params.protocols, params.benchmarks):
         group = score_group(protocol, benchmark)
         values = {
@@ -54,13 +55,13 @@ def read_scores(root: Path, params: Params, problems: list[str]) -> Scores:
 
 def read_similarities(root: Path, params: Params, problems: list[str]) -> Scores:
     """Reconstruction -> (cells by control and by difference, source file)."""
-    expected: dict[str, tuple[str, ...]] = {}
+    groups: dict[str, tuple[str, ...]] = {}
     for control in params.reconstruct.controls:
         metrics = metrics_of(control, params)
-        expected[control] = (*metrics, *NLL)
+        groups[control] = (*metrics, *NLL)
         if control != "own":
-            expected[difference(control)] = (*metrics, NLL_GAIN)
-    names = dict.fromkeys(params.reconstructions, expected)
+            groups[difference(control)] = (*metrics, NLL_GAIN)
+    names = dict.fromkeys(params.reconstructions, groups)
     return _read_folder(root, "similarity", names, params, problems)
 
 
@@ -69,15 +70,10 @@ PROBE = "metrics/probe.json"
 
 def read_probe(root: Path, params: Params, problems: list[str]) -> dict[str, dict[str, Cell]]:
     """Reconstruction -> how many words are read of its section, by a probe and an interpreter."""
-    if not (root / PROBE).is_file():
-        problems.append(f"{PROBE} is missing: run `dvc repro probe`")
+    found = expected.metrics(root, PROBE, "probe", params, problems)
+    if found is None:
         return {}
-    cells, provenance = read_metrics(root / PROBE)
-    if provenance["profile"] != params.profile:
-        problems.append(
-            f"{PROBE} is of the profile {provenance['profile']}, params.yaml is {params.profile}: "
-            "run `dvc repro`"
-        )
+    cells, _ = found
     wanted = {(name, one) for name in params.reconstructions for one in probe.columns(params)}
     present = {(group, metric) for group, metrics in cells.items() for metric in metrics}
     problems += [f"{PROBE} lacks the cell {'/'.join(one)}" for one in sorted(wanted - present)]
@@ -98,8 +94,7 @@ def read_reconstructed(root: Path, params: Params, problems: list[str]) -> dict[
     found = {}
     for name in params.reconstructions:
         source = f"scores/similarity/{name}.parquet"
-        if not (root / source).is_file():
-            problems.append(f"{source} is missing: run `dvc repro similarity@{name}`")
+        if not expected.is_there(root, source, f"similarity@{name}", problems):
             continue
         table = pd.read_parquet(root / source)
         found[name] = table[table["control"] == "own"].set_index(["training_seed", "id"])
@@ -116,37 +111,26 @@ def read_reconstructed(root: Path, params: Params, problems: list[str]) -> dict[
 def _read_folder(
     root: Path,
     folder: str,
-    expected: Mapping[str, Mapping[str, Collection[str]]],
+    groups_of: Mapping[str, Mapping[str, Collection[str]]],
     params: Params,
     problems: list[str],
 ) -> Scores:
-    """Read `metrics/<folder>/<name>.json` for each name; report what differs from `expected`."""
+    """Read `metrics/<folder>/<name>.json` for each name; report what differs from `groups_of`."""
     found = {}
-    for name, groups in expected.items():
+    for name, groups in groups_of.items():
         source = f"metrics/{folder}/{name}.json"
-        if not (root / source).is_file():
-            problems.append(f"{source} is missing: run `dvc repro {folder}@{name}`")
+        read = expected.metrics(root, source, f"{folder}@{name}", params, problems)
+        if read is None:
             continue
-        cells, provenance = read_metrics(root / source)
+        cells, _ = read
         wanted = {(group, metric) for group, metrics in groups.items() for metric in metrics}
         present = {(group, metric) for group, metrics in cells.items() for metric in metrics}
         for group, metric in sorted(wanted - present):
             problems.append(f"{source} lacks the cell {group}/{metric}")
         for group, metric in sorted(present - wanted):
             problems.append(f"{source} has the left-over cell {group}/{metric}")
-        if provenance["profile"] != params.profile:
-            problems.append(
-                f"{source} is of the profile {provenance['profile']}, params.yaml is "
-                f"{params.profile}: run `dvc repro`"
-            )
         found[name] = (cells, source)
-    if (root / "metrics" / folder).is_dir():
-        for path in sorted((root / "metrics" / folder).iterdir()):
-            if path.suffix == ".json" and path.stem not in expected:
-                problems.append(
-                    f"metrics/{folder}/{path.name} is left over, params.yaml names no "
-                    f"{path.stem}: remove the file"
-                )
+    expected.no_other(root, f"metrics/{folder}", groups_of, problems)
     return found
 
 
@@ -163,8 +147,7 @@ def read_samples(root: Path, params: Params, problems: list[str]) -> dict[str, S
         problems.append(f"params.yaml variants must name {REFERENCE}: ablations compare with it")
     for variant in ablated(params):
         source = f"scores/{variant}.jsonl"
-        if not (root / source).is_file():
-            problems.append(f"{source} is missing: run `dvc repro score@{variant}`")
+        if not expected.is_there(root, source, f"score@{variant}", problems):
             continue
         samples[variant] = {}
         for row in read_jsonl(root / source):
@@ -198,15 +181,10 @@ FLOPS = "metrics/flops.json"
 
 def read_flops(root: Path, params: Params, problems: list[str]) -> dict[str, dict[str, Cell]]:
     """Checkpoint -> the cells `updates` and `flops`, of those that were trained here."""
-    if not (root / FLOPS).is_file():
-        problems.append(f"{FLOPS} is missing: run `dvc repro flops`")
+    found = expected.metrics(root, FLOPS, "flops", params, problems)
+    if found is None:
         return {}
-    cells, provenance = read_metrics(root / FLOPS)
-    if provenance["profile"] != params.profile:
-        problems.append(
-            f"{FLOPS} is of the profile {provenance['profile']}, params.yaml is "
-            f"{params.profile}: run `dvc repro`"
-        )
+    cells, _ = found
     trained = {name for name, one in params.checkpoints.items() if isinstance(one, Checkpoint)}
     for name in sorted(trained ^ cells.keys()):
         state = "the left-over" if name in cells else "no"
@@ -239,15 +217,10 @@ def read_latency(
     root: Path, params: Params, problems: list[str]
 ) -> tuple[dict[str, dict[str, Cell]], dict[str, Any]]:
     """The cells of every case at every batch size that the device could hold, and provenance."""
-    if not (root / LATENCY).is_file():
-        problems.append(f"{LATENCY} is missing: run `dvc repro latency`")
+    found = expected.metrics(root, LATENCY, "latency", params, problems)
+    if found is None:
         return {}, {}
-    cells, provenance = read_metrics(root / LATENCY)
-    if provenance["profile"] != params.profile:
-        problems.append(
-            f"{LATENCY} is of the profile {provenance['profile']}, params.yaml is "
-            f"{params.profile}: run `dvc repro`"
-        )
+    cells, provenance = found
     sizes = [size for size in params.latency.batch_sizes if str(size) not in provenance["skipped"]]
     wanted = {
         latency_group(name, size)

@@ -12,7 +12,7 @@ from typing import Any
 
 from heima.config import Params
 from heima.results.files import read_jsonl
-from reports.tables import captions
+from reports.tables import captions, expected
 from reports.tables.model import Block, Entry, Label, Panel
 
 Rebuilt = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -60,10 +60,8 @@ def read_rebuilt(root: Path, params: Params, problems: list[str]) -> Rebuilt:
         if section not in params.reconstructions:
             continue
         source = f"reconstructions/{section}/{seed}.jsonl"
-        if not (root / source).is_file():
-            problems.append(f"{source} is missing: run `dvc repro reconstruct@{section}-{seed}`")
-            continue
-        found[section] = read_jsonl(root / source)
+        if expected.is_there(root, source, f"reconstruct@{section}-{seed}", problems):
+            found[section] = read_jsonl(root / source)
     return found
 
 

@@ -6,16 +6,19 @@ And what becomes of text-CoT's answers where its chain is cut, made wrong or fil
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import stdev
+from typing import Any, Generic, TypeVar
 
 from heima.config import Params
 from heima.results.cells import Cell, read_metrics
 from heima.results.files import read_json
-from reports.tables import captions
+from reports.tables import captions, expected
 from reports.tables.model import Block, Entry, Label, Panel
+
+T = TypeVar("T")
 
 GEOMETRY = "How states lie to each other, by position"
 SELECTIVITY = "What a probe finds of the answer: selectivity (points)"
@@ -51,21 +54,18 @@ def read_examined(root: Path, params: Params, problems: list[str]) -> Examined:
     for name in params.examine.checkpoints:
         for seed in params.training_seeds(name):
             source = file_of(name, seed)
-            if not (root / source).is_file():
-                problems.append(f"{source} is missing: run `dvc repro examine@{name}-{seed}`")
+            if not expected.is_there(root, source, f"examine@{name}-{seed}", problems):
                 continue
             content = read_json(root / source)
-            _check(content["provenance"], source, params, problems)
+            expected.of_profile(content["provenance"], source, params, problems)
             geometry.setdefault(name, {})[seed] = content["geometry"]
             probes.setdefault(name, {})[seed] = content["information"]
     chains: dict[str, Mapping[str, Mapping[str, Cell]]] = {}
     for name in params.examine.chains:
         source = f"metrics/truncate/{name}.json"
-        if not (root / source).is_file():
-            problems.append(f"{source} is missing: run `dvc repro truncate@{name}`")
-            continue
-        chains[name], made = read_metrics(root / source)
-        _check(made, source, params, problems)
+        read = expected.metrics(root, source, f"truncate@{name}", params, problems)
+        if read is not None:
+            chains[name], _ = read
     reads = params.states.checkpoint in params.examine.checkpoints
     saved = {
         seed: found
@@ -73,14 +73,6 @@ def read_examined(root: Path, params: Params, problems: list[str]) -> Examined:
         if (found := of_interpreters(root / "metrics" / "interpret", params.interpreters, seed))
     }
     return Examined(geometry, probes, saved, chains)
-
-
-def _check(made: Mapping[str, Any], source: str, params: Params, problems: list[str]) -> None:
-    if made["profile"] != params.profile:
-        problems.append(
-            f"{source} is of the profile {made['profile']}, params.yaml is {params.profile}: "
-            "run `dvc repro`"
-        )
 
 
 def file_of(checkpoint: str, seed: int) -> str:
@@ -129,65 +121,70 @@ def _mean(values: Mapping[int, float | None], source: str, scale: float = 1.0) -
     if not seeds or len(seeds) < len(values):
         return Label("–", source)
     value = math.fsum(seeds.values()) / len(seeds)
-    return Entry(value, source, sd=_sd(list(seeds.values())), seeds=seeds)
+    sd = stdev(seeds.values()) if len(seeds) > 1 else None
+    return Entry(value, source, sd=sd, seeds=seeds)
 
 
-def _sd(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((one - mean) ** 2 for one in values) / (len(values) - 1))
+@dataclass(frozen=True)
+class _Row(Generic[T]):
+    """A row's name, the files that it is from, and what each training seed has of it."""
+
+    name: str
+    source: str
+    seeds: Mapping[int, T]
+
+    @property
+    def first(self) -> T:
+        return next(iter(self.seeds.values()))
 
 
 def _files(checkpoint: str, seeds: Mapping[int, Any]) -> str:
     return " + ".join(file_of(checkpoint, seed) for seed in seeds)
 
 
+def _by_row(found: Mapping[str, Mapping[int, Mapping[str, T]]]) -> Iterator[_Row[T]]:
+    """A row for each checkpoint and what its first training seed has of it."""
+    for checkpoint, seeds in found.items():
+        source = _files(checkpoint, seeds)
+        for name in next(iter(seeds.values())):
+            each = {seed: one[name] for seed, one in seeds.items()}
+            yield _Row(f"{checkpoint}, {name}", source, each)
+
+
 def _geometry(found: Examined) -> list[Panel]:
-    rows: dict[str, None] = {}
+    rows = tuple(_by_row(found.geometry))
     digits: dict[str, int] = {}
     entries: dict[tuple[str, str], Entry | Label] = {}
-    for checkpoint, seeds in found.geometry.items():
-        source = _files(checkpoint, seeds)
-        for position, measures in next(iter(seeds.values())).items():
-            row = f"{checkpoint}, {position}"
-            rows[row] = None
-            for what in measures:
-                digits[what] = 1 if what == "participation ratio" else 3
-                each = {seed: one[position][what] for seed, one in seeds.items()}
-                entries[row, what] = _mean(each, source)
-    return [Panel(GEOMETRY, "state", tuple(rows), digits, entries)] if rows else []
+    for row in rows:
+        for what in row.first:
+            digits[what] = 1 if what == "participation ratio" else 3
+            each = {seed: one[what] for seed, one in row.seeds.items()}
+            entries[row.name, what] = _mean(each, row.source)
+    names = tuple(row.name for row in rows)
+    return [Panel(GEOMETRY, "state", names, digits, entries)] if rows else []
 
 
 def _probed(found: Examined, title: str, what: str, scale: float, digits: int) -> list[Panel]:
     """A row for each checkpoint and kind of question, a column a position."""
-    rows: dict[str, str] = {}
-    columns: dict[str, int] = {}
-    entries: dict[tuple[str, str], Entry | Label] = {}
-    for checkpoint, seeds in found.probes.items():
-        source = _files(checkpoint, seeds)
-        for kind, positions in next(iter(seeds.values())).items():
-            row = f"{checkpoint}, {kind}"
-            rows[row] = source
-            for position in positions:
-                columns[position] = digits
-                each = {seed: one[kind][position][what] for seed, one in seeds.items()}
-                entries[row, position] = _mean(each, source, scale)
-            if what == "bits":
-                columns[_UNIFORM] = digits
-                each = {
-                    seed: next(iter(one[kind].values()))["uniform bits"]
-                    for seed, one in seeds.items()
-                }
-                entries[row, _UNIFORM] = _mean(each, source)
-    for row, source in rows.items():
-        for column in columns:
-            entries.setdefault((row, column), Label("–", source))
+    rows = tuple(_by_row(found.probes))
+    positions = tuple(dict.fromkeys(position for row in rows for position in row.first))
     # What knows the number of conclusions alone stands last.
-    shown = {name: columns[name] for name in columns if name != _UNIFORM}
-    shown |= {_UNIFORM: digits} if _UNIFORM in columns else {}
+    columns = (*positions, _UNIFORM) if what == "bits" else positions
+    entries: dict[tuple[str, str], Entry | Label] = {
+        (row.name, column): Label("–", row.source) for row in rows for column in columns
+    }
+    for row in rows:
+        for position in row.first:
+            each = {seed: one[position][what] for seed, one in row.seeds.items()}
+            entries[row.name, position] = _mean(each, row.source, scale)
+        if what == "bits":
+            each = {
+                seed: next(iter(one.values()))["uniform bits"] for seed, one in row.seeds.items()
+            }
+            entries[row.name, _UNIFORM] = _mean(each, row.source)
     corner = "checkpoint, kind of question"
-    return [Panel(title, corner, tuple(rows), shown, entries)] if rows else []
+    names = tuple(row.name for row in rows)
+    return [Panel(title, corner, names, dict.fromkeys(columns, digits), entries)] if rows else []
 
 
 _UNIFORM = "uniform"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from heima.config import Params, given
-from heima.results.cells import Cells, read_metrics
-from reports.tables import captions
+from heima.results.cells import Cells
+from reports.tables import captions, expected
 from reports.tables.model import Block, Entry, Label, Panel, Table
 
 ENTROPIES = {
@@ -34,15 +34,10 @@ def read_theorem(root: Path, params: Params, problems: list[str]) -> Cells:
     """The cells of the measurement; none where the parameters name no predictors."""
     if params.audit.predictors is None:
         return {}
-    if not (root / METRICS).is_file():
-        problems.append(f"{METRICS} is missing: run `dvc repro theorem`")
+    found = expected.metrics(root, METRICS, "theorem", params, problems)
+    if found is None:
         return {}
-    cells, made = read_metrics(root / METRICS)
-    if made["profile"] != params.profile:
-        problems.append(
-            f"{METRICS} is of the profile {made['profile']}, params.yaml is {params.profile}: "
-            "run `dvc repro`"
-        )
+    cells, made = found
     if made["predictors"] != params.audit.predictors.model_dump():
         problems.append(f"{METRICS} has other predictors than audit.predictors: run `dvc repro`")
     return cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -11,6 +12,9 @@ from reports import claims, tables
 from reports.tables import states, theorem
 from reports.tables.model import Entry, Label
 from tests import fabricated
+
+NOT_IN_TABLES = ("rewrite.json", "predict", "teach", "distill", "interpret")
+"""What tables read no cell of, or (interpret) losses that other profiles have alike."""
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,28 @@ def test_what_is_missing_or_of_another_profile_is_named(folder, audited, file, p
         path.write_text(before, encoding="utf-8")
     (found,) = problems
     assert ("is of the profile paper" if other else problem) in found
+
+
+def test_every_file_that_tables_read_is_of_this_profile(folder, audited, tmp_path):
+    """Whatever is read of `metrics/`, nothing of another profile becomes a number."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    read = [
+        path.relative_to(copy).as_posix()
+        for path in sorted((copy / "metrics").rglob("*.json"))
+        if path.relative_to(copy).parts[1] not in NOT_IN_TABLES
+    ]
+    for name in read:
+        content = json.loads((copy / name).read_text(encoding="utf-8"))
+        content["provenance"]["profile"] = "paper"
+        (copy / name).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(tables.TableError) as caught:
+        tables.read(copy, audited.params)
+    said = [
+        f"{name} is of the profile paper, params.yaml is toy-audit: run `dvc repro`"
+        for name in read
+    ]
+    assert len(read) > 20 and [one for one in said if one not in str(caught.value)] == []
 
 
 def test_curves_end_where_nothing_is_left_out(folder, audited):
