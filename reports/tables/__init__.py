@@ -9,7 +9,7 @@ come from other models, data and judges. So does what other profiles have kept
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,9 +141,7 @@ def of_results(results: Results) -> dict[str, Table]:
             families_blocks(params, benchmarks, interpreters, results.kept, published["families"]),
         ),
         Table("leaks", leaks_blocks(params, results.leaks, scores)),
-        Table("audit", _audits(results)),
-        theorem_table(params, results.theorem) if results.theorem else no_theorem(params),
-        Table("states", (states_block(params, results.examined),)),
+        *(Table(name, (block, *_beside(results, name))) for name, block in _audits(results)),
         Table("samples", (samples_block(params, results.rebuilt),)),
         reported_table(results, comparisons(results)),
     )
@@ -171,13 +169,20 @@ def _own_interpreters(results: Results) -> tuple[Block, ...]:
     )
 
 
-def _audits(results: Results) -> tuple[Block, ...]:
-    """Ours, and what other profiles have kept."""
-    beside = [
-        captions.kept_block(block, one) for one in results.kept for block in one.blocks("audit")
-    ]
-    params, audits = results.params, results.audits
-    return (audit_block(params, audits) if audits else no_audit(params), *beside)
+def _audits(results: Results) -> Iterator[tuple[str, Block]]:
+    """What is found of thinking states, by table; a sentence where it is not measured."""
+    params, audits, theorem = results.params, results.audits, results.theorem
+    yield "audit", audit_block(params, audits) if audits else no_audit(params)
+    measured = theorem_table(params, theorem) if theorem else no_theorem(params)
+    yield from (("theorem", block) for block in measured.blocks)
+    yield "states", states_block(params, results.examined)
+
+
+def _beside(results: Results, name: str) -> tuple[Block, ...]:
+    """What other profiles have kept of a table."""
+    return tuple(
+        captions.kept_block(block, one) for one in results.kept for block in one.blocks(name)
+    )
 
 
 def to_keep(results: Results) -> dict[str, tuple[PlainBlock, ...]]:
@@ -189,7 +194,8 @@ def to_keep(results: Results) -> dict[str, tuple[PlainBlock, ...]]:
             _with(block, [p.title for p in block.panels if p.title.endswith(GAINS)])
             for block in _own_interpreters(results)
         ],
-        "audit": [audit_block(results.params, results.audits)] if results.audits else [],
+        # Sentences that nothing was measured are nobody's results.
+        **{name: [block] if block.panels else [] for name, block in _audits(results)},
         **{name: own_series(results.params, name, results.scores) for name in SERIES},
     }
     return {

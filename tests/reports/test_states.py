@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from heima import config
 from reports import claims, tables
-from reports.tables import states, theorem
+from reports.tables import kept, states, theorem
 from reports.tables.model import Entry, Label
 from tests import fabricated
+from tests.reports.conftest import COMMIT
 
 NOT_IN_TABLES = ("rewrite.json", "predict", "teach", "distill", "interpret")
 """What tables read no cell of, or (interpret) losses that other profiles have alike."""
@@ -130,6 +132,41 @@ def test_every_file_that_tables_read_is_of_this_profile(folder, audited, tmp_pat
         for name in read
     ]
     assert len(read) > 20 and [one for one in said if one not in str(caught.value)] == []
+
+
+def test_what_was_measured_is_kept_and_shown_beside_what_is_here(audited, made, results):
+    """Every block of the three tables, word for word; the toy has an audit of its own alone."""
+    blocks = tables.to_keep(audited)
+    assert "theorem" not in tables.to_keep(results), "no sentence is kept that nothing is there"
+    record = kept.Kept(
+        profile="toy-audit",
+        family=audited.params.family,
+        published_family=None,
+        scale="toy",
+        commit=COMMIT,
+        seeds=audited.params.seeds,
+        judge="embedded-rules",
+        provenance=kept.KeptProvenance(code={}, params="", versions={}, machine={}),
+        tables=blocks,
+        findings={},
+    )
+    record = kept.Kept.model_validate_json(record.model_dump_json(exclude_defaults=True))
+    here = tables.of_results(results)
+    beside = tables.of_results(replace(results, kept=(record,)))
+    for name in ("audit", "theorem", "states"):
+        own, theirs = beside[name].blocks
+        (original,) = made[name].blocks
+        assert own == here[name].blocks[0], "what is here comes first, and stays as it is"
+        assert theirs.panels and theirs.title == f"{original.title}, kept"
+        assert f"profile toy-audit, made by the code of commit {COMMIT}" in theirs.caption
+        for shown, measured in zip(theirs.panels, original.panels, strict=True):
+            assert (shown.title, shown.rows) == (measured.title, measured.rows)
+            for place, entry in shown.entries.items():
+                assert entry == replace(measured.entries[place], source=record.source)
+        for render in (tables.markdown, tables.latex, tables.comma_separated):
+            assert "toy-audit" in render(beside[name])
+    compact = [tables.compact_files(one, results.params) for one in (beside, here)]
+    assert compact[0] == compact[1]
 
 
 def test_curves_end_where_nothing_is_left_out(folder, audited):
