@@ -40,9 +40,10 @@ def main(checkpoint: str, seed: int) -> None:
 
     def work(numbers: Sequence[int]) -> Iterator[bytes]:
         prefix = params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on)
-        about = reading.asker(checkpoint, seed, params, prefix)
-        moments = measures.fitted(about(reading.source(params)), params)
-        asking = about(images)
+        read = reading.loaded(checkpoint, seed, params)
+        by_source = reading.passes(read, params, reading.source(params), prefix)
+        moments = measures.fitted(by_source, params)
+        asking = reading.passes(read, params, images, prefix)
         for number in numbers:
             rows = batches[number]
             found = measures.of_batch(

@@ -37,7 +37,7 @@ def main(checkpoint: str, seed: int) -> None:
 
     def work(batches: Sequence[Sequence[int]]) -> Iterator[bytes]:
         prefix = params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on)
-        passes = reading.passes(checkpoint, seed, params, images, prefix)
+        passes = reading.passes(reading.loaded(checkpoint, seed, params), params, images, prefix)
         for rows in batches:
             asked = [turns[row] for row in rows]
             shown = [donors[row].image for row in rows]

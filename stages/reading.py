@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from transformers import PreTrainedModel, ProcessorMixin
 
 from eval.audit import items, planted
 from eval.audit.passes import Passes
@@ -25,31 +27,41 @@ USED = ("seed", "family", "precision", "image_decoding", "source", "audit", "tra
 """The parameters that all of them read."""
 
 
-def asker(model: str, seed: int, params: config.Params, prefix: str) -> Callable[[Images], Passes]:
-    """Makes passes of a model of that training seed over questions about given images.
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, by its name."""
 
-    The model is loaded once, and answers within the ways of attention that it closes.
-    """
-    loaded, processor = models.load_vlm(models.ROOT, params.trained(model, seed), params)
-    checkpoint = params.checkpoints.get(model)
-    closed = checkpoint.attention if checkpoint else "open"
-
-    def about(images: Images) -> Passes:
-        return Passes(
-            loaded,
-            processor,
-            models.vocabulary(processor.tokenizer, params),
-            Collator(FAMILIES[params.family], processor, images, once=params.training.images_once),
-            prefix,
-            world=planted.world(loaded, closed),
-        )
-
-    return about
+    name: str
+    model: PreTrainedModel
+    processor: ProcessorMixin
 
 
-def passes(model: str, seed: int, params: config.Params, images: Images, prefix: str) -> Passes:
-    """Passes of a model of that training seed over questions about one set of images."""
-    return asker(model, seed, params, prefix)(images)
+def loaded(name: str, seed: int, params: config.Params) -> Loaded:
+    """A model of that training seed."""
+    return Loaded(name, *models.load_vlm(models.ROOT, params.trained(name, seed), params))
+
+
+def passes(
+    read: Loaded,
+    params: config.Params,
+    images: Images,
+    prefix: str,
+    *,
+    word: str | None = None,
+) -> Passes:
+    """Passes of a model, asked with this control word, within the ways of attention that it
+    closes."""
+    processor = read.processor
+    checkpoint = params.checkpoints.get(read.name)
+    return Passes(
+        read.model,
+        processor,
+        models.vocabulary(processor.tokenizer, params),
+        Collator(FAMILIES[params.family], processor, images, once=params.training.images_once),
+        prefix,
+        world=planted.world(read.model, checkpoint.attention if checkpoint else "open"),
+        word=word,
+    )
 
 
 def source(params: config.Params) -> ImageZip:
@@ -89,6 +101,8 @@ def batches(
     ]
     used = [f"checkpoints.{one}" for one in sorted({one.partition("/")[0] for one in read})]
     used = [one for one in used if one.partition(".")[2] in params.checkpoints]
+    # A profile whose questions never end with a word has no such key.
+    used += ["control_words"] if params.control_words else []
     key = snapshots.key(f"{stage}@{name}", params, *USED, *used, inputs=inputs)
     folder = f"{key}-{source(params).fingerprint()}-{models.fingerprint()}"
     kept = kept_batches.KeptBatches(kept_batches.ROOT / folder)

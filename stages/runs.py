@@ -63,7 +63,11 @@ def runs(params: config.Params) -> dict[str, dict[str, dict[str, Any]]]:
         "effects": {name: {} for name in params.audit.checkpoints},
         "examine": dict(_asked(params, params.examine.checkpoints)),
         # Named by who predicts after thinking tokens; one, or none.
-        "theorem": {one.tokens: one.model_dump() for one in (params.audit.predictors,) if one},
+        "theorem": {
+            one.tokens.model: {part: predictor.model for part, predictor in one.parts.items()}
+            for one in (params.audit.predictors,)
+            if one
+        },
         "truncate": {name: {} for name in params.examine.chains},
     }
 

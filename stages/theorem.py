@@ -18,7 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eval.audit import items, measures, theorem
+from eval.audit.passes import Passes
 from heima import config
+from heima.config import chains
+from heima.families.batches import Images
 from heima.results.cells import write_metrics
 from heima.results.files import atomic
 from heima.results.provenance import provenance
@@ -37,18 +40,20 @@ def main() -> None:
         sys.exit("error: audit.predictors must name who predicts conclusions in each format")
     launch.on_all_devices(params, "stages.theorem")
     turns, images = items.asked(params)
-    models = (named.nothing, named.tokens, named.text)
+    asking = chains.asking(params)
+    models = sorted({one.model for one in asking.values()})
 
-    # One seed's after the other's: its models are loaded once.
+    # One seed's after the other's: each of its models is loaded once.
     @functools.lru_cache(maxsize=1)
     def loaded(seed: int) -> tuple[theorem.Predictors, measures.Moments]:
-        prefix = params.prefix(named.tokens, params.checkpoints[named.tokens].trained_on)
-        about = reading.asker(named.tokens, seed, params, prefix)
-        moments = measures.fitted(about(reading.source(params)), params)
-        nothing, text = (
-            reading.passes(model, seed, params, images, "") for model in (named.nothing, named.text)
-        )
-        return theorem.Predictors(nothing, about(images), text), moments
+        read = {model: reading.loaded(model, seed, params) for model in models}
+
+        def passes(part: str, shown: Images) -> Passes:
+            one = asking[part]
+            return reading.passes(read[one.model], params, shown, one.prefix, word=one.word)
+
+        moments = measures.fitted(passes("tokens", reading.source(params)), params)
+        return theorem.Predictors(**{part: passes(part, images) for part in asking}), moments
 
     def work(pieces: Sequence[tuple[int, Sequence[int]]]) -> Iterator[bytes]:
         for seed, rows in pieces:
@@ -93,7 +98,7 @@ def main() -> None:
         METRICS,
         cells,
         provenance(
-            f"theorem@{named.tokens}",
+            f"theorem@{named.tokens.model}",
             params,
             training_seeds=list(params.seeds),
             questions=len(turns),

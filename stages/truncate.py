@@ -39,7 +39,7 @@ def main() -> None:
     )
 
     def work(batches: Sequence[Sequence[int]]) -> Iterator[bytes]:
-        passes = reading.passes(MODEL, params.seed, params, images, "")
+        passes = reading.passes(reading.loaded(MODEL, params.seed, params), params, images, "")
         processor = models.load_processor(models.ROOT, params)
         vocabulary = models.vocabulary(processor.tokenizer, params)
         for rows in batches:

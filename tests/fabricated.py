@@ -132,7 +132,7 @@ def _write_theorem(root: Path, params: config.Params) -> None:
     write_metrics(
         root / "metrics" / "theorem.json",
         theorem.information(tables, draws=100, seed=1),
-        provenance(f"theorem@{named.tokens}", params, predictors=named.model_dump()),
+        provenance(f"theorem@{named.tokens.model}", params, predictors=named.model_dump()),
     )
 
 

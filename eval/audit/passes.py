@@ -25,6 +25,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from heima.config import Decoding
+from heima.cot import mixtures
 from heima.cot.sections import TAGS, joined, meant, parts_of
 from heima.data.encoding import Sample, pad
 from heima.data.tokens import IGNORED, Encoded, Vocabulary
@@ -113,7 +114,7 @@ class Passes:
 
     `prefix` is the constant beginning of every answer (`rendering.constant_prefix`). Answers are
     scored and decoded within `world`: there a planted control closes ways of attention of their
-    columns.
+    columns. `word` is the control word behind each question, of a model that needs one.
     """
 
     def __init__(
@@ -125,10 +126,12 @@ class Passes:
         prefix: str,
         *,
         world: Within = unchanged,
+        word: str | None = None,
     ) -> None:
         self.model = model
         self.prefix = prefix
         self._world = world
+        self._word = word
         self._processor = processor
         self._vocabulary = vocabulary
         self._collate = collate
@@ -236,7 +239,7 @@ class Passes:
 
     def _asked(self, turns: Sequence[Turn], images: Sequence[str]) -> _Questions:
         """The turns' questions about these images, as the model has read them."""
-        questions = [turn.question for turn in turns]
+        questions = [mixtures.asked(turn.question, self._word) for turn in turns]
         key = (tuple(questions), tuple(images))
         if (known := self._known.get(key)) is None:
             new = sorted(set(questions) - self._prompts.keys())

@@ -4,9 +4,10 @@ in a chain."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heima.config import families, mixtures
+from heima.cot.rendering import Rendering
 from heima.cot.thinking import shown
 
 if TYPE_CHECKING:
@@ -63,34 +64,82 @@ def auditable(params: Params) -> list[str]:
     )
 
 
+class Asking(NamedTuple):
+    """How a predictor is asked: what each of its answers begins with, and the control word behind
+    a question; None: it needs none."""
+
+    model: str
+    prefix: str
+    word: str | None
+
+
+def asking(params: Params) -> dict[str, Asking]:
+    """How the predictors of Theorem 3.1 are asked, by what stands before the conclusion, where
+    the parameters name them. Only thinking tokens are the same in all answers."""
+    predictors = params.audit.predictors
+    return {
+        part: Asking(
+            one.model,
+            params.prefix(one.model, one.asks or params.checkpoints[one.model].trained_on)
+            if part == "tokens"
+            else "",
+            mixtures.word(params, one.model, one.asks),
+        )
+        for part, one in (predictors.parts if predictors else {}).items()
+    }
+
+
+def predicting(params: Params) -> dict[str, Any]:
+    """What a stage must know of predictors: nothing where the parameters name none."""
+    found = {part: one._asdict() for part, one in asking(params).items()}
+    return {"predictors": found} if found else {}
+
+
 def check_predictors(params: Params) -> None:
     """Raise `ValueError` where the predictors of Theorem 3.1 do not answer as they must."""
     predictors = params.audit.predictors
     if predictors is None:
         return
-    able = {
-        "nothing": {"base", *_rendered(params, "omit")},
-        "tokens": set(auditable(params)),
-        "text": {"text-cot", *_rendered(params, "text")},
-    }
-    for part, names in able.items():
-        name = getattr(predictors, part)
-        if name not in names:
+    for part, one in predictors.parts.items():
+        key, able = f"audit.predictors.{part}", _answering(params, part)
+        if one.model not in able:
             raise ValueError(
-                f"audit.predictors.{part} = {name!r} is not one of {sorted(names)}, the models "
-                f"that answer after {part}"
+                f"{key if one.asks is None else f'{key}.model'} = {one.model!r} is not one of "
+                f"{sorted(able)}, the models that answer after {part}"
+            )
+        try:
+            mixtures.word(params, one.model, one.asks)
+        except ValueError as error:
+            raise ValueError(f"{key}.{error}") from error
+        if one.asks is not None and one.asks not in able[one.model]:
+            raise ValueError(
+                f"{key}.asks = {one.asks!r} is not one of {able[one.model]}, the renderings of "
+                f"{one.model} that answer after {part}"
             )
 
 
-def _rendered(params: Params, form: str) -> list[str]:
-    """The checkpoints all of whose sections have this form."""
-    return [
-        name
-        for name in params.checkpoints
-        if mixtures.mixture(params, name) is None
-        and set(params.rendering(name).forms.values()) == {form}
-        and params.rendering(name).tags == "text"
-    ]
+_FORMS = {"nothing": "omit", "tokens": "token", "text": "text"}
+"""The form of all sections, by what stands before a conclusion."""
+
+
+def _answering(params: Params, part: str) -> dict[str, list[str]]:
+    """The models that answer after a part of `_FORMS`, and in which of their renderings.
+
+    Thinking tokens are as many in all answers, and read as tokens.
+    """
+    found = {"nothing": {"base": ["answer-only"]}, "text": {"text-cot": ["text-cot"]}}.get(part, {})
+    for name, checkpoint in params.checkpoints.items():
+        varies = checkpoint.thinking.tokens is None or checkpoint.feed != "token"
+        data = [checkpoint.data] if isinstance(checkpoint.data, str) else checkpoint.data
+        fitting = [one for one in data if _whole(params.rendering(name, one), _FORMS[part])]
+        if fitting and not (part == "tokens" and varies):
+            found[name] = fitting
+    return found
+
+
+def _whole(rendering: Rendering, form: str) -> bool:
+    """Whether all sections have this form, and tags in words."""
+    return rendering.tags == "text" and set(rendering.forms.values()) == {form}
 
 
 def check_attention(params: Params) -> None:

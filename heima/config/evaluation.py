@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    BeforeValidator,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -186,16 +187,44 @@ class Page(Model):
     samples: Annotated[int, Field(ge=1, le=1000)] = 20
 
 
+class Predictor(Model):
+    """A model that predicts conclusions; `asks`: the rendering that questions ask for by its
+    control word, of a checkpoint that is trained on several."""
+
+    model: Name
+    # Of a checkpoint of one rendering, no stage depends on what it is not asked for.
+    asks: str | None = Field(default=None, exclude_if=lambda asks: asks is None)
+
+
+def _named(given: Any) -> Any:
+    """A name alone is that of a model of one rendering."""
+    return {"model": given} if isinstance(given, str) else given
+
+
+AnyPredictor = Annotated[Predictor, BeforeValidator(_named)]
+
+
 class Predictors(Model):
     """Who predicts conclusions in the measurement of Theorem 3.1 (`eval.audit.theorem`).
 
-    `nothing` answers without a chain, `tokens` after thinking tokens, `text` after the text:
-    checkpoints that were trained as long from one start, each on its format.
+    `nothing` answers without a chain, `tokens` after thinking tokens, `text` after the text: one
+    checkpoint of a mixture, asked for each format, or checkpoints that were each trained on one.
     """
 
-    nothing: Name
-    tokens: Name
-    text: Name = "text-cot"
+    nothing: AnyPredictor
+    tokens: AnyPredictor
+    text: AnyPredictor = Predictor(model="text-cot")
+
+    @property
+    def parts(self) -> dict[str, Predictor]:
+        """By what stands before the conclusion."""
+        return {"nothing": self.nothing, "tokens": self.tokens, "text": self.text}
+
+    @property
+    def alone(self) -> str | None:
+        """The one model that predicts in all formats; None: there are several."""
+        models = {one.model for one in self.parts.values()}
+        return self.tokens.model if len(models) == 1 else None
 
 
 class Audit(Model):

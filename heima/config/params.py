@@ -463,6 +463,7 @@ class Params(Model):
                 name: {"prefix": self.prefix(name, self.checkpoints[name].trained_on)}
                 for name in chains.auditable(self)
             },
+            **chains.predicting(self),
             "examine": self.examine.model_dump(mode="json"),
             "protocols": {
                 name: {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from heima.config import given
-from heima.cot.rendering import RENDERINGS
+from heima.config import Predictor, given
 from heima.cot.sections import COMPRESSIBLE
 from heima.planning import flop_counts
 from heima.planning.parts import Stage
@@ -48,19 +47,19 @@ class Audits(Trainings):
         for name in params.examine.checkpoints:
             # A question about its own image and about its donor's, and an answer after each.
             for seed in params.training_seeds(name):
-                yield self._beside(f"examine@{name}-{seed}", [(name, 2, 2)])
+                yield self._beside(f"examine@{name}-{seed}", [(name, None, 2, 2)])
         if predictors := params.audit.predictors:
-            # Thinking tokens are replaced, too.
-            passes = {predictors.nothing: 1, predictors.tokens: 2, predictors.text: 1}
+            # Thinking tokens are replaced, too. One model reads a question for each format anew.
+            passes = {"nothing": 1, "tokens": 2, "text": 1}
             yield self._beside(
-                f"theorem@{predictors.tokens}",
-                [(name, 1, count) for name, count in passes.items()],
+                f"theorem@{predictors.tokens.model}",
+                [(one.model, one.asks, 1, passes[part]) for part, one in predictors.parts.items()],
                 times=len(params.seeds),
                 fitted=predictors.tokens,
             )
         for name in params.examine.chains:
             # What is decoded costs about a pass more.
-            yield self._beside(f"truncate@{name}", [(name, 1, 1 + 2 * CHANGED_CHAINS)])
+            yield self._beside(f"truncate@{name}", [(name, None, 1, 1 + 2 * CHANGED_CHAINS)])
 
     @property
     def _audited(self) -> int:
@@ -95,22 +94,23 @@ class Audits(Trainings):
     def _beside(
         self,
         stage: str,
-        asked: Sequence[tuple[str, int, int]],
+        asked: Sequence[tuple[str, str | None, int, int]],
         *,
         times: int = 1,
-        fitted: str | None = None,
+        fitted: Predictor | None = None,
     ) -> Stage:
-        """Questions of an audit, `times` over: each of the models `asked` reads them so often, and
-        passes over so many answers. `fitted` reads training turns first."""
+        """Questions of an audit, `times` over: each of the models `asked`, for a rendering where
+        it has several, reads them so often, and passes over so many answers. `fitted` reads
+        training turns first."""
         samples, flops, tokens, longest = times * self._audited, 0.0, 0.0, 0.0
-        for model, reads, passes in asked:
-            read, again = self._flops(model)
-            prompt, answer = self._lengths(model)
+        for model, asks, reads, passes in asked:
+            read, again = self._flops(model, asks)
+            prompt, answer = self._lengths(model, asks)
             flops += samples * (reads * read + passes * again)
             tokens += samples * (reads * self._positions(prompt, self.image) + passes * answer)
             longest = max(longest, prompt + answer)
         if fitted is not None:
-            flops += times * self.params.audit.fitted * sum(self._flops(fitted))
+            flops += times * self.params.audit.fitted * sum(self._flops(fitted.model, fitted.asks))
         return self._computed(
             stage,
             samples=samples,
@@ -129,15 +129,15 @@ class Audits(Trainings):
             for part, size in found.items()
         }
 
-    def _lengths(self, model: str) -> tuple[float, float]:
+    def _lengths(self, model: str, asks: str | None = None) -> tuple[float, float]:
         """Tokens of a question, and of a model's answer to it."""
         lengths = self.workload.lengths
-        rendering = RENDERINGS["answer-only"] if model == "base" else self.params.rendering(model)
+        rendering = self.params.rendering(model, asks)
         return lengths.prompt, lengths.answer(rendering, self.params.thinking(model))
 
-    def _flops(self, model: str) -> tuple[float, float]:
+    def _flops(self, model: str, asks: str | None = None) -> tuple[float, float]:
         """FLOPs of a question that is read, and of a pass over an answer that goes on from it."""
-        prompt, answer = self._lengths(model)
+        prompt, answer = self._lengths(model, asks)
         read = self._pass(prompt, logits=1, image=self.image).forward
         again = flop_counts.language(
             self._vlm.text_config,

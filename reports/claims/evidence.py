@@ -126,6 +126,10 @@ class Evidence:
         cell = self.results.theorem.get("information", {}).get(theorem.GAP)
         return None if cell is None else (cell, theorem.METRICS)
 
+    def predicting(self) -> str:
+        """Who predicts conclusions where the theorem is measured."""
+        return theorem.predicting(self.results.params)
+
     def series(self, name: str) -> dict[str, str]:
         """Row -> variant, of the series that was trained here, without heima itself."""
         found = points(self.results.params, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from eval.audit import effects
 from heima.config import ProtocolName
@@ -178,7 +179,8 @@ def _theorem(evidence: Evidence) -> Finding:
     found = evidence.theorem_gap()
     if found is None:
         return _missing("the measurement of usable information (audit.predictors)")
-    return at_most(*found, bound=LOST_BITS)
+    finding = at_most(*found, bound=LOST_BITS)
+    return replace(finding, why=f"{finding.why}; predicted by {evidence.predicting()}")
 
 
 def _states_matter(variant: str) -> Callable[[Evidence], Finding]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heima.config import Params, given
+from heima.config import Params, Predictor, Predictors, given
+from heima.config.mixtures import mixture
 from heima.results.cells import Cells
 from reports.tables import captions, expected
 from reports.tables.model import Block, Entry, Label, Panel, Table
@@ -49,22 +50,54 @@ def nothing(params: Params) -> Table:
     return Table("theorem", (Block(f"{params.profile} profile", title, captions.NO_THEOREM, ()),))
 
 
+def shown(predictor: Predictor) -> str:
+    """A predictor as the table names it.
+
+    >>> shown(Predictor(model="predictor", asks="p3"))
+    'predictor, asked for p3'
+    """
+    asked = "" if predictor.asks is None else f", asked for {predictor.asks}"
+    return f"{predictor.model}{asked}"
+
+
+def predicting(params: Params) -> str:
+    """Who predicts conclusions, in a few words; "" where the parameters name nobody."""
+    named = params.audit.predictors
+    if named is None:
+        return ""
+    if named.alone is not None:
+        return f"{named.alone} in all formats"
+    return ", ".join(f"{shown(one)} after {part}" for part, one in named.parts.items())
+
+
+def _who(params: Params, named: Predictors) -> str:
+    """Whose information it is, in a sentence or two."""
+    if named.alone is None:
+        return (
+            "No one predictor was asked for all formats: each has the one named, which stands for "
+            "the best of the adapters on text-CoT there."
+        )
+    mixed = given(mixture(params, named.alone), f"checkpoints.{named.alone}.data")
+    shares = ", ".join(
+        f"{one.asks} {100 * mixed[one.asks]:.3g} %" for one in named.parts.values() if one.asks
+    )
+    return (
+        f"One checkpoint, {named.alone}, predicts in all formats, each asked for by a word behind "
+        f"the question; it was trained on a mixture of them ({shares} of the turns)."
+    )
+
+
 def theorem_table(params: Params, cells: Cells, source: str = METRICS) -> Table:
     """The table `theorem`, of the cells in the file `source`.
 
     Raises `ValueError` where the parameters name no predictors.
     """
     named = given(params.audit.predictors, "audit.predictors")
-    by = {
-        "nothing": named.nothing,
-        "tokens/ids": named.tokens,
-        "tokens/states": named.tokens,
-        "text": named.text,
-    }
+    by = {name: shown(named.parts[name.partition("/")[0]]) for name in ENTROPIES}
     entropies: dict[tuple[str, str], Entry | Label] = {}
-    for name, shown in ENTROPIES.items():
-        entropies[shown, BITS] = Entry.of(cells["entropy"][name], source)
-        entropies[shown, BY] = Label(by[name], source)
+    for name, row in ENTROPIES.items():
+        entropies[row, BITS] = Entry.of(cells["entropy"][name], source)
+        entropies[row, BY] = Label(by[name], source)
     known: dict[tuple[str, str], Entry | Label] = {(EXACT, BITS): Entry(0.0, source)}
     measured: dict[tuple[str, str], Entry | Label] = {
         (name, BITS): Entry.of(cell, source) for name, cell in cells["information"].items()
@@ -97,12 +130,11 @@ def theorem_table(params: Params, cells: Cells, source: str = METRICS) -> Table:
                     "is. Theorem 3.1 says that thinking tokens lose little of it: the gap, what "
                     "the text has more, is small. V-information is a predictor's, not Shannon's: a "
                     "gap shows what these adapters do not use, and nothing of what is there. "
-                    "Each format has a predictor of its own, which stands for the best of the "
-                    "adapters on text-CoT there: no checkpoint was trained on all of them. The "
-                    "chain is the data's own, not a model's. Ids: the tokens with "
-                    "states that are the same for all questions. They are constants, so that they "
-                    "carry 0 bits exactly, whatever reads them; a predictor may still do better or "
-                    "worse behind them. Intervals: 95 %, over images and training seeds."
+                    f"{_who(params, named)} "
+                    "The chain is the data's own, not a model's. Ids: the tokens with states that "
+                    "are the same for all questions. They are constants, so that they carry 0 "
+                    "bits exactly, whatever reads them; a predictor may still do better or worse "
+                    "behind them. Intervals: 95 %, over images and training seeds."
                 ),
                 panels=panels,
             ),

@@ -311,8 +311,9 @@ def test_a_predictor_must_answer_in_its_format(raw_params, part, name):
     named = {"nothing": "answer-only", "tokens": "one-shot"}
     raw_params["audit"] = {"predictors": named}
     params = config.parse(yaml.safe_dump(raw_params))
-    assert params.audit.predictors.text == "text-cot"
-    assert "predictors" not in config.resolved(config.load(ROOT / "params.yaml"))["audit"]
+    assert params.audit.predictors.text == config.Predictor(model="text-cot")
+    plain = config.resolved(config.load(ROOT / "params.yaml"))
+    assert "predictors" not in plain["audit"] and "predictors" not in plain["derived"]
     raw_params["audit"] = {"predictors": {**named, part: name}}
     with pytest.raises(config.ConfigError, match=rf"predictors\.{part} = '{name}' is not one of"):
         config.parse(yaml.safe_dump(raw_params))

@@ -139,6 +139,82 @@ def test_a_stage_sees_shares_words_and_renderings_of_its_own_mixture_alone(raw, 
     assert data.startswith("0.2 answer-only + 0.1 icot-1")
 
 
+FORMATS = {"nothing": "answer-only", "tokens": "p3", "text": "text-cot"}
+PREDICTING = {
+    "a mixture that is not asked": (
+        {"tokens": "adaptive"},
+        "audit.predictors.tokens.asks = None is not one of ['answer-only', 'icot-1', ",
+    ),
+    "a rendering that is not mixed": (
+        {"tokens": {"model": "adaptive", "asks": "p2"}},
+        "audit.predictors.tokens.asks = 'p2' is not one of ['answer-only', 'icot-1', ",
+    ),
+    "one of another format": (
+        {"tokens": {"model": "adaptive", "asks": "text-cot"}},
+        "audit.predictors.tokens.asks = 'text-cot' is not one of ['p3'], the renderings of "
+        "adaptive that answer after tokens",
+    ),
+    "some sections as tokens": (
+        {"tokens": {"model": "adaptive", "asks": "tokens-2"}},
+        "audit.predictors.tokens.asks = 'tokens-2' is not one of ['p3']",
+    ),
+    "some sections in words": (
+        {"text": {"model": "adaptive", "asks": "icot-1"}},
+        "audit.predictors.text.asks = 'icot-1' is not one of ['text-cot']",
+    ),
+    "a checkpoint of one rendering that is asked": (
+        {"nothing": {"model": "answer-only", "asks": "answer-only"}},
+        "audit.predictors.nothing.asks = 'answer-only' must not be given with answer-only",
+    ),
+    "a model of another format, asked": (
+        {"tokens": {"model": "answer-only", "asks": "p3"}},
+        "audit.predictors.tokens.model = 'answer-only' is not one of ['adaptive', ",
+    ),
+    "a pretrained model that is asked": (
+        {"text": {"model": "text-cot", "asks": "text-cot"}},
+        "audit.predictors.text.asks = 'text-cot' must not be given with text-cot",
+    ),
+    "states fed back": ({"tokens": "state"}, "audit.predictors.tokens = 'state' is not one of"),
+    "an unknown key": (
+        {"text": {"model": "adaptive", "ask": "text-cot"}},
+        "audit.predictors.text.ask",
+    ),
+    "no model": ({"text": {"asks": "text-cot"}}, "audit.predictors.text.model"),
+    "no name": ({"text": 3}, "audit.predictors.text = 3"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), PREDICTING.values(), ids=PREDICTING)
+def test_who_cannot_predict_is_refused_with_key_and_value(raw, change, said):
+    asked = {part: {"model": "adaptive", "asks": name} for part, name in FORMATS.items()}
+    raw["audit"] = {"predictors": {**asked, **change}}
+    assert said in refused(raw)
+
+
+def test_a_mixture_predicts_in_all_formats_with_a_word_for_each(raw):
+    asked = {part: {"model": "adaptive", "asks": name} for part, name in FORMATS.items()}
+    raw["audit"] = {"predictors": asked}
+    params = config.parse(yaml.safe_dump(raw))
+    assert params.audit.predictors.alone == "adaptive"
+    resolved = config.resolved(params)
+    assert config.parse(yaml.safe_dump(resolved)) == params
+    known = resolved["derived"]["predictors"]
+    assert {part: one["word"] for part, one in known.items()} == {
+        part: raw["control_words"][name] for part, name in FORMATS.items()
+    }
+    # Thinking tokens alone are the same in all answers.
+    assert known["tokens"]["prefix"] == resolved["derived"]["audits"]["one-shot"]["prefix"]
+    assert known["nothing"]["prefix"] == known["text"]["prefix"] == ""
+    folders = runs.runs(params)["theorem"]
+    assert folders == {"adaptive": dict.fromkeys(FORMATS, "adaptive")}
+    # A name alone is that of a model of one rendering; both ways may stand side by side.
+    raw["audit"] = {"predictors": {**asked, "nothing": "answer-only"}}
+    mixed = config.parse(yaml.safe_dump(raw))
+    assert mixed.audit.predictors.alone is None
+    assert config.resolved(mixed)["derived"]["predictors"]["nothing"]["word"] is None
+    assert runs.runs(mixed)["theorem"]["adaptive"]["nothing"] == "answer-only"
+
+
 def test_parameters_that_were_written_out_are_valid(raw):
     before = config.parse(yaml.safe_dump(raw))
     assert config.parse(yaml.safe_dump(config.resolved(before))) == before

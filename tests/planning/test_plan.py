@@ -243,10 +243,15 @@ def test_the_toy_is_planned_by_its_own_world(params):
     assert [one.name for one in estimate.stages] == names_of_dvc(examined)
     audit, examine, theorem, truncate = (
         stage(estimate, name).flops
-        for name in ("audit@p3-42", "examine@p3-42", "theorem@one-shot", "truncate@text-cot")
+        for name in ("audit@p3-42", "examine@p3-42", "theorem@predictor", "truncate@text-cot")
     )
     assert 0 < examine < min(audit, theorem, truncate)
-    assert stage(estimate, "theorem@one-shot").samples == 3 * params.audit.items
+    assert stage(estimate, "theorem@predictor").samples == 3 * params.audit.items
+    # One predictor of all formats reads and answers what three of one each do.
+    apart = {"nothing": "answer-only", "tokens": "one-shot", "text": "text-cot"}
+    named = {"audit": examined.audit.model_copy(update={"predictors": config.Predictors(**apart)})}
+    three = planned(examined.model_copy(update=named), estimate.machine, work)
+    assert stage(three, "theorem@one-shot").flops == theorem
 
 
 @pytest.mark.parametrize("tags", ["text", "token", "none"])

@@ -54,6 +54,7 @@ def test_the_theorem_has_a_table_in_every_form_and_a_verdict(audited, made):
     found = sheet["theorem-3.1"].finding
     assert (found.verdict, found.source) == ("not supported", theorem.METRICS)
     assert found.cell.value == gap.value
+    assert found.why.endswith("; predicted by predictor in all formats")
 
 
 def test_states_are_means_over_training_seeds_with_the_files_of_all(audited, made):

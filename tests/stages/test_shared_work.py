@@ -53,7 +53,17 @@ def ready(tmp_path_factory, toy_vlm, toy_llm, toy_processor, toy_turns, toy_sour
         batch_size=4, max_new_tokens=6, temperature=0.7, controls=["own", "question-only"]
     )
     raw["similarity"]["judged"] = ["own"]
-    predictors = {"nothing": "answer-only", "tokens": "one-shot"}
+    # One of a single rendering, and one of a mixture that is asked for two.
+    formats = {"tokens": "p3", "text": "text-cot"}
+    raw["control_words"] = {"p3": "thinking", "text-cot": "explain"}
+    raw["checkpoints"]["predictor"] = {
+        **raw["checkpoints"]["one-shot"],
+        "data": dict.fromkeys(formats.values(), 0.5),
+    }
+    predictors = {
+        "nothing": "answer-only",
+        **{part: {"model": "predictor", "asks": name} for part, name in formats.items()},
+    }
     raw["audit"] = {"items": 22, "fitted": 6, "batch_size": 4, "predictors": predictors}
     (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     params = config.load(folder / "params.yaml")
@@ -68,7 +78,7 @@ def ready(tmp_path_factory, toy_vlm, toy_llm, toy_processor, toy_turns, toy_sour
             "text-cot",
             toy_vlm,
             family.vlm_lora,
-            [f"models/{one}/42" for one in ("recover", "one-shot", "answer-only")],
+            [f"models/{one}/42" for one in ("recover", "predictor", "answer-only")],
         ),
         (
             "interpreter",

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from eval.audit import measures, theorem
 from eval.audit.passes import Passes, continuation
@@ -44,6 +45,52 @@ def test_each_format_is_scored_as_it_is_written(parts, toy_turns):
         turns[:1], [continuation(turns[0].conclusion)], within=measures.putting(tokens, mean)
     )
     assert found["tokens/ids"][0] == pytest.approx(alone.nll[0] / np.log(2), abs=1e-4)
+
+
+def test_a_mixture_is_asked_by_its_word_wherever_it_reads(parts, toy_turns):
+    """What questions with the word behind them give: states, their moments, answers and costs."""
+    turns = [dataclasses.replace(turn, image_first=True) for turn in toy_turns[:4]]
+    prefix = constant_prefix("p3", numbered(1))
+    words = {"nothing": "answer", "tokens": "thinking summary", "text": "explain"}
+
+    def found(turns_of, asked):
+        predictors = theorem.Predictors(
+            **{
+                part: Passes(
+                    *parts[:4],
+                    prefix if part == "tokens" else "",
+                    word=word if asked else None,
+                )
+                for part, word in words.items()
+            }
+        )
+        states = measures.states(predictors.tokens, turns_of["tokens"])[0]
+        moments = measures.Moments.of([states])
+        gold = [continuation(turn.conclusion) for turn in turns]
+        prompt = predictors.nothing.prompt_states(turns_of["nothing"], [t.image for t in turns])
+        costs = {part: getattr(predictors, part).score(turns_of[part], gold).nll for part in words}
+        return predictors, moments, states, prompt, costs
+
+    plain = dict.fromkeys(words, turns)
+    written = {
+        part: [dataclasses.replace(turn, question=f"{turn.question}\n{word}") for turn in turns]
+        for part, word in words.items()
+    }
+    asking, moments, *by_word = found(plain, True)
+    reading, others, *by_hand = found(written, False)
+    *_, without = found(plain, False)
+    for one, other in zip(by_word[0], by_hand[0], strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(by_word[1], by_hand[1])
+    for part in words:
+        np.testing.assert_array_equal(by_word[2][part], by_hand[2][part])
+        assert not np.allclose(by_word[2][part], without[part]), "the word changes what is read"
+    for one, other in zip(moments.mean, others.mean, strict=True):
+        assert torch.equal(one, other)
+    costs = theorem.of_batch(asking, turns, moments)
+    naive = theorem.of_batch(reading, written["tokens"], others)
+    for name in ("tokens/ids", "tokens/states"):
+        np.testing.assert_array_equal(costs[name], naive[name])
 
 
 def table(seed, n=400):
