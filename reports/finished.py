@@ -103,6 +103,15 @@ def stage_names(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[
     return names
 
 
+def pipeline_stages(root: Path) -> list[str]:
+    """The names of all stages of the pipeline in `root`, with its parameters."""
+    values = read_yaml(root / "params.yaml")
+    pipeline = read_yaml(root / "dvc.yaml")
+    for file in pipeline.get("vars", []):
+        values |= read_yaml(root / file)
+    return stage_names(pipeline, values)
+
+
 def finished_stages(root: Path) -> tuple[list[FinishedStage], list[str]]:
     """The stages of `dvc.yaml` that stand finished in `dvc.lock`, and the names of the others.
 
@@ -117,18 +126,14 @@ def finished_stages(root: Path) -> tuple[list[FinishedStage], list[str]]:
             f"{lock_file} does not exist, so no stage is finished: run `make repro`"
         )
     entries = read_yaml(lock_file).get("stages", {})
-    pipeline, values = read_yaml(root / "dvc.yaml"), read_yaml(root / "params.yaml")
-    for file in pipeline.get("vars", []):
-        values |= read_yaml(root / file)
-    names = [
-        name for name in stage_names(pipeline, values) if name.partition("@")[0] not in NO_RESULTS
-    ]
+    names = [name for name in pipeline_stages(root) if name.partition("@")[0] not in NO_RESULTS]
+    profile = read_yaml(root / "params.yaml")["profile"]
     known = {name: entries[name] for name in names if name in entries}
     upstream = _upstream(known)
     whole: set[str] = set()
     # Those that a stage is made from come first in the pipeline, and so here.
     for name in sorted(known, key=lambda one: (len(upstream[one]), names.index(one))):
-        if upstream[name] <= whole and _is_recorded(root, known[name], values["profile"]):
+        if upstream[name] <= whole and _is_recorded(root, known[name], profile):
             whole |= {name} if _fits(known[name], known) else set()
     found = [
         _finished_stage(root, name, known, sorted(upstream[name], key=names.index))

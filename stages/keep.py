@@ -1,7 +1,9 @@
 """Keep the results of this profile beside those of others: `python -m stages.keep`
 
-Reads  what the stage `tables` reads, reports/<profile>/claims.json, and git
-Writes reports/kept/<profile>.json: what the tables of other profiles show of it, and the commit
+Reads  what the stage `tables` reads, reports/<profile>/claims.json, dvc.lock, metrics/, and git
+Writes reports/kept/<profile>.json: what the tables of other profiles show of it, and the commit,
+       and reports/<profile>/record.json, by which `stages.check` knows the results again (not of
+       the profile of git's params.yaml: dvc.lock and metrics/ there are its record)
 
 `metrics/` and `dvc.lock` are of one profile at a time, so this is done before another one is run,
 or in the clone that ran it. Results that are not those of the code and the parameters here are
@@ -17,10 +19,12 @@ from pathlib import Path
 
 import reports
 from heima import config
+from heima.results import recorded
 from heima.results.cells import read_metrics
 from heima.results.files import read_json, write_json
 from heima.results.measures import judge_name
 from reports import tables
+from reports.finished import pipeline_stages
 from reports.tables.kept import FOLDER, Kept, KeptFinding, KeptProvenance
 from reports.tables.results import scale_of
 from stages import arguments, revision
@@ -69,6 +73,18 @@ def keep(root: Path, params: config.Params, commit: str) -> Path:
     return path
 
 
+def run_of(root: Path) -> recorded.Run:
+    """The run below `root`, if nothing is there that another profile has left over."""
+    run = recorded.in_folder(root, pipeline_stages(root))
+    if run.left_over:
+        raise SystemExit(
+            f"nothing was kept: no stage here makes {run.told_left_over}, left over by other "
+            "parameters: `rm -rf dvc.lock metrics`, run `make repro` (what is cached does not run "
+            "again), and keep again"
+        )
+    return run
+
+
 def _provenance(root: Path, params: config.Params) -> KeptProvenance:
     """The fingerprints of the code that scored and measured, and versions and machine."""
     files = {
@@ -92,7 +108,13 @@ def main() -> None:
         raise SystemExit(
             f"nothing was kept: {', '.join(late)} would run again: run `make repro` first"
         )
-    print(f"kept in {keep(Path('.'), params, commit)}; commit it with reports/{params.profile}/")
+    root = Path(".")
+    run = run_of(root)
+    told = f"kept in {keep(root, params, commit)}"
+    if recorded.in_root(root, "HEAD") == params.profile:
+        print(f"{told}; commit it with dvc.lock, metrics/ and reports/{params.profile}/")
+    else:
+        print(f"{told} and {recorded.write(root, run)}; commit all of reports/{params.profile}/")
 
 
 if __name__ == "__main__":

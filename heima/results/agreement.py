@@ -1,8 +1,8 @@
 """Is a rerun the same result? By bytes first; else each number against the recorded seeds.
 
-A record is what git holds of a run: `dvc.lock` with the hashes of all outputs, `metrics/`,
-`reports/*/tables/*.csv` and `params.yaml`. A number of the rerun is inside if it is the recorded
-one, or lies in the 95 % prediction interval of the recorded training seeds' values x,
+A record is what git holds of a run (`heima.results.recorded`). A number of the rerun is inside if
+it is the recorded one, or lies in the 95 % prediction interval of the recorded training seeds'
+values x,
 
     mean(x) +- t(.975, n - 1) sd(x) sqrt(1 + 1 / n),
 
@@ -18,22 +18,13 @@ import io
 import json
 import math
 import statistics
-import subprocess
-import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-NOT_COMPARED = {
-    "metrics/latency.json": "measurements of a machine",
-    "reports/*/tables/latency.csv": "measurements of a machine",
-}
-"""Files without a result, as patterns, and why."""
+from heima.results.recorded import Run
 
 _TIMES = frozenset({"seconds_per_sample"})
 """Cells that are measurements of a machine."""
@@ -45,36 +36,8 @@ _IDENTITY = frozenset(
 """Keys of a provenance that say what was run where: they are told apart (`differences`). How many
 replies a judge was asked for follows from the answers."""
 
-_NO_RESULTS = ("fingerprints/", "metrics/", "reports/", "latency")
-"""Outputs of stages that are compared otherwise, or not at all."""
-
 _ROW = ("origin", "panel", "row", "column")
 """What names a row of a table's CSV; its numbers are those of the metrics files."""
-
-
-class RecordError(ValueError):
-    """There is no such record."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is left of a run: parameters, hashes of outputs by stage, metrics, tables."""
-
-    params: Mapping[str, Any]
-    outs: Mapping[str, Mapping[str, str]]
-    metrics: Mapping[str, Mapping[str, Any]]
-    tables: Mapping[str, str]
-
-    @property
-    def seeds(self) -> list[int]:
-        """The training seeds."""
-        return list(self.params.get("seeds", [self.params["seed"]]))
-
-    def provenance(self, name: str) -> dict[str, Any]:
-        """File -> that entry of its provenance, where it has one."""
-        found = {path: content.get("provenance", {}) for path, content in self.metrics.items()}
-        return {path: entry[name] for path, entry in found.items() if name in entry}
-
 
 Kind = Literal["number of seeds", "single number", "text"]
 """What is compared: a number with several recorded seeds, another one, or anything else."""
@@ -105,77 +68,6 @@ class Report:
         """How many values of these kinds are `equal`, `inside` and `outside`."""
         found = {how: sum(self.agree[kind, how] for kind in kinds) for how in ("equal", "inside")}
         return found | {"outside": sum(one.kind in kinds for one in self.outside)}
-
-
-def in_folder(root: Path) -> Run:
-    """The run whose results lie below `root`."""
-    files = ["dvc.lock", "params.yaml"]
-    files += [path.relative_to(root).as_posix() for path in root.glob("metrics/**/*.json")]
-    files += [path.relative_to(root).as_posix() for path in root.glob("reports/*/tables/*.csv")]
-    return _run(
-        {name: (root / name).read_bytes() for name in files if (root / name).exists()}, str(root)
-    )
-
-
-def at_revision(root: Path, revision: str) -> Run:
-    """The run whose results git holds at `revision`. Raises `RecordError`."""
-    packed = subprocess.run(
-        ["git", "-C", str(root), "archive", "--format=tar", revision], capture_output=True
-    )
-    if packed.returncode:
-        raise RecordError(f"git has no {revision!r}: {packed.stderr.decode().strip()}")
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        files = {
-            member.name: file.read()
-            for member in archive
-            if member.isfile()
-            and _is_record(member.name)
-            and (file := archive.extractfile(member)) is not None
-        }
-    return _run(files, revision)
-
-
-def _is_record(name: str) -> bool:
-    path = Path(name)
-    return (
-        name in ("dvc.lock", "params.yaml")
-        or (path.parts[0] == "metrics" and path.suffix == ".json")
-        or (path.parts[:1] + path.parts[2:3] == ("reports", "tables") and path.suffix == ".csv")
-    )
-
-
-def _run(files: Mapping[str, bytes], where: str) -> Run:
-    for name in ("dvc.lock", "params.yaml"):
-        if name not in files:
-            raise RecordError(f"{where} has no {name}, so no results")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    stages = yaml.load(files["dvc.lock"], loader).get("stages") or {}
-    params = yaml.load(files["params.yaml"], loader)
-    return Run(
-        params=params,
-        outs={
-            stage: {out["path"]: out["md5"] for out in entry.get("outs", []) if _is_result(out)}
-            for stage, entry in stages.items()
-        },
-        metrics={
-            name: json.loads(content)
-            for name, content in files.items()
-            if name.startswith("metrics/") and _is_compared(name)
-        },
-        tables={
-            name: content.decode("utf-8")
-            for name, content in files.items()
-            if name.startswith(f"reports/{params['profile']}/") and _is_compared(name)
-        },
-    )
-
-
-def _is_compared(name: str) -> bool:
-    return not any(fnmatch(name, pattern) for pattern in NOT_COMPARED)
-
-
-def _is_result(out: Mapping[str, Any]) -> bool:
-    return not out["path"].startswith(_NO_RESULTS)
 
 
 def compare(record: Run, rerun: Run) -> Report:

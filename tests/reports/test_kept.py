@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from heima.config.profiles import written_out
+from heima.results import recorded
 from heima.results.files import read_json
 from reports import claims, tables
 from reports.tables import families, kept, series
@@ -204,9 +205,60 @@ def test_what_is_not_finished_is_not_kept(tmp_path, params, monkeypatch):
     with pytest.raises(SystemExit, match=r"score@heima would run again: run `make repro` first"):
         keep.main()
     monkeypatch.setattr(keep, "outdated", list)
+    monkeypatch.setattr(keep, "run_of", lambda root: None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"nothing was kept:\nmetrics/score/"):
         keep.main()
+
+
+def pipeline(root) -> None:
+    """One stage that has made every metrics file below `root`."""
+    made = sorted(path.relative_to(root).as_posix() for path in root.glob("metrics/**/*.json"))
+    outs = [{"path": path, "md5": "0" * 32} for path in (*made, "models")]
+    (root / "dvc.yaml").write_text("stages: {all: {cmd: make}}\n", encoding="utf-8")
+    (root / "dvc.lock").write_text(json.dumps({"stages": {"all": {"outs": outs}}}), "utf-8")
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["of the root", "of another profile"])
+def test_a_record_is_kept_where_git_has_none_at_the_root(
+    tmp_path, others, monkeypatch, capsys, own
+):
+    results, _ = others["toy-thinking"]
+    root = shutil.copytree(results.root, tmp_path / "root")
+    pipeline(root)
+    here = (root / "params.yaml").read_text(encoding="utf-8")
+    if not own:
+        (root / "params.yaml").write_text("profile: toy\n", encoding="utf-8")
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "all")
+    (root / "params.yaml").write_text(here, encoding="utf-8")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(keep.config, "load_resolved", lambda: results.params)
+    monkeypatch.setattr(keep.revision, "named", lambda profile: COMMIT)
+    monkeypatch.setattr(keep, "outdated", list)
+    keep.main()
+    told, record = capsys.readouterr().out, root / "reports/toy-thinking/record.json"
+    assert record.exists() is not own
+    if own:
+        assert "dvc.lock, metrics/" in told
+        return
+    assert "reports/toy-thinking/record.json" in told
+    (root / "params.yaml").write_text("profile: toy\n", encoding="utf-8")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "kept")
+    (root / "params.yaml").write_text(here, encoding="utf-8")
+    found = recorded.at_revision(root, "HEAD", "toy-thinking")
+    rerun = recorded.in_folder(root, ["all"])
+    assert (
+        found == rerun and len(found.metrics) > 10 and found.outs == {"all": {"models": "0" * 32}}
+    )
+
+    (root / "metrics/score/of-the-toy.json").write_text("{}", encoding="utf-8")
+    before = record.read_bytes()
+    with pytest.raises(SystemExit, match=r"no stage here makes metrics/score/of-the-toy\.json, "):
+        keep.main()
+    assert record.read_bytes() == before
 
 
 def test_entries_without_an_interval_are_no_cells():

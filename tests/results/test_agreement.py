@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from heima.results import agreement
+from heima.results import agreement, recorded
 from tests.conftest import ROOT
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
@@ -66,8 +66,8 @@ def metrics(seeds=(42, 43, 44), shift=0.0) -> dict[str, dict]:
     return found
 
 
-def run(seeds=(42, 43, 44), shift=0.0, **changes) -> agreement.Run:
-    whole = agreement.Run(
+def run(seeds=(42, 43, 44), shift=0.0, **changes) -> recorded.Run:
+    whole = recorded.Run(
         params={"seed": 42, "seeds": list(seeds), "family": "toy-mllama", "profile": "toy"},
         outs={
             "rewrite": {"data/rewritten": "d0"},
@@ -82,7 +82,7 @@ def run(seeds=(42, 43, 44), shift=0.0, **changes) -> agreement.Run:
     return replace(whole, **changes)
 
 
-def outside(record: agreement.Run, rerun: agreement.Run) -> list[tuple[str, str]]:
+def outside(record: recorded.Run, rerun: recorded.Run) -> list[tuple[str, str]]:
     return [(one.file, one.key) for one in agreement.compare(record, rerun).outside]
 
 
@@ -214,13 +214,17 @@ def test_a_column_of_another_seed_is_no_result():
     ]
 
 
-def write(folder, whole: agreement.Run) -> None:
+def write(folder, whole: recorded.Run) -> None:
+    """The files of a run, its metrics as outputs of the stage `rewrite`."""
+    made = {stage: dict(outs) for stage, outs in whole.outs.items()}
+    made["rewrite"] |= dict.fromkeys(whole.metrics, "d1")
     stages = {
         stage: {"outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}
-        for stage, outs in whole.outs.items()
+        for stage, outs in made.items()
     }
     files = {
         "params.yaml": yaml.safe_dump(dict(whole.params)),
+        "dvc.yaml": yaml.safe_dump({"stages": {stage: {} for stage in stages}}),
         "dvc.lock": yaml.safe_dump({"schema": "2.0", "stages": stages}),
         **{name: json.dumps(content) for name, content in whole.metrics.items()},
         **whole.tables,
@@ -230,26 +234,69 @@ def write(folder, whole: agreement.Run) -> None:
         (folder / name).write_text(text)
 
 
-def test_make_check_compares_with_what_git_holds(tmp_path):
-    write(tmp_path, run())
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+def commit(folder) -> None:
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "record"]):
         subprocess.run([*git, *command], check=True)
 
-    def check(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "stages.check", *arguments],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-        )
 
-    same = check()
+def check(folder, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.check", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_make_check_compares_with_what_git_holds(tmp_path):
+    write(tmp_path, run())
+    commit(tmp_path)
+    same = check(tmp_path)
     assert same.returncode == 0 and "0 outside (100.0 % agree)" in same.stdout, same.stderr
     write(tmp_path, run(shift=100.0))
-    other = check("--against", "HEAD")
+    other = check(tmp_path, "--against", "HEAD")
     assert other.returncode == 1
     assert "accuracy (seed 42) = 150; allowed: 46.0" in other.stdout
-    nothing = check("--against", "no-such-revision")
+    nothing = check(tmp_path, "--against", "no-such-revision")
     assert nothing.returncode == 1 and "no-such-revision" in nothing.stderr
+
+
+def of_profile(profile: str, **details) -> recorded.Run:
+    """The same run of another profile, whose tables lie below its name."""
+    one = run(**details)
+    tables = {name.replace("toy", profile): text for name, text in one.tables.items()}
+    return replace(one, params={**one.params, "profile": profile}, tables=tables)
+
+
+def test_make_check_compares_with_the_record_of_the_profile_that_was_run(tmp_path):
+    """Git has the toy's own results and another profile's record; what is here is of that one."""
+    write(tmp_path, run(seeds=(42, 43, 44, 45), shift=7.0))
+    recorded.write(tmp_path, of_profile("toy-more"))
+    for name, text in of_profile("toy-more").tables.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    commit(tmp_path)
+
+    # As in a clone: the toy's files are still there where the other profile has none.
+    write(tmp_path, of_profile("toy-more"))
+    same = check(tmp_path)
+    assert same.returncode == 0 and "stages by bytes: 4 equal" in same.stdout, same.stdout
+    first = "HEAD:reports/toy-more/record.json: nothing: a rerun of the same"
+    assert same.stdout.startswith(f"what differs from {first}\n")
+    assert "not compared: metrics/distill/p3/45.json (left over" in same.stdout
+
+    changed = of_profile("toy-more")
+    changed.metrics[CELL]["cells"]["lmms/mmstar"]["chance"]["value"] = 25.000000001
+    write(tmp_path, changed)
+    other = check(tmp_path)
+    assert other.returncode == 1 and "lmms/mmstar/chance = 25; allowed: exactly 25" in other.stdout
+
+    write(tmp_path, of_profile("toy-less"))
+    nothing = check(tmp_path, "--against", "HEAD")
+    assert nothing.returncode == 1
+    assert "HEAD has no recorded results of the profile toy-less, only of toy, toy-more" in (
+        nothing.stderr
+    )
+    assert "python -m stages.keep" in nothing.stderr and nothing.stderr.count("\n") == 1
