@@ -36,6 +36,9 @@ _IDENTITY = frozenset(
 """Keys of a provenance that say what was run where: they are told apart (`differences`). How many
 replies a judge was asked for follows from the answers."""
 
+_SUMMARY = ("value", "low", "high", "n_failed")
+"""What a cell says of all its training seeds together."""
+
 _ROW = ("origin", "panel", "row", "column")
 """What names a row of a table's CSV; its numbers are those of the metrics files."""
 
@@ -105,10 +108,14 @@ def _lacking(kind: Kind, file: str, key: str, *, additional: bool) -> Outside:
 
 @dataclass
 class _Number:
-    """Training seed -> value, '' where no training seed is named; and what else must be equal."""
+    """Training seed -> value, '' where no training seed is named; and what else must be equal.
+
+    `summary` follows from the values, and must be equal where all of them are: a mean, an interval.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     facts: set[str] = field(default_factory=set)
+    summary: set[str] = field(default_factory=set)
 
     @property
     def kind(self) -> Kind:
@@ -131,9 +138,8 @@ def _values(run: Run) -> tuple[dict[Place, _Number], dict[Place, set[str]]]:
                     continue
                 number = numbers[file, f"{group}/{metric}"]
                 number.values |= cell.get("seeds") or {own_seed: cell["value"]}
-                # Where seeds differ, so do intervals and failures.
-                facts = ("n",) if any(number.values) else ("n", "n_failed", "low", "high")
-                number.facts |= {f"{name} {cell[name]}" for name in facts}
+                number.facts.add(f"n {cell['n']}")
+                number.summary |= {f"{name} {cell[name]}" for name in _SUMMARY}
         others = {name: value for name, value in content.items() if name != "cells"}
         for key, leaf in _leaves(others):
             if isinstance(leaf, float):
@@ -184,8 +190,12 @@ def _compare_metrics(record: Run, rerun: Run, report: Report) -> None:
                 report.outside.append(there)
             else:
                 report.agree[recorded.kind, verdict] += 1
-        if recorded.facts or found.facts:
-            _compare_texts(place, recorded.facts, found.facts, report)
+        same = recorded.values == found.values
+        facts, others = (
+            one.facts | one.summary if same else one.facts for one in (recorded, found)
+        )
+        if facts or others:
+            _compare_texts(place, facts, others, report)
     for place in sorted({*texts, *found_texts}):
         if place in texts and place in found_texts:
             _compare_texts(place, texts[place], found_texts[place], report)
@@ -197,8 +207,8 @@ def _compare_texts(place: Place, recorded: set[str], found: set[str], report: Re
     if recorded == found:
         report.agree["text", "equal"] += 1
     else:
-        allowed = f"exactly {_shown(recorded)}"
-        report.outside.append(Outside("text", *place, _shown(found), allowed))
+        allowed = f"exactly {_shown(recorded - found or recorded)}"
+        report.outside.append(Outside("text", *place, _shown(found - recorded or found), allowed))
 
 
 def _shown(texts: set[str]) -> str:

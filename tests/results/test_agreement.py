@@ -169,6 +169,9 @@ CELL = "metrics/score/heima.json"
         (lambda row: row["chance"].update(value=25.5), "chance"),
         (lambda row: row["accuracy"].update(n=11), "accuracy"),
         (lambda row: row["chance"].update(high=31.0), "chance"),
+        (lambda row: row["chance"].update(n_failed=2), "chance"),
+        (lambda row: row["accuracy"].update(value=50.5), "accuracy"),
+        (lambda row: row["accuracy"].update(low=0.5), "accuracy"),
         (lambda row: row.pop("accuracy"), "accuracy"),
         (lambda row: row.update(more=row["chance"]), "more"),
     ],
@@ -177,6 +180,8 @@ def test_what_is_changed_missing_or_left_over_is_named(change, named):
     other = copy.deepcopy(run())
     change(other.metrics[CELL]["cells"]["lmms/mmstar"])
     assert outside(run(), other) == [(CELL, f"lmms/mmstar/{named}")]
+    [one] = agreement.compare(run(), other).outside
+    assert one.value != one.allowed.removeprefix("exactly ")
 
 
 def test_strings_lists_rows_and_stages_are_exact():
