@@ -114,7 +114,7 @@ def main() -> None:
     if recorded.in_root(root, "HEAD") == params.profile:
         print(f"{told}; commit it with dvc.lock, metrics/ and reports/{params.profile}/")
     else:
-        print(f"{told} and {recorded.write(root, run)}; commit all of reports/{params.profile}/")
+        print(f"{told} and {recorded.write(root, run)}; commit them with reports/{params.profile}/")
 
 
 if __name__ == "__main__":
