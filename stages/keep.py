@@ -73,18 +73,6 @@ def keep(root: Path, params: config.Params, commit: str) -> Path:
     return path
 
 
-def run_of(root: Path) -> recorded.Run:
-    """The run below `root`, if nothing is there that another profile has left over."""
-    run = recorded.in_folder(root, pipeline_stages(root))
-    if run.left_over:
-        raise SystemExit(
-            f"nothing was kept: no stage here makes {run.told_left_over}, left over by other "
-            "parameters: `rm -rf dvc.lock metrics`, run `make repro` (what is cached does not run "
-            "again), and keep again"
-        )
-    return run
-
-
 def _provenance(root: Path, params: config.Params) -> KeptProvenance:
     """The fingerprints of the code that scored and measured, and versions and machine."""
     files = {
@@ -109,12 +97,14 @@ def main() -> None:
             f"nothing was kept: {', '.join(late)} would run again: run `make repro` first"
         )
     root = Path(".")
-    run = run_of(root)
     told = f"kept in {keep(root, params, commit)}"
     if recorded.in_root(root, "HEAD") == params.profile:
         print(f"{told}; commit it with dvc.lock, metrics/ and reports/{params.profile}/")
-    else:
-        print(f"{told} and {recorded.write(root, run)}; commit them with reports/{params.profile}/")
+        return
+    run = recorded.in_folder(root, pipeline_stages(root))
+    print(f"{told} and {recorded.write(root, run)}; commit them with reports/{params.profile}/")
+    if run.left_over:
+        print(f"not recorded: {run.told_left_over} (left over: no stage here makes it)")
 
 
 if __name__ == "__main__":
