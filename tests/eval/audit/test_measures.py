@@ -12,7 +12,8 @@ import torch
 
 from eval.audit import items, measures, recording
 from eval.audit import planted as planted_controls
-from eval.audit.passes import OPENING, Passes, behind_opening, continuation
+from eval.audit.answers import behind_opening, continuation, first_slots, opening, without_slots
+from eval.audit.passes import Passes
 from heima.config import Decoding
 from heima.cot.rendering import constant_prefix
 from heima.cot.sections import TAGS, numbered
@@ -308,9 +309,9 @@ def test_a_conclusion_is_asked_for_behind_its_tag_where_parts_are_missing(parts,
     gold = [continuation(turn.conclusion) for turn in turns]
     for name, prefix in (
         ("both", ""),
-        ("slots", measures.without_slots(passes.prefix)),
-        ("first-1", measures.first_slots(passes.prefix, 1)),
+        ("slots", without_slots(passes.prefix)),
+        ("first-1", first_slots(passes.prefix, 1)),
     ):
         whole = passes.score(turns, gold, prefix=prefix).nll
-        tag = passes.score(turns, behind_opening(gold), prefix=prefix + OPENING).nll
+        tag = passes.score(turns, behind_opening(gold), prefix=prefix + opening("text")).nll
         assert (tag < whole).all(), name
