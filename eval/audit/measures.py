@@ -96,11 +96,10 @@ def of_batch(
     # Donors first: a question is then read once for all that follows.
     donors = {"same": states(passes, batch.same)[0], "other": states(passes, batch.other)[0]}
     lent = passes.continuations(batch.other, decoding=decoding)
-    own_states, own = states(passes, turns)
+    own_states, own = _scored(passes, turns, gold)
     written = passes.continuations(turns, decoding=decoding)
     said = [text if text is not None else gold[row] for row, text in enumerate(written)]
     ended = np.array([text is not None for text in written])
-    # Where states are fed back, one's own are put back instead: the same pass, in one piece.
     back = own_states if passes.feed else None
     valid = _gives(passes, turns, said, ended, gold, own, states=back)
     columns: dict[str, np.ndarray] = {
@@ -143,6 +142,17 @@ def of_batch(
     return columns
 
 
+def _scored(
+    passes: Passes, turns: Sequence[Turn], gold: Sequence[str], images: Sequence[str] | None = None
+) -> tuple[States, Scores]:
+    """As `states`; where states are fed back, scored with one's own put back, as all that they are
+    compared with: in one piece, whose rounding is not that of segments."""
+    found, scores = states(passes, turns, images)
+    if passes.feed:
+        scores = passes.score(turns, gold, images=images, states=found)
+    return found, scores
+
+
 def _gives(
     passes: Passes,
     turns: Sequence[Turn],
@@ -168,7 +178,7 @@ def _mediation(
 ) -> dict[str, np.ndarray]:
     """The same question about the donor's image: total, natural indirect and direct effects."""
     turns, images = batch.turns, [turn.image for turn in batch.other]
-    other_states, shown = states(passes, turns, images)
+    other_states, shown = _scored(passes, turns, gold, images)
     total = shown.nll - own.nll
     indirect = passes.score(turns, gold, states=other_states).nll - own.nll
     direct = passes.score(turns, gold, images=images, states=own_states).nll
