@@ -54,13 +54,13 @@ def check_case(params: Params, name: str) -> None:
 def auditable(params: Params) -> list[str]:
     """The checkpoints that can be audited: in their answers thinking tokens or fillers stand for
     every section, as many in all."""
-    return sorted(name for name in params.checkpoints if _no_audit(params, name) is None)
+    return sorted(name for name in params.checkpoints if no_audit(params, name) is None)
 
 
-def _no_audit(params: Params, name: str) -> str | None:
+def no_audit(params: Params, name: str) -> str | None:
     """Why a model cannot be audited; None: it can."""
-    if name not in params.checkpoints:
-        return "it is no checkpoint"
+    if name not in {"text-cot", *params.checkpoints}:
+        return "no checkpoint has that name"
     if mixtures.mixture(params, name) is not None:
         return "it is trained on a mixture of renderings"
     forms = params.rendering(name).forms
@@ -225,7 +225,7 @@ def check_audit(params: Params) -> None:
             raise ValueError(
                 f"audit.checkpoints: {name!r} is not one of {able}, the checkpoints in whose "
                 "answers thinking tokens or fillers stand for every section, as many in all: "
-                f"{_no_audit(params, name)}"
+                f"{no_audit(params, name)}"
             )
     for name in params.examine.checkpoints:
         if name not in described:
