@@ -144,6 +144,7 @@ def test_every_audited_row_has_a_verdict_by_the_name_of_its_variant(many):
         "heima-bare",
         "coconut",
     ]
+    assert "Without tags (bare, coconut) the last thinking" in made["audit"].blocks[0].caption
     looks = zip(style.colours(rows.rows).values(), style.marks(rows.rows).values(), strict=True)
     assert len(set(looks)) == len(rows.rows)
     for render in (tables.markdown, tables.latex, tables.comma_separated):
