@@ -8,19 +8,21 @@ from collections.abc import Callable, Iterable
 from heima import config
 
 Allowed = Callable[[config.Params], Iterable[str | int]]
+Why = Callable[[config.Params, str], str | None]
+"""Why a value is not allowed, in words that follow those that are; None: nothing more is known."""
 
 
-def read(doc: str, /, **places: Allowed) -> tuple[str, ...]:
+def read(doc: str, /, *, why: Why | None = None, **places: Allowed) -> tuple[str, ...]:
     """The positional arguments of this process, one for each of `places`, in order.
 
     `doc` is the module's docstring, which `--help` shows. Each place says which values its argument
-    may have. Ends the process with one line where the parameters cannot be used, or where a value
-    is not among those that they allow.
+    may have, and `why` why the first has no other. Ends the process with one line where the
+    parameters cannot be used, or where a value is not among those that they allow.
     """
     parser = parser_of(doc)
     for place in places:
         parser.add_argument(place)
-    return checked(parser, parser.parse_args(), **places)
+    return checked(parser, parser.parse_args(), why=why, **places)
 
 
 def parser_of(doc: str) -> argparse.ArgumentParser:
@@ -30,7 +32,11 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
 
 
 def checked(
-    parser: argparse.ArgumentParser, given: argparse.Namespace, **places: Allowed
+    parser: argparse.ArgumentParser,
+    given: argparse.Namespace,
+    *,
+    why: Why | None = None,
+    **places: Allowed,
 ) -> tuple[str, ...]:
     """`read`, for a parser that has more arguments."""
     try:
@@ -40,5 +46,7 @@ def checked(
     for place, allowed in places.items():
         known = [str(value) for value in allowed(params)]
         if (value := getattr(given, place)) not in known:
-            parser.exit(2, f"error: {place} {value!r} is not one of {', '.join(known)}\n")
+            reason = why(params, value) if why and place == next(iter(places)) else None
+            told = f": {reason}" if reason else ""
+            parser.exit(2, f"error: {place} {value!r} is not one of {', '.join(known)}{told}\n")
     return tuple(getattr(given, place) for place in places)

@@ -119,6 +119,7 @@ def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
 if __name__ == "__main__":
     name, chosen = arguments.read(
         __doc__,
+        why=chains.no_audit,
         checkpoint=chains.auditable,
         seed=lambda params: params.seeds,
     )

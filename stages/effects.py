@@ -58,5 +58,5 @@ def main(checkpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    (chosen,) = arguments.read(__doc__, checkpoint=chains.auditable)
+    (chosen,) = arguments.read(__doc__, why=chains.no_audit, checkpoint=chains.auditable)
     main(chosen)

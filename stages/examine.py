@@ -96,6 +96,6 @@ def _number(value: float) -> float | None:
 
 if __name__ == "__main__":
     name, chosen = arguments.read(
-        __doc__, checkpoint=chains.auditable, seed=lambda params: params.seeds
+        __doc__, checkpoint=chains.examinable, seed=lambda params: params.seeds
     )
     main(name, int(chosen))

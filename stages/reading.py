@@ -59,6 +59,8 @@ def passes(
         models.vocabulary(processor.tokenizer, params),
         Collator(FAMILIES[params.family], processor, images, once=params.training.images_once),
         prefix,
+        tags=params.rendering(read.name).tags,
+        feed=models.feed(processor.tokenizer, params, read.name),
         world=planted.world(read.model, checkpoint.attention if checkpoint else "open"),
         word=word,
     )

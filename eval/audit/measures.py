@@ -6,33 +6,21 @@ those that are finished.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from eval.audit.passes import (
-    OPENING,
-    Passes,
-    Places,
-    Scores,
-    Within,
-    behind_opening,
-    continuation,
-    unchanged,
-)
+from eval.audit import answers
+from eval.audit.passes import Passes, Scores, States, Within
 from heima.config import Decoding, Params
-from heima.cot.sections import COMPRESSIBLE, SEPARATOR, TAGS, meant, parts_of
+from heima.cot.sections import COMPRESSIBLE
 from heima.data.turns import Turn, load_turns
 from heima.families import registry
 from heima.vlm import patching, processes
-
-States = Sequence[torch.Tensor]
-"""The residual stream at the thinking columns: the embedding and each layer, (rows, k, hidden)."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +58,9 @@ def states(
 
     With `images`, of the same questions about other images.
     """
-    found: list[torch.Tensor] = []
-
-    @contextlib.contextmanager
-    def within(places: Places) -> Iterator[None]:
-        with patching.recorded(passes.model, places.thinking - places.start) as taken:
-            yield
-        found.extend(part.cpu() for part in taken)
-
-    texts = [continuation(turn.conclusion) for turn in turns]
-    scores = passes.score(turns, texts, images=images, within=within)
-    return found, scores
+    texts = [answers.continuation(turn.conclusion, passes.tags) for turn in turns]
+    scores = passes.score(turns, texts, images=images, recorded=True)
+    return scores.states, scores
 
 
 def fitted(passes: Passes, params: Params) -> Moments:
@@ -89,20 +69,6 @@ def fitted(passes: Passes, params: Params) -> Moments:
     asked = [replace(turn, image_first=True) for turn in turns]
     parts = processes.batches(asked, params.audit.batch_size)
     return Moments.of([states(passes, part)[0] for part in parts])
-
-
-def putting(passes: Passes, given: States) -> Within:
-    """Passes in which the thinking columns have other states."""
-    device = passes.model.device
-
-    def within(places: Places) -> contextlib.AbstractContextManager[None]:
-        return patching.patched(
-            passes.model,
-            (places.thinking - places.start).to(device),
-            [part[places.rows].to(device) for part in given],
-        )
-
-    return within
 
 
 def of_batch(
@@ -118,23 +84,24 @@ def of_batch(
     - `other/followed`: greedy decoding gives what the donor writes; `other/alike`: it does so of
       its own; `other/donor-written`: the donor's answer ended.
     - `mediation/te|nie|nde`: differences of `nll` (the donor's image, its states, or both).
-    - `without/<parts>/right`: with slots, markers or both left out; `first-<j>/right`, `/changed`:
-      with the first j thinking tokens alone.
+    - `without/<parts>/right`: with slots, markers or both left out (without tags, slots alone can
+      be); `first-<j>/right`, `/changed`: with the first j thinking tokens alone.
     - `closed/<what>/<window>/nll`: the rise of `nll` where the conclusion cannot see the thinking
       tokens or the image, in a window of layers.
     - `moved/image`, `moved/donor`: squared distance of the last states under another image, and
       from the donor's.
     """
     turns, n = batch.turns, len(batch.turns)
-    gold = [continuation(turn.conclusion) for turn in turns]
+    gold = [answers.continuation(turn.conclusion, passes.tags) for turn in turns]
     # Donors first: a question is then read once for all that follows.
     donors = {"same": states(passes, batch.same)[0], "other": states(passes, batch.other)[0]}
     lent = passes.continuations(batch.other, decoding=decoding)
-    own_states, own = states(passes, turns)
+    own_states, own = _scored(passes, turns, gold)
     written = passes.continuations(turns, decoding=decoding)
     said = [text if text is not None else gold[row] for row, text in enumerate(written)]
     ended = np.array([text is not None for text in written])
-    valid = _gives(passes, turns, said, ended, gold, own)
+    back = own_states if passes.feed else None
+    valid = _gives(passes, turns, said, ended, gold, own, states=back)
     columns: dict[str, np.ndarray] = {
         "own/nll": own.nll,
         "own/right": _shares(own.greedy),
@@ -142,9 +109,8 @@ def of_batch(
     }
 
     def replaced(name: str, given: States, lent: np.ndarray) -> Scores:
-        within = putting(passes, given)
-        scores = passes.score(turns, gold, within=within)
-        same = _gives(passes, turns, said, lent & valid, gold, scores, within=within)
+        scores = passes.score(turns, gold, states=given)
+        same = _gives(passes, turns, said, lent & valid, gold, scores, states=given)
         columns[f"{name}/nll"] = _where(lent, scores.nll)
         columns[f"{name}/right"] = _where(lent, scores.greedy)
         columns[f"{name}/changed"] = _where(lent & valid, ~same)
@@ -154,16 +120,15 @@ def of_batch(
     replaced("zero", [torch.zeros_like(part) for part in own_states], everybody)
     replaced("mean", _everywhere(moments.mean, n), everybody)
     replaced("noise", _noise(moments, n, batch.seed), everybody)
-    if own_states[0].shape[1] > len(COMPRESSIBLE):
-        each = own_states[0].shape[1] // len(COMPRESSIBLE)
+    each = len(answers.thinking_tokens(passes.prefix)) // len(COMPRESSIBLE)
+    if each > 1:
         replaced("first", [_first_of(part, each) for part in own_states], everybody)
     replaced("same", donors["same"], batch.lent_same)
     swapped = replaced("other", donors["other"], batch.lent_other)
 
     theirs = [text if text is not None else gold[row] for row, text in enumerate(lent)]
     both = batch.lent_other & valid & np.array([text is not None for text in lent])
-    within = putting(passes, donors["other"])
-    followed = _gives(passes, turns, theirs, both, gold, swapped, within=within)
+    followed = _gives(passes, turns, theirs, both, gold, swapped, states=donors["other"])
     columns["other/followed"] = _where(both, followed)
     columns["other/alike"] = _where(
         both, [one == two for one, two in zip(said, theirs, strict=True)]
@@ -171,10 +136,21 @@ def of_batch(
 
     columns |= _mediation(passes, batch, gold, own, own_states)
     columns |= _parts(passes, turns, gold, said, valid)
-    columns |= _closed(passes, turns, gold, own, windows)
+    columns |= _closed(passes, turns, gold, own, windows, back)
     last, donor = own_states[-1], donors["other"][-1]
     columns["moved/donor"] = _where(batch.lent_other, _squared(last, donor))
     return columns
+
+
+def _scored(
+    passes: Passes, turns: Sequence[Turn], gold: Sequence[str], images: Sequence[str] | None = None
+) -> tuple[States, Scores]:
+    """As `states`; where states are fed back, scored with one's own put back, as all that they are
+    compared with: in one piece, whose rounding is not that of segments."""
+    found, scores = states(passes, turns, images)
+    if passes.feed:
+        scores = passes.score(turns, gold, images=images, states=found)
+    return found, scores
 
 
 def _gives(
@@ -186,14 +162,14 @@ def _gives(
     scores: Scores,
     *,
     prefix: str | None = None,
-    within: Within = unchanged,
+    states: States | None = None,
 ) -> np.ndarray:
     """Where greedy decoding gives the texts, of the turns that are `wanted`.
 
     Those that are `known` were scored under the same conditions and are not read again.
     """
     new = np.array([one != two for one, two in zip(texts, known, strict=True)])
-    again = passes.score(turns, texts, prefix=prefix, within=within, of=wanted & new).greedy
+    again = passes.score(turns, texts, prefix=prefix, states=states, of=wanted & new).greedy
     return np.where(new, again, scores.greedy) & wanted
 
 
@@ -202,10 +178,10 @@ def _mediation(
 ) -> dict[str, np.ndarray]:
     """The same question about the donor's image: total, natural indirect and direct effects."""
     turns, images = batch.turns, [turn.image for turn in batch.other]
-    other_states, shown = states(passes, turns, images)
+    other_states, shown = _scored(passes, turns, gold, images)
     total = shown.nll - own.nll
-    indirect = passes.score(turns, gold, within=putting(passes, other_states)).nll - own.nll
-    direct = passes.score(turns, gold, images=images, within=putting(passes, own_states)).nll
+    indirect = passes.score(turns, gold, states=other_states).nll - own.nll
+    direct = passes.score(turns, gold, images=images, states=own_states).nll
     moved = _squared(own_states[-1], other_states[-1])
     return {
         name: _where(batch.lent_other, values)
@@ -229,20 +205,19 @@ def _parts(
 
     The tag that opens the conclusion is forced behind it.
     """
-    slots = thinking_tokens(passes.prefix)
-    gold, said = behind_opening(gold), behind_opening(said)
+    slots, opening = answers.thinking_tokens(passes.prefix), answers.opening(passes.tags)
+    gold = answers.behind_opening(gold, passes.tags)
+    said = answers.behind_opening(said, passes.tags)
     found = {}
-    kept = {
-        "slots": without_slots(passes.prefix),
-        "markers": "".join(slots),
-        "both": "",
-    }
+    kept = {"slots": answers.without_slots(passes.prefix)}
+    if passes.tags != "none":
+        kept |= {"markers": "".join(slots), "both": ""}
     for name, prefix in kept.items():
         found[f"without/{name}/right"] = _shares(
-            passes.score(turns, gold, prefix=prefix + OPENING).greedy
+            passes.score(turns, gold, prefix=prefix + opening).greedy
         )
     for count in range(1, len(slots)):
-        prefix = first_slots(passes.prefix, count) + OPENING
+        prefix = answers.first_slots(passes.prefix, count, passes.tags) + opening
         scores = passes.score(turns, gold, prefix=prefix)
         same = _gives(passes, turns, said, valid, gold, scores, prefix=prefix)
         found[f"first-{count}/right"] = _shares(scores.greedy)
@@ -251,9 +226,17 @@ def _parts(
 
 
 def _closed(
-    passes: Passes, turns: Sequence[Turn], gold: Sequence[str], own: Scores, windows: int
+    passes: Passes,
+    turns: Sequence[Turn],
+    gold: Sequence[str],
+    own: Scores,
+    windows: int,
+    back: States | None,
 ) -> dict[str, np.ndarray]:
-    """What the conclusion loses where it does not see the thinking tokens, or the image."""
+    """What the conclusion loses where it does not see the thinking tokens, or the image.
+
+    `back` are its own states, where they are put back.
+    """
     model = passes.model
     text = registry.of(model).language_model(model)
 
@@ -268,7 +251,7 @@ def _closed(
     found = {}
     for name, closed in {"thinking": thinking, "image": image}.items():
         for window, layers in layer_windows(len(text.layers), windows).items():
-            nll = passes.score(turns, gold, within=closed(layers)).nll
+            nll = passes.score(turns, gold, within=closed(layers), states=back).nll
             found[f"closed/{name}/{window}/nll"] = nll - own.nll
     return found
 
@@ -288,31 +271,6 @@ def layer_windows(layers: int, windows: int) -> Mapping[str, range | None]:
             if windows > 1
         },
     }
-
-
-def thinking_tokens(prefix: str) -> tuple[str, ...]:
-    """The thinking tokens of a prefix, in order."""
-    return parts_of(meant(prefix))[1::2]
-
-
-def without_slots(prefix: str) -> str:
-    """A prefix with its tags and without its thinking tokens.
-
-    >>> without_slots("<SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY>")
-    '<SUMMARY>  </SUMMARY>'
-    """
-    return "".join(parts_of(meant(prefix))[::2])
-
-
-def first_slots(prefix: str, count: int) -> str:
-    """A prefix that ends with its first `count` thinking tokens and the tag that closes them.
-
-    >>> first_slots("<SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY> <CAPTION> …", 1)
-    '<SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY>\\n\\n'
-    """
-    begun = "".join(parts_of(meant(prefix))[: 2 * count])
-    section = max(COMPRESSIBLE, key=lambda name: begun.rfind(TAGS[name][0]))
-    return f"{begun} {TAGS[section][1]}{SEPARATOR}"
 
 
 def _everywhere(states: States, n: int) -> States:

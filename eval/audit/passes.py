@@ -7,13 +7,18 @@ one pass answers "is the conclusion still this one?", and nothing need be decode
 
 What an audit changes lies in the answer. A question is therefore read once with its image, and all
 passes over its answers go on from the keys and values of that.
+
+Where states are fed back, an answer is read in segments, as in training, each up to the next
+thinking token that is fed the state before it. One whose states are replaced is not: what it reads
+is replaced, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +26,21 @@ from typing import Any
 import numpy as np
 import torch
 from cachetools import LRUCache
+from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from heima.config import Decoding
 from heima.cot import mixtures
-from heima.cot.sections import TAGS, joined, meant, parts_of
+from heima.cot.rendering import Layout
+from heima.cot.sections import joined, meant, parts_of
 from heima.data.encoding import Sample, pad
 from heima.data.tokens import IGNORED, Encoded, Vocabulary
 from heima.data.turns import Turn
 from heima.families import registry
 from heima.families.batches import Collator
+from heima.families.feeding import Feed
+from heima.vlm import patching
 
 _READ = 2
 """Batches of questions whose keys and values are kept: about their own images, and about others."""
@@ -45,28 +54,48 @@ class Places:
     """Where things stand in a batch of forced answers, as the model sees them.
 
     `thinking` (rows, k) are the columns of the thinking tokens; the masks are (rows, length):
-    `image` of the image's tokens, `conclusion` of the continuation. What stands before the column
-    `start` was read before; a pass has the columns from there on. `rows` says which of the turns
-    that were given a row is about.
+    `image` of the image's tokens, `continuation` of what is scored, `conclusion` of that and of
+    what opens it. Without tags the last thinking token does: its state predicts the conclusion's
+    first token, as that of an opening tag does elsewhere, and it is none of `thinking`. What stands
+    before the column `start` was read before; a pass has the columns from there on. `rows` says
+    which of the turns that were given a row is about.
     """
 
     thinking: torch.Tensor
     image: torch.Tensor
+    continuation: torch.Tensor
     conclusion: torch.Tensor
     start: int
     rows: torch.Tensor
+
+    def within(self, start: int, end: int) -> Places:
+        """As a pass has them that reads the columns from `start` on and ends before `end`."""
+        return Places(
+            thinking=self.thinking[:, (self.thinking < end).all(dim=0)],
+            image=self.image[:, :end],
+            continuation=self.continuation[:, :end],
+            conclusion=self.conclusion[:, :end],
+            start=start,
+            rows=self.rows,
+        )
 
     @property
     def thinking_mask(self) -> torch.Tensor:
         return torch.zeros_like(self.image).scatter(1, self.thinking, True)
 
 
+States = Sequence[torch.Tensor]
+"""The residual stream at the thinking columns: the embedding and each layer, (rows, k, hidden)."""
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Of each row: the continuation's negative log-likelihood (nats), whether it is greedy's."""
+    """Of each row: the continuation's negative log-likelihood (nats), whether it is greedy's; of
+    the rows that were scored, the `States` of the pass, where they were asked for."""
 
     nll: np.ndarray
     greedy: np.ndarray
+    states: States = ()
 
 
 Within = Callable[[Places], AbstractContextManager[Any]]
@@ -112,9 +141,10 @@ class _Questions:
 class Passes:
     """Passes of one model over turns whose image stands first, as in benchmarks.
 
-    `prefix` is the constant beginning of every answer (`rendering.constant_prefix`). Answers are
-    scored and decoded within `world`: there a planted control closes ways of attention of their
-    columns. `word` is the control word behind each question, of a model that needs one.
+    `prefix` is the constant beginning of every answer (`rendering.constant_prefix`), `tags` the
+    layout of answers, `feed` says of which tokens states are fed back. Answers are scored and
+    decoded within `world`: there a planted control closes ways of attention of their columns.
+    `word` is the control word behind each question, of a model that needs one.
     """
 
     def __init__(
@@ -125,11 +155,15 @@ class Passes:
         collate: Collator,
         prefix: str,
         *,
+        tags: Layout = "text",
+        feed: Feed | None = None,
         world: Within = unchanged,
         word: str | None = None,
     ) -> None:
         self.model = model
         self.prefix = prefix
+        self.tags = tags
+        self.feed = feed
         self._world = world
         self._word = word
         self._processor = processor
@@ -138,6 +172,8 @@ class Passes:
         self._core = registry.pretrained(model)
         self._family = registry.of(model)
         self._thinking = torch.tensor(sorted(vocabulary.thinking_ids.values()))
+        self._table = self._family.language_model(model).get_input_embeddings()
+        self._instead = (feed or Feed(())).instead(self._table)
         ends = model.generation_config.eos_token_id
         self._ends = torch.tensor(ends if isinstance(ends, list) else [ends])
         self._prompts: dict[str, list[int]] = {}
@@ -157,8 +193,8 @@ class Passes:
             if read < ids.shape[1]:
                 real, lengths = torch.ones_like(ids), torch.full(done.shape, ids.shape[1] - begun)
                 places = self._places(asked, ids, real, lengths, rows, read)
-                with self._world(places):
-                    last = self._hidden(asked, ids[:, read:], real)[:, -1]
+                hidden, _ = self._passed(asked, ids, real, places, last)
+                last = hidden[:, -1]
                 read = ids.shape[1]
             token = self.model.lm_head(last).float().argmax(dim=-1).cpu()
             ids = torch.cat([ids, token[:, None]], dim=1)
@@ -185,12 +221,15 @@ class Passes:
         images: Sequence[str] | None = None,
         within: Within = unchanged,
         of: np.ndarray | None = None,
+        states: States | None = None,
+        recorded: bool = False,
     ) -> Scores:
         """The continuations of the turns' answers, after `prefix`: one for all, or each its own
         (None: the constant one).
 
         `images` are shown instead of the turns' own, by name. With `of`, a mask of the turns, no
-        other is scored: theirs are NaN and False.
+        other is scored: theirs are NaN and False. `states` of all turns are put in the place of the
+        thinking tokens' own; `recorded` has those of the pass noted.
         """
         nll, greedy = np.full(len(turns), np.nan), np.zeros(len(turns), dtype=bool)
         rows = torch.arange(len(turns)) if of is None else torch.from_numpy(of.nonzero()[0])
@@ -209,11 +248,19 @@ class Passes:
         real = pad([[1] * len(one) for one in answers], 0)
         before = torch.tensor([len(self._ids(beginning)) for beginning in begun])
         places = self._places(asked, ids, real, real.sum(dim=1) - before, rows)
-        with self._world(places), within(places):
-            hidden = self._hidden(asked, ids, real)
+        hidden, taken = self._passed(
+            asked,
+            ids,
+            real,
+            places,
+            asked.last,
+            within=within,
+            states=None if states is None else [part[rows] for part in states],
+            recorded=recorded,
+        )
         # The first token is predicted where the question ends.
         hidden = torch.cat([asked.last[:, None], hidden], dim=1)
-        there, columns = places.conclusion[:, places.start :].nonzero(as_tuple=True)
+        there, columns = places.continuation[:, places.start :].nonzero(as_tuple=True)
         logits = self.model.lm_head(hidden[there, columns]).float().cpu()
         tokens = ids[there, columns]
         costs = functional.cross_entropy(logits, tokens, reduction="none").double()
@@ -223,7 +270,7 @@ class Passes:
         # A tensor of one index would be taken for that index itself.
         scored = rows.numpy()
         nll[scored], greedy[scored] = total.numpy(), (missed == 0).numpy()
-        return Scores(nll, greedy)
+        return Scores(nll, greedy, taken)
 
     @torch.inference_mode()
     def prompt_states(self, turns: Sequence[Turn], images: Sequence[str]) -> torch.Tensor:
@@ -276,6 +323,74 @@ class Passes:
             hidden[torch.arange(len(ids)), mask.sum(dim=1) - 1],
         )
 
+    def _passed(
+        self,
+        asked: _Questions,
+        ids: torch.Tensor,
+        real: torch.Tensor,
+        places: Places,
+        last: torch.Tensor,
+        *,
+        within: Within = unchanged,
+        states: States | None = None,
+        recorded: bool = False,
+    ) -> tuple[torch.Tensor, States]:
+        """Final states of the columns of answers `ids` that were not read before, and what is
+        `recorded` at the thinking columns; `last` (rows, hidden) are the states before them."""
+        if states is not None and states[0].shape[1] != places.thinking.shape[1]:
+            raise ValueError(
+                f"answers have {places.thinking.shape[1]} thinking tokens whose states can be "
+                f"replaced, not {states[0].shape[1]}"
+            )
+        question, end = asked.ids.shape[1], ids.shape[1]
+        read = places.start - question
+        fed: list[int] = []
+        if self.feed is not None:
+            columns = torch.isin(ids, self._thinking).any(dim=0).nonzero()[:, 0]
+            replaced = places.thinking - question if states is not None else columns[:0]
+            fed = columns[(columns >= read) & ~torch.isin(columns, replaced)].tolist()
+        edges = [*sorted({read, *fed}), end]
+        found: list[torch.Tensor] = []
+        taken: list[States] = []
+        for first, stop in itertools.pairwise(edges):
+            part = places.within(question + first, question + stop) if fed else places
+            # Those of the part's thinking columns that it reads itself.
+            new = (part.thinking >= part.start).all(dim=0)
+            columns = part.thinking[:, new] - part.start
+            with contextlib.ExitStack() as stack:
+                if first in fed:
+                    # Before all that replaces or notes what is fed.
+                    stack.enter_context(self._feeding(ids[:, first], last))
+                stack.enter_context(self._world(part))
+                stack.enter_context(within(part))
+                if states is not None and columns.numel():
+                    device = self.model.device
+                    given = [one[:, : len(new)][:, new].to(device) for one in states]
+                    stack.enter_context(patching.patched(self.model, columns.to(device), given))
+                if recorded:
+                    taken.append(stack.enter_context(patching.recorded(self.model, columns)))
+                hidden = self._hidden(asked, ids[:, first:stop], real[:, :stop])
+            last = hidden[:, -1]
+            found.append(hidden)
+        stream = [torch.cat(parts, dim=1).cpu() for parts in zip(*taken, strict=True)]
+        return torch.cat(found, dim=1), stream
+
+    @contextlib.contextmanager
+    def _feeding(self, tokens: torch.Tensor, last: torch.Tensor) -> Iterator[None]:
+        """A pass whose first column is the state `last` in the rows whose token there is a thinking
+        token."""
+        state, here = self._instead(last), torch.isin(tokens, self._thinking).to(last.device)
+
+        def put(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+            first = torch.where(here[:, None], state.to(output.dtype), output[:, 0])
+            return torch.cat([first[:, None], output[:, 1:]], dim=1)
+
+        hook = self._table.register_forward_hook(put)
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def _hidden(self, asked: _Questions, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Final states of `ids`, the last columns of answers of which `real` are tokens."""
         count, device = ids.shape[1], self.model.device
@@ -309,10 +424,16 @@ class Passes:
         thinking = (torch.isin(ids, self._thinking) & before).nonzero()[:, 1].reshape(len(ids), -1)
         question = asked.ids.shape[1]
         image = asked.ids == self._processor.image_token_id
+        scored = torch.cat([torch.zeros_like(image), ~before & (columns < ends)], dim=1)
+        thinking, conclusion = thinking + question, scored
+        if self.tags == "none":
+            conclusion = scored.scatter(1, thinking[:, -1:], True)
+            thinking = thinking[:, :-1]
         return Places(
-            thinking=thinking + question,
+            thinking=thinking,
             image=torch.cat([image, torch.zeros_like(before)], dim=1),
-            conclusion=torch.cat([torch.zeros_like(image), ~before & (columns < ends)], dim=1),
+            continuation=scored,
+            conclusion=conclusion,
             start=question + read,
             rows=rows,
         )
@@ -321,27 +442,3 @@ class Passes:
 def _positions(mask: torch.Tensor) -> torch.Tensor:
     """Positions that count tokens alone."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def continuation(conclusion: str) -> str:
-    """What follows the prefix where a conclusion is given in its tags.
-
-    >>> continuation("B")
-    '<CONCLUSION> B </CONCLUSION>'
-    """
-    opening, closing = TAGS["conclusion"]
-    return f"{opening} {conclusion} {closing}"
-
-
-OPENING = TAGS["conclusion"][0]
-"""What opens a conclusion. Where a beginning lacks parts it is forced, too: a model that would
-write the next section there could not be asked for its conclusion."""
-
-
-def behind_opening(continuations: Sequence[str]) -> list[str]:
-    """What stands behind the tag that opens a conclusion, to be scored after a beginning with it.
-
-    >>> behind_opening([continuation("B")])
-    [' B </CONCLUSION>']
-    """
-    return [text.removeprefix(OPENING) for text in continuations]

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
+from eval.audit import answers
 from eval.audit.passes import Passes, Places
-from heima.cot.sections import TAGS
 from heima.data.turns import Turn
 from heima.families import registry
 from heima.vlm import patching
@@ -52,5 +52,6 @@ def of_batch(
 
     shown = images or [turn.image for turn in turns]
     asked = passes.prompt_states(turns, shown).float().cpu().numpy()
-    passes.score(turns, [TAGS["conclusion"][0]] * len(turns), images=shown, within=within)
+    opening = answers.opening(passes.tags)
+    passes.score(turns, [opening] * len(turns), images=shown, within=within)
     return {"prompt": asked, **found}

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from eval.audit import measures
-from eval.audit.passes import Passes, continuation
+from eval.audit.answers import continuation
+from eval.audit.passes import Passes
 from heima.cot.rendering import render
 from heima.cot.sections import TAGS
 from heima.data.turns import Turn
@@ -59,9 +60,7 @@ def of_batch(
     mean = [part.expand(len(turns), *part.shape) for part in moments.mean]
     nats = {
         "nothing": predictors.nothing.score(turns, gold, prefix=""),
-        "tokens/ids": predictors.tokens.score(
-            turns, gold, within=measures.putting(predictors.tokens, mean)
-        ),
+        "tokens/ids": predictors.tokens.score(turns, gold, states=mean),
         "tokens/states": predictors.tokens.score(turns, gold),
         "text": predictors.text.score(turns, gold, prefix=[chain(turn) for turn in turns]),
     }

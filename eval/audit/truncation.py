@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from eval.audit.passes import OPENING, Passes, behind_opening, continuation
+from eval.audit.answers import behind_opening, continuation
+from eval.audit.passes import Passes
 from heima.config import Decoding
 from heima.cot.sections import COMPRESSIBLE, SEPARATOR, TAGS
 from heima.data.tokens import Vocabulary
@@ -58,7 +59,7 @@ def of_batch(
     def asked(given: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Whether there is a chain, the gold conclusion is given after it, and the own one."""
         there = ended & np.array([one is not None for one in given])
-        begun = [_closed(one or "") + OPENING for one in given]
+        begun = [_closed(one or "") + opening for one in given]
         right = passes.score(turns, behind_opening(gold), prefix=begun, of=there).greedy
         same = passes.score(turns, behind_opening(said), prefix=begun, of=there).greedy
         return there, right, same

@@ -52,16 +52,47 @@ def check_case(params: Params, name: str) -> None:
 
 
 def auditable(params: Params) -> list[str]:
-    """The checkpoints whose answers all begin alike, with tags in words, and which read the
-    thinking tokens that they write: those that can be audited."""
-    return sorted(
+    """The checkpoints that can be audited: in their answers thinking tokens or fillers stand for
+    every section, as many in all."""
+    return sorted(name for name in params.checkpoints if no_audit(params, name) is None)
+
+
+def no_audit(params: Params, name: str) -> str | None:
+    """Why a model cannot be audited; None: it can."""
+    if name not in {"text-cot", *params.checkpoints}:
+        return "no checkpoint has that name"
+    if mixtures.mixture(params, name) is not None:
+        return "it is trained on a mixture of renderings"
+    forms = params.rendering(name).forms
+    if words := [section for section, form in forms.items() if form in ("text", "short")]:
+        return f"it writes the {words[0]} in words, which an audit of states could not tell apart"
+    if left_out := [section for section, form in forms.items() if form == "omit"]:
+        return f"nothing stands for the {left_out[0]} in its answers"
+    if params.thinking(name).tokens is None:
+        return f"thinking = {shown(params.thinking(name))} gives each answer another number of them"
+    return None
+
+
+def examinable(params: Params) -> list[str]:
+    """The checkpoints whose states can be described beside those of their tags: of those that can
+    be audited, the ones with tags that are fed tokens."""
+    return [
         name
-        for name, one in params.checkpoints.items()
+        for name in auditable(params)
+        if params.rendering(name).tags != "none" and params.feed(name) is None
+    ]
+
+
+def _like_heima(params: Params) -> list[str]:
+    """The checkpoints with thinking tokens for every section, as many in all answers, between tags
+    in words, which are fed tokens."""
+    return [
+        name
+        for name in auditable(params)
         if name in mixtures.compressed(params)
         and params.rendering(name).tags == "text"
-        and one.thinking.tokens is not None
-        and one.feed == "token"
-    )
+        and params.feed(name) is None
+    ]
 
 
 class Asking(NamedTuple):
@@ -156,10 +187,10 @@ def check_attention(params: Params) -> None:
                 f"{key} must be 'open' for the family {params.family}; ways of attention are "
                 f"closed in {', '.join(able)}"
             )
-        if name not in auditable(params):
+        if name not in _like_heima(params):
             raise ValueError(
-                f"{key} needs a checkpoint that can be audited, one whose answers all begin with "
-                "thinking tokens between tags in words, read as tokens; others must be 'open'"
+                f"{key} needs a checkpoint that can be audited, and has thinking tokens between "
+                "tags in words, read as tokens; others must be 'open'"
             )
         if one.losses.any:
             raise ValueError(f"{key} needs losses without align and explain, or must be 'open'")
@@ -188,19 +219,25 @@ def check_attention(params: Params) -> None:
 def check_audit(params: Params) -> None:
     """Raise `ValueError` where what is to be audited, or examined, cannot be, naming what is
     allowed."""
-    able = auditable(params)
+    able, described = auditable(params), examinable(params)
+    for name in params.audit.checkpoints:
+        if name not in able:
+            raise ValueError(
+                f"audit.checkpoints: {name!r} is not one of {able}, the checkpoints in whose "
+                "answers thinking tokens or fillers stand for every section, as many in all: "
+                f"{no_audit(params, name)}"
+            )
+    for name in params.examine.checkpoints:
+        if name not in described:
+            raise ValueError(
+                f"examine.checkpoints: {name!r} is not one of {described}, the checkpoints that "
+                "can be audited, have tags beside their thinking tokens, and are fed tokens"
+            )
     for key, named in (
         ("audit.checkpoints", params.audit.checkpoints),
         ("examine.checkpoints", params.examine.checkpoints),
         ("examine.chains", params.examine.chains),
     ):
-        for name in named:
-            if key != "examine.chains" and name not in able:
-                raise ValueError(
-                    f"{key}: {name!r} is not one of {able}, the checkpoints whose answers all "
-                    "begin alike, with tags in words, and which read the thinking tokens that they "
-                    "write"
-                )
         if len(set(named)) < len(named):
             raise ValueError(f"{key} = {list(named)} must name none twice")
 

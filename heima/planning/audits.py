@@ -17,16 +17,17 @@ AUDIT_HELD = 3
 own copy."""
 
 
-def audit_passes(slots: int, windows: int) -> int:
-    """Passes over an answer with so many thinking tokens, at most (`eval.audit.measures`).
+def audit_passes(slots: int, windows: int, *, fed: bool = False) -> int:
+    """Passes over an answer with so many thinking tokens, at most (`eval.audit.measures`); where
+    states are `fed` back, two are read once more, with their own states put back.
 
-    >>> audit_passes(3, 2)
-    31
+    >>> audit_passes(3, 2), audit_passes(3, 2, fed=True)
+    (31, 33)
     """
     replaced = 6 if slots > len(COMPRESSIBLE) else 5
     closed = 1 + (windows if windows > 1 else 0)
     # States and own answers, replacements, the donor's answer, mediation, parts, closed ways.
-    return 4 + 2 * replaced + 1 + 3 + 3 + 2 * (slots - 1) + 2 * closed
+    return 4 + 2 * replaced + 1 + 3 + 3 + 2 * (slots - 1) + 2 * closed + (2 if fed else 0)
 
 
 CHANGED_CHAINS = 8
@@ -73,7 +74,8 @@ class Audits(Trainings):
         asked = params.audit
         for name in asked.checkpoints:
             slots = len(COMPRESSIBLE) * given(params.thinking(name).tokens, "thinking.tokens")
-            passes = audit_passes(slots, asked.windows)
+            fed = params.feed(name) is not None
+            passes = audit_passes(slots, asked.windows, fed=fed)
             read, again = self._flops(name)
             prompt, answer = self._lengths(name)
             once = AUDIT_READS * read + passes * again

@@ -31,7 +31,7 @@ def audit_effects(inputs: Inputs) -> Figure:
         drawn.text(0.5, 0.5, own.caption, ha="center", va="center")
         return drawn
     grid = drawn.subplots(1, len(panels), squeeze=False)[0]
-    colours = style.colours(checkpoints)
+    colours, marks = style.colours(checkpoints), style.marks(checkpoints)
     for axes, panel in zip(grid, panels, strict=True):
         axes.axvline(0, color="#777777", linewidth=0.8)
         for place, checkpoint in enumerate(checkpoints):
@@ -43,7 +43,7 @@ def audit_effects(inputs: Inputs) -> Figure:
                         row + aside,
                         xerr=style.error(entry),
                         # What is known beforehand is drawn hollow.
-                        fmt="s" if checkpoint.startswith(PLANTED) else "o",
+                        fmt="s" if checkpoint.startswith(PLANTED) else marks[checkpoint],
                         mfc="none" if checkpoint.startswith(PLANTED) else colours[checkpoint],
                         color=colours[checkpoint],
                         label=checkpoint if row == 0 else None,
@@ -74,10 +74,11 @@ def truncation_curves(inputs: Inputs) -> Figure:
     drawn = style.figure(figsize=(4.5, 2.6))
     axes = drawn.subplots()
     names = [*(changed.rows if changed else ()), *inputs.params.examine.chains]
-    colours = style.colours(names)
+    colours, marks = style.colours(names), style.marks(names)
     if changed:
         for checkpoint in changed.rows:
-            _curve(axes, checkpoint, colours[checkpoint], _first(changed, checkpoint))
+            look = colours[checkpoint], marks[checkpoint]
+            _curve(axes, checkpoint, *look, _first(changed, checkpoint))
     if chains:
         name = inputs.params.examine.chains[0]
         parts = {
@@ -85,7 +86,7 @@ def truncation_curves(inputs: Inputs) -> Figure:
             for row in chains.rows
             if row.startswith("kept-")
         }
-        _curve(axes, f"{name}, its text", colours[name], parts)
+        _curve(axes, f"{name}, its text", colours[name], marks[name], parts)
         for mark, row in (("x", "wrong-fact"), ("+", "filler")):
             entry = chains.entries.get((row, CHANGED))
             if isinstance(entry, Entry):
@@ -119,7 +120,9 @@ def _first(panel: Panel, checkpoint: str) -> dict[float, Entry | Label]:
     return known | {100.0: Entry(0.0, next(iter(parts.values())).source)}
 
 
-def _curve(axes: Axes, name: str, colour: str, parts: Mapping[float, Entry | Label]) -> None:
+def _curve(
+    axes: Axes, name: str, colour: str, mark: str, parts: Mapping[float, Entry | Label]
+) -> None:
     """What stays the same, by percent of the chain."""
     numbers = {place: one for place, one in sorted(parts.items()) if isinstance(one, Entry)}
     if not numbers:
@@ -130,7 +133,7 @@ def _curve(axes: Axes, name: str, colour: str, parts: Mapping[float, Entry | Lab
         [100 - one.value for one in numbers.values()],
         # What changed more stayed less.
         yerr=[[up[1][0] for up in errors], [down[0][0] for down in errors]],
-        fmt="s--" if name.startswith(PLANTED) else "o-",
+        fmt="s--" if name.startswith(PLANTED) else f"{mark}-",
         mfc="none" if name.startswith(PLANTED) else colour,
         color=colour,
         label=name,
@@ -147,7 +150,7 @@ def closed_ways(inputs: Inputs) -> Figure:
         drawn.text(0.5, 0.5, own.caption, ha="center", va="center", wrap=True)
         return drawn
     grid = drawn.subplots(1, len(ways), squeeze=False)[0]
-    colours = style.colours(panel.rows)
+    colours, marks = style.colours(panel.rows), style.marks(panel.rows)
     for axes, (what, columns) in zip(grid, ways.items(), strict=True):
         axes.axhline(0, color="#777777", linewidth=0.8)
         for place, checkpoint in enumerate(panel.rows):
@@ -162,7 +165,7 @@ def closed_ways(inputs: Inputs) -> Figure:
                     at,
                     entry.value,
                     yerr=style.error(entry),
-                    fmt="s" if checkpoint.startswith(PLANTED) else "o",
+                    fmt="s" if checkpoint.startswith(PLANTED) else marks[checkpoint],
                     mfc="none" if checkpoint.startswith(PLANTED) else colours[checkpoint],
                     color=colours[checkpoint],
                     label=checkpoint if at == known[0][0] else None,

@@ -59,6 +59,15 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     return {name: known[place % len(known)] for place, name in enumerate(names)}
 
 
+def marks(names: Iterable[str]) -> dict[str, str]:
+    """A mark for each name, in their order: another one each time that the colours begin again."""
+    import matplotlib
+
+    known = len(matplotlib.rcParams["axes.prop_cycle"].by_key()["color"])
+    shapes = "oDv^"
+    return {name: shapes[place // known % len(shapes)] for place, name in enumerate(names)}
+
+
 def error(entry: Entry) -> list[list[float]]:
     """How far an interval reaches below and above its value, as `errorbar` has it; never below 0.
 

@@ -25,7 +25,7 @@ EFFECTS = {LOST: "accuracy lost", "Answers changed (%)": "answers changed", COST
 PLANTED = "planted-"
 """How the names of checkpoints begin whose effects are known beforehand."""
 
-ACCURACY, FOLLOWS = "accuracy (%)", "follows the donor"
+VARIANT, ACCURACY, FOLLOWS = "variant", "accuracy (%)", "follows the donor"
 """Columns of the verdicts and of the answers with a donor's states."""
 
 _CORNER = "checkpoint"
@@ -71,7 +71,7 @@ def read_audits(root: Path, params: Params, problems: list[str]) -> Audits:
 def audit_block(params: Params, audits: Audits) -> Block:
     """Verdicts with what they rest on, then every effect."""
     rows = tuple(audits)
-    panels = [_verdicts(audits), _donors(audits)]
+    panels = [_verdicts(params, audits), _donors(audits)]
     for title, what in EFFECTS.items():
         measures = _ordered(
             {name for one in audits.values() for name, found in one.cells.items() if what in found}
@@ -124,15 +124,20 @@ def _ordered(measures: Collection[str]) -> list[str]:
     ]
 
 
-def _verdicts(audits: Audits) -> Panel:
+def _verdicts(params: Params, audits: Audits) -> Panel:
+    asking: dict[str, str] = {}
+    for variant, asked in params.variants.items():
+        asking.setdefault(asked.model, variant)
     entries: dict[tuple[str, str], Entry | Label] = {}
     for row, one in audits.items():
+        # By which other tables know the method.
+        entries[row, VARIANT] = Label(asking.get(row, "–"), one.source)
         entries[row, "verdict"] = Label(one.verdict, one.source)
         entries[row, ACCURACY] = one.entry("own", "accuracy")
         entries[row, "questions"] = Entry(one.questions, one.source)
         entries[row, "power"] = Entry(one.power, one.source)
         entries[row, "planted"] = Label("yes" if row.startswith(PLANTED) else "no", one.source)
-    digits = {"verdict": 0, ACCURACY: 1, "questions": 0, "power": 2, "planted": 0}
+    digits = {VARIANT: 0, "verdict": 0, ACCURACY: 1, "questions": 0, "power": 2, "planted": 0}
     return Panel(VERDICTS, _CORNER, tuple(audits), digits, entries)
 
 

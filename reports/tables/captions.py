@@ -119,6 +119,17 @@ _VERDICTS = (
 )
 
 
+def _without_tags(params: Params) -> str:
+    """What is other where an audited checkpoint writes no tags; nothing where each does."""
+    bare = [name for name in params.audit.checkpoints if params.rendering(name).tags == "none"]
+    if not bare:
+        return ""
+    return (
+        f"Without tags ({', '.join(bare)}) the last thinking token predicts the conclusion: it "
+        "counts as what opens it, and those before it are replaced. "
+    )
+
+
 def audit(params: Params) -> str:
     """Without the numbers that `Params` says, which stand in the table."""
     return (
@@ -133,7 +144,8 @@ def audit(params: Params) -> str:
         "image's effect passes through the states, all at 5 % after Holm; not supported: no "
         "replacement moves accuracy by 2 points (equivalence at 5 %); else undecided. Power: the "
         "probability that so many questions show that, where a tenth of the answers differ and "
-        "none is lost. What the effects of planted checkpoints must be is known (docs/audit.md). "
+        f"none is lost. {_without_tags(params)}"
+        "What the effects of planted checkpoints must be is known (docs/audit.md). "
         f"{_spread(params)}; questions on one image resampled together."
     )
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heima import config
+from heima.config import chains, profiles
 from heima.cot.rendering import constant_prefix
 from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.encoding import thinking_count
@@ -317,6 +318,62 @@ def test_a_predictor_must_answer_in_its_format(raw_params, part, name):
     raw_params["audit"] = {"predictors": {**named, part: name}}
     with pytest.raises(config.ConfigError, match=rf"predictors\.{part} = '{name}' is not one of"):
         config.parse(yaml.safe_dump(raw_params))
+
+
+@pytest.fixture(scope="module")
+def raw_methods():
+    return yaml.safe_load(profiles.written_out(ROOT / "profiles" / "toy-methods.yaml"))
+
+
+def test_every_row_with_columns_for_thoughts_is_audited(raw_methods):
+    params = config.parse(yaml.safe_dump(raw_methods))
+    lasts = {one.model for one in params.variants.values()}
+    assert set(params.audit.checkpoints) == lasts & set(chains.auditable(params))
+    derived = config.resolved(params)["derived"]["audits"]
+    assert derived["bare"]["prefix"] == derived["coconut"]["prefix"]
+    assert derived["filler"]["prefix"].count("<FILLER_OF_THINKING>") == 3
+    described = chains.examinable(params)
+    assert {"recover", "filler", "tag-tokens"} <= set(described)
+    assert not {"bare", "state", "coconut"} & set(described)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("p2", "it writes the reasoning in words"),
+        ("short", "it writes the summary in words"),
+        ("icot", "nothing stands for the summary in its answers"),
+        ("text-cot", "it writes the summary in words"),
+        ("base", "no checkpoint has that name"),
+        ("adaptive", "it is trained on a mixture of renderings"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_with_why(raw_methods, name, why):
+    raw = {**raw_methods, "audit": {"checkpoints": [name]}}
+    with pytest.raises(config.ConfigError) as found:
+        config.parse(yaml.safe_dump(raw))
+    assert f"audit.checkpoints: '{name}' is not one of ['align', " in str(found.value)
+    assert "thinking tokens or fillers stand for every section" in str(found.value)
+    assert why in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["bare", "state"])
+def test_what_has_no_tags_beside_its_thoughts_is_not_examined(raw_methods, name):
+    raw = {**raw_methods, "examine": {"checkpoints": [name]}}
+    with pytest.raises(config.ConfigError, match=rf"examine\.checkpoints: '{name}' is not one of"):
+        config.parse(yaml.safe_dump(raw))
+
+
+@pytest.mark.parametrize("name", ["filler", "state"])
+def test_predictors_and_planted_controls_are_like_heima(raw_methods, name):
+    named = {"nothing": "answer-only", "tokens": name}
+    raw = {**raw_methods, "audit": {"predictors": named}}
+    with pytest.raises(config.ConfigError, match=rf"predictors\.tokens = '{name}' is not one of"):
+        config.parse(yaml.safe_dump(raw))
+    planted = {**raw_methods["checkpoints"][name], "attention": "blind"}
+    raw = {**raw_methods, "checkpoints": {**raw_methods["checkpoints"], "planted": planted}}
+    with pytest.raises(config.ConfigError, match=r"planted\.attention = 'blind' needs a"):
+        config.parse(yaml.safe_dump(raw))
 
 
 @pytest.mark.parametrize("key", ["states.checkpoint", "variants.heima.model"])

@@ -79,6 +79,7 @@ def smaller(raw: dict) -> dict:
     raw["interpret"]["steps"] = 3
     # The shared interpreter reads all sections, one of its own the reasoning.
     raw["interpreters"] = {name: raw["interpreters"][name] for name in ("reasoning", "shared")}
+    raw["interpreters"]["shared"]["steps"] = 3
     raw["reconstructions"] = {
         "summary": {"interpreter": "shared", "section": "summary"},
         "caption": {"interpreter": "shared", "section": "caption"},

@@ -13,8 +13,9 @@ from heima.config.profiles import written_out
 from heima.results import verdicts
 from heima.results.cells import read_metrics, write_metrics
 from reports import tables
+from reports.figures import style
 from reports.figures.methods import on_frontier
-from reports.tables import methods
+from reports.tables import audit, methods
 from reports.tables.ablation import DIFFERENCES
 from reports.tables.rivals import RIVALS
 from reports.tables.writing import comma_separated
@@ -131,6 +132,23 @@ def test_accuracy_after_each_phase(many, root, params):
     assert shown.entries["heima-bare", "phase 2"] == shown.entries["heima", "phase 2"]
     assert shown.entries["heima-bare", "phase 3"].text == "–"
     assert "heima-no-recover" not in shown.rows, "it is a phase of heima"
+
+
+def test_every_audited_row_has_a_verdict_by_the_name_of_its_variant(many):
+    """In the order of the profile, and in figures told apart by colour and mark."""
+    results, made = many
+    rows = panel(made, audit.VERDICTS, "audit")
+    assert rows.rows == results.params.audit.checkpoints and len(rows.rows) == 12
+    assert [rows.entries[row, audit.VARIANT].text for row in ("recover", "bare", "coconut")] == [
+        "heima",
+        "heima-bare",
+        "coconut",
+    ]
+    assert "Without tags (bare, coconut) the last thinking" in made["audit"].blocks[0].caption
+    looks = zip(style.colours(rows.rows).values(), style.marks(rows.rows).values(), strict=True)
+    assert len(set(looks)) == len(rows.rows)
+    for render in (tables.markdown, tables.latex, tables.comma_separated):
+        assert "heima-tag-tokens" in render(made["audit"])
 
 
 def test_all_methods_fit_on_their_pages(many, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 
@@ -12,8 +11,8 @@ import torch
 
 from eval.audit import items, measures, recording
 from eval.audit import planted as planted_controls
-from eval.audit.passes import OPENING, Passes, behind_opening, continuation
-from heima.config import Decoding
+from eval.audit.answers import behind_opening, continuation, first_slots, opening, without_slots
+from eval.audit.passes import Passes
 from heima.cot.rendering import constant_prefix
 from heima.cot.sections import TAGS, numbered
 from heima.data.encoding import Sample
@@ -22,65 +21,20 @@ from heima.planning import audits
 from heima.training.backbone import body
 from heima.vlm import generation, patching
 from tests import planted
-
-GREEDY = Decoding(temperature=0, top_k=50, max_new_tokens=6, batch_size=4)
+from tests.eval.audit.asking import GREEDY, batch_of, let_it_speak, measured
 
 
 @pytest.fixture(scope="module", params=["toy-mllama", "toy-llava-next"])
 def parts(request, toy_source, params):
     """An untrained model that looks at its image and ends its answers, and what feeds it."""
     model, processor, *others = planted.parts(request.param, params, toy_source)
-    _let_it_speak(model, processor.tokenizer)
+    let_it_speak(model, processor.tokenizer)
     return model, processor, *others
-
-
-def _let_it_speak(model, tokenizer):
-    """Answers of plain words that end soon, and read the same when they are encoded again."""
-    words = ("yes", "no", "red", "green", "blue", "yellow", "two", "three", "four", "A", "B", "C")
-    plain = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-    allowed = {ids[0] for ids in plain if len(ids) == 1}
-    assert len(allowed) > 6
-    with torch.no_grad():
-        weight = model.lm_head.weight
-        weight[tokenizer.eos_token_id].mul_(4)
-        for other in set(range(len(weight))) - allowed - {tokenizer.eos_token_id}:
-            weight[other] = weight[tokenizer.eos_token_id] * 0.9
-
-
-@pytest.fixture(scope="module")
-def turns(toy_turns):
-    """Ten of one kind, about five images, with one of two conclusions."""
-    kinds = collections.Counter(turn.kind for turn in toy_turns)
-    some = [turn for turn in toy_turns if turn.kind == kinds.most_common(1)[0][0]][:10]
-    images = sorted({turn.image for turn in some})
-    return [
-        dataclasses.replace(
-            turn, image_first=True, conclusion=("red", "two")[images.index(turn.image) % 2]
-        )
-        for turn in some
-    ]
 
 
 def passes_of(parts, *, attention="open", tokens=1):
     prefix = constant_prefix("p3", numbered(tokens))
     return Passes(*parts[:4], prefix, world=planted_controls.world(parts[0], attention))
-
-
-def batch_of(turns):
-    def lent(same_gold):
-        found = items.partners(turns, same_gold=same_gold, seed=3)
-        there = found != items.NOBODY
-        donors = np.where(there, found, np.arange(len(turns)))
-        return [turns[donor] for donor in donors], there
-
-    (same, lent_same), (other, lent_other) = lent(True), lent(False)
-    return measures.Batch(turns, same, other, lent_same, lent_other, seed=0)
-
-
-def measured(passes, turns, windows=2):
-    moments = measures.Moments.of([measures.states(passes, turns)[0]])
-    batch = batch_of(turns)
-    return batch, measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=windows)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2])
@@ -308,9 +262,9 @@ def test_a_conclusion_is_asked_for_behind_its_tag_where_parts_are_missing(parts,
     gold = [continuation(turn.conclusion) for turn in turns]
     for name, prefix in (
         ("both", ""),
-        ("slots", measures.without_slots(passes.prefix)),
-        ("first-1", measures.first_slots(passes.prefix, 1)),
+        ("slots", without_slots(passes.prefix)),
+        ("first-1", first_slots(passes.prefix, 1)),
     ):
         whole = passes.score(turns, gold, prefix=prefix).nll
-        tag = passes.score(turns, behind_opening(gold), prefix=prefix + OPENING).nll
+        tag = passes.score(turns, behind_opening(gold), prefix=prefix + opening("text")).nll
         assert (tag < whole).all(), name

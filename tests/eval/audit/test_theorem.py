@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from eval.audit import measures, theorem
-from eval.audit.passes import Passes, continuation
+from eval.audit.answers import continuation
+from eval.audit.passes import Passes
 from heima.cot.rendering import constant_prefix
 from heima.cot.sections import numbered
 from tests import planted
@@ -41,9 +42,7 @@ def test_each_format_is_scored_as_it_is_written(parts, toy_turns):
             alone = passes.score([turn], gold, prefix=prefix).nll[0] / np.log(2)
             assert found[name][row] == pytest.approx(alone, abs=1e-4)
     mean = [part[None] for part in moments.mean]
-    alone = tokens.score(
-        turns[:1], [continuation(turns[0].conclusion)], within=measures.putting(tokens, mean)
-    )
+    alone = tokens.score(turns[:1], [continuation(turns[0].conclusion)], states=mean)
     assert found["tokens/ids"][0] == pytest.approx(alone.nll[0] / np.log(2), abs=1e-4)
 
 

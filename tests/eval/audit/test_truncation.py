@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from eval.audit import truncation
-from eval.audit.passes import OPENING, Passes, continuation
+from eval.audit.answers import continuation, opening
+from eval.audit.passes import Passes
 from heima.config import Decoding
 from tests import planted
 
@@ -117,8 +118,8 @@ def test_what_is_noted_is_what_passes_over_the_chains_say(parts, toy_turns, monk
     for prefixes, texts, of in asked:
         assert not of[2:].any()
         for prefix, text, turn in zip(prefixes[:2], texts[:2], turns[:2], strict=True):
-            assert OPENING + text == continuation(turn.conclusion)
-            assert prefix == OPENING or prefix.endswith(f"\n\n{OPENING}")
+            assert opening("text") + text == continuation(turn.conclusion)
+            assert prefix == opening("text") or prefix.endswith(f"\n\n{opening('text')}")
     area = truncation.aoc(found, truncation.PARTS_OF_TEXT)
     columns = [f"kept-{percent}/changed" for percent in (0, 25, 50, 75)]
     assert list(truncation.PARTS_OF_TEXT) == columns
