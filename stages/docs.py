@@ -5,9 +5,10 @@ cells of its decimal numbers, as the committed tables (`reports/<profile>/tables
 
     <!-- numbers: ablation / lmms / points / text-cot / mean: value low high seeds -->
 
-that is table / origin / panel / row / column: fields. Origin and panel are named by any part that
-only one has. Fields are `value`, `low`, `high`, `sd`, a training seed, `seeds` (all of them), and
-`_` for a number of another run. `;` separates cells. A table of the benchmarks' shape needs only
+that is table / origin / panel / row / column: fields; `toy-methods:methods` is a table of another
+profile. Origin and panel are named by any part that only one has. Fields are `value`, `low`,
+`high`, `sd`, a training seed, `seeds` (all of them), and `_` for a number of another run. `;`
+separates cells. A table of the benchmarks' shape needs only
 
     <!-- table: benchmarks / lmms / Accuracy (%); decoded tokens = Decoded tokens / mean -->
 
@@ -55,7 +56,9 @@ class Cells:
             raise DocsError(f"{selector!r} is not table / origin / panel / row / column")
         table, origin, panel, row, column = parts
         if table not in self._lines:
-            path = self.folder / f"{table}.csv"
+            profile, _, name = table.rpartition(":")
+            folder = self.folder.parents[1] / profile / "tables" if profile else self.folder
+            path = folder / f"{name}.csv"
             if not path.is_file():
                 raise DocsError(f"{selector!r}: there is no {path}")
             with path.open(encoding="utf-8", newline="") as file:

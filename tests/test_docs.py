@@ -162,8 +162,8 @@ TABLE = """
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A table with known numbers."""
-    folder = tmp_path_factory.mktemp("tables")
+    """A table with known numbers, and the same of another profile, whose mean is 12.3."""
+    folder = tmp_path_factory.mktemp("reports") / "toy" / "tables"
     rows = ["origin,panel,row,column,value,low,high,n,n_failed,sd,t_low,t_high,seeds,source"]
     for panel, column, *numbers in (
         ("Accuracy (%)", "mean", 47.94, 44.46, 50.86, 2.8, "42=45.0 43=-0.25 44=50.05"),
@@ -174,7 +174,11 @@ def made(tmp_path_factory):
         value, low, high, sd, seeds = numbers
         origin = '"toy profile, protocol lmms"'
         rows.append(f"{origin},{panel},heima,{column},{value},{low},{high},9,0,{sd},,,{seeds},f")
-    (folder / "benchmarks.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    text = "\n".join(rows) + "\n"
+    other = folder.parents[1] / "other" / "tables"
+    for here, written in ((folder, text), (other, text.replace("47.94", "12.3"))):
+        here.mkdir(parents=True)
+        (here / "benchmarks.csv").write_text(written, encoding="utf-8")
     return docs.Cells(folder)
 
 
@@ -188,6 +192,8 @@ def wrong(text: str, made: docs.Cells) -> list[tuple[str, str]]:
         (f"It is 47.9.\n<!-- numbers: {CELL}: value -->", []),
         (f"It is 47.94 (44.5 to 50.9).\n<!-- numbers: {CELL}: value low high -->", []),
         (f"It is 48.0: odd.\n<!-- numbers: {CELL}: value -->", [("48.0", "47.9")]),
+        (f"It is 47.9, there 12.4.\n<!-- numbers: {CELL}: value; other:{CELL}: value -->",
+         [("12.4", "12.3")]),
         (f"Seeds 45.0, .25, 50.05.\n<!-- numbers: {CELL}: seeds -->", []),
         (f"Seed 43: -.3 or +.3 or .2\n<!-- numbers: {CELL}: 43 43 43 -->",
          [("-.3", "-.2"), ("+.3", "-.2")]),
@@ -221,6 +227,7 @@ def test_a_number_that_is_not_its_cell_s_is_found(made, text, expected):
         ("1.0\n<!-- numbers: benchmarks / lmms / Accuracy (%) / mine / mean: value -->", "names 0"),
         ("1.0\n<!-- numbers: benchmarks / lmms / c / heima / mean: value -->", "names 3 cells"),
         ("1.0\n<!-- numbers: benchmarks / heima / mean: value -->", "is not table / origin"),
+        (f"1.0\n<!-- numbers: third:{CELL}: value -->", "there is no"),
         ("1.0\n<!-- numbers: other / lmms / x / heima / mean: value -->", "there is no"),
     ],
 )
