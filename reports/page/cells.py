@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ def stages_of(source: str) -> list[str]:
     []
     """
     found = []
-    for file in re.split(r" [+-] ", source):
+    for file in _files(source):
         for pattern, stage in _STAGES:
             if match := re.fullmatch(pattern, file):
                 found.append(match.expand(stage))
@@ -254,16 +254,28 @@ def _source(root: Path, name: str) -> dict[str, Any]:
         command = f"git checkout -- {name}"
     else:
         command = "dvc repro tables page"
-    return {"file": name, "code": _codes(root, stages), "command": command}
+    return {"file": name, "code": _codes(root, name), "command": command}
 
 
-def _codes(root: Path, stages: Iterable[str]) -> list[str]:
-    codes = []
-    for stage in stages:
-        kind, _, item = stage.partition("@")
-        path = root / "metrics" / kind / f"{item}.json" if item else root / f"metrics/{kind}.json"
-        if kind == "reconstruct":
-            # It leaves texts alone; what measured them says how they were made.
-            path = root / "metrics" / "similarity" / f"{item.rpartition('-')[0]}.json"
-        codes.append(str(read_json(path)["provenance"]["code"]))
+def _codes(root: Path, source: str) -> list[str]:
+    codes = [str(read_json(path)["provenance"]["code"]) for path in _metrics(root, source)]
     return list(dict.fromkeys(codes))
+
+
+def _metrics(root: Path, source: str) -> Iterator[Path]:
+    """The metrics files whose provenance says how the files of a source were made."""
+    for file in _files(source):
+        if file.startswith("metrics/"):
+            yield root / file
+            continue
+        for stage in stages_of(file):
+            kind, _, item = stage.partition("@")
+            if kind == "reconstruct":
+                # It leaves texts alone; what measured them says how they were made.
+                kind, item = "similarity", item.rpartition("-")[0]
+            yield root / "metrics" / (f"{kind}/{item}.json" if item else f"{kind}.json")
+
+
+def _files(source: str) -> list[str]:
+    """Those that a source names: one, or some that were added or subtracted."""
+    return re.split(r" [+-] ", source)

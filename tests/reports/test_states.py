@@ -10,6 +10,7 @@ import pytest
 
 from heima import config
 from reports import claims, tables
+from reports.page import cells
 from reports.tables import kept, states, theorem
 from reports.tables.model import Entry, Label
 from tests import fabricated
@@ -194,3 +195,12 @@ def test_what_is_not_measured_is_said(results):
     for name, words in (("theorem", "not measured here"), ("states", "names none")):
         assert words in tables.markdown(made[name]) and tables.latex(made[name])
         assert not tables.compact_files({name: made[name]}, results.params)
+
+
+def test_the_page_knows_what_made_each_number(folder, audited, made):
+    """Files of a checkpoint's training seeds lie in its folder."""
+    sources = cells.cells_of(folder, audited.params, made).sources
+    files = {file for one in sources for file in one["file"].split(" + ")}
+    assert {"metrics/examine/p3/42.json", "metrics/theorem.json"} <= files
+    for one in sources:
+        assert one["code"] or one["file"].partition("/")[0] not in ("metrics", "scores"), one
