@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -39,3 +41,19 @@ def measured(passes, turns, windows=2):
     moments = measures.Moments.of([measures.states(passes, turns)[0]])
     batch = batch_of(turns)
     return batch, measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=windows)
+
+
+def every_effect_is_nothing(found: Mapping[str, np.ndarray]) -> None:
+    """What an audit must measure where nothing sees the thinking tokens."""
+    for name in ("zero", "mean", "noise", "same", "other"):
+        there = np.isfinite(found[f"{name}/nll"])
+        assert there.any()
+        np.testing.assert_array_equal(found[f"{name}/nll"][there], found["own/nll"][there])
+        np.testing.assert_array_equal(found[f"{name}/right"][there], found["own/right"][there])
+    there = np.isfinite(found["mediation/te"])
+    assert (found["mediation/nie"][there] == 0).all()
+    np.testing.assert_array_equal(found["mediation/nde"], found["mediation/te"])
+    assert (abs(found["mediation/te"][there]) > 1e-3).any()
+    assert (found["closed/thinking/all/nll"] == 0).all()
+    followed = np.isfinite(found["other/followed"])
+    np.testing.assert_array_equal(found["other/followed"][followed], found["other/alike"][followed])

@@ -27,7 +27,13 @@ from heima.planning import audits
 from heima.training.backbone import body
 from heima.vlm import generation
 from tests import planted
-from tests.eval.audit.asking import GREEDY, batch_of, let_it_speak, measured
+from tests.eval.audit.asking import (
+    GREEDY,
+    batch_of,
+    every_effect_is_nothing,
+    let_it_speak,
+    measured,
+)
 
 
 def rendering(form, tags):
@@ -179,18 +185,7 @@ def test_ones_own_states_put_back_are_the_pass_itself(parts, layout, turns, toke
 def test_where_nothing_sees_the_thinking_tokens_every_effect_is_nothing(parts, layout, turns):
     """Not of coconut: what opens its conclusion is fed a thinking token's state, seen or not."""
     _, found = measured(passes_of(parts, layout, attention="blind"), turns, windows=1)
-    for name in ("zero", "mean", "noise", "same", "other"):
-        there = np.isfinite(found[f"{name}/nll"])
-        assert there.any()
-        np.testing.assert_array_equal(found[f"{name}/nll"][there], found["own/nll"][there])
-        np.testing.assert_array_equal(found[f"{name}/right"][there], found["own/right"][there])
-    there = np.isfinite(found["mediation/te"])
-    assert (found["mediation/nie"][there] == 0).all()
-    np.testing.assert_array_equal(found["mediation/nde"], found["mediation/te"])
-    assert (abs(found["mediation/te"][there]) > 1e-3).any()
-    assert (found["closed/thinking/all/nll"] == 0).all()
-    followed = np.isfinite(found["other/followed"])
-    np.testing.assert_array_equal(found["other/followed"][followed], found["other/alike"][followed])
+    every_effect_is_nothing(found)
 
 
 @EVERY
