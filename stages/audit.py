@@ -39,11 +39,11 @@ def main(checkpoint: str, seed: int) -> None:
     kept = kept_batches.KeptBatches(_kept(checkpoint, seed, params))
 
     def work(numbers: Sequence[int]) -> Iterator[bytes]:
-        prefix = params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on)
         read = reading.loaded(checkpoint, seed, params)
-        by_source = reading.passes(read, params, reading.source(params), prefix)
+        asked = chains.audited(params, checkpoint)
+        by_source = reading.passes(read, params, reading.source(params), asked)
         moments = measures.fitted(by_source, params)
-        asking = reading.passes(read, params, images, prefix)
+        asking = reading.passes(read, params, images, asked)
         for number in numbers:
             rows = batches[number]
             found = measures.of_batch(
@@ -106,8 +106,10 @@ def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
         models.ROOT / params.trained(checkpoint, seed),
     ]
     used = ["seed", "family", "precision", "image_decoding", "source", "training"]
-    others = ("checkpoints", "predictors")
+    others = ("checkpoints", "predictors", "asks")
     used += [f"audit.{one}" for one in type(params.audit).model_fields if one not in others]
+    if checkpoint in params.audit.asks:
+        used += [f"audit.asks.{checkpoint}", "control_words"]
     key = snapshots.key(
         f"audit@{checkpoint}-{seed}", params, *used, f"checkpoints.{checkpoint}", inputs=inputs
     )

@@ -36,8 +36,8 @@ def main(checkpoint: str, seed: int) -> None:
     donors, lent = reading.lent(turns, params)
 
     def work(batches: Sequence[Sequence[int]]) -> Iterator[bytes]:
-        prefix = params.prefix(checkpoint, params.checkpoints[checkpoint].trained_on)
-        passes = reading.passes(reading.loaded(checkpoint, seed, params), params, images, prefix)
+        loaded = reading.loaded(checkpoint, seed, params)
+        passes = reading.passes(loaded, params, images, chains.audited(params, checkpoint))
         for rows in batches:
             asked = [turns[row] for row in rows]
             shown = [donors[row].image for row in rows]

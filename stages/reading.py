@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from eval.audit import items, planted
 from eval.audit.passes import Passes
 from heima import config
+from heima.config import chains
 from heima.data import places
 from heima.data.images import ImageZip
 from heima.data.turns import Turn
@@ -41,16 +42,8 @@ def loaded(name: str, seed: int, params: config.Params) -> Loaded:
     return Loaded(name, *models.load_vlm(models.ROOT, params.trained(name, seed), params))
 
 
-def passes(
-    read: Loaded,
-    params: config.Params,
-    images: Images,
-    prefix: str,
-    *,
-    word: str | None = None,
-) -> Passes:
-    """Passes of a model, asked with this control word, within the ways of attention that it
-    closes."""
+def passes(read: Loaded, params: config.Params, images: Images, asking: chains.Asking) -> Passes:
+    """Passes of a model that is asked so, within the ways of attention that it closes."""
     processor = read.processor
     checkpoint = params.checkpoints.get(read.name)
     return Passes(
@@ -58,11 +51,11 @@ def passes(
         processor,
         models.vocabulary(processor.tokenizer, params),
         Collator(FAMILIES[params.family], processor, images, once=params.training.images_once),
-        prefix,
+        asking.prefix,
         tags=params.rendering(read.name).tags,
         feed=models.feed(processor.tokenizer, params, read.name),
         world=planted.world(read.model, checkpoint.attention if checkpoint else "open"),
-        word=word,
+        word=asking.word,
     )
 
 

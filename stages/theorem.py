@@ -50,7 +50,7 @@ def main() -> None:
 
         def passes(part: str, shown: Images) -> Passes:
             one = asking[part]
-            return reading.passes(read[one.model], params, shown, one.prefix, word=one.word)
+            return reading.passes(read[one.model], params, shown, one)
 
         moments = measures.fitted(passes("tokens", reading.source(params)), params)
         return theorem.Predictors(**{part: passes(part, images) for part in asking}), moments

@@ -18,6 +18,7 @@ import numpy as np
 
 from eval.audit import items, truncation
 from heima import config
+from heima.config import chains
 from heima.results.cells import write_metrics
 from heima.results.files import atomic
 from heima.results.provenance import provenance
@@ -39,7 +40,8 @@ def main() -> None:
     )
 
     def work(batches: Sequence[Sequence[int]]) -> Iterator[bytes]:
-        passes = reading.passes(reading.loaded(MODEL, params.seed, params), params, images, "")
+        asking = chains.Asking(MODEL, prefix="", word=None)
+        passes = reading.passes(reading.loaded(MODEL, params.seed, params), params, images, asking)
         processor = models.load_processor(models.ROOT, params)
         vocabulary = models.vocabulary(processor.tokenizer, params)
         for rows in batches:

@@ -52,8 +52,8 @@ def check_case(params: Params, name: str) -> None:
 
 
 def auditable(params: Params) -> list[str]:
-    """The checkpoints that can be audited: in their answers thinking tokens or fillers stand for
-    every section, as many in all."""
+    """The checkpoints that can be audited: in their answers (of a mixture those that `audit.asks`
+    asks for) thinking tokens or fillers stand for every section, as many in all."""
     return sorted(name for name in params.checkpoints if no_audit(params, name) is None)
 
 
@@ -61,9 +61,14 @@ def no_audit(params: Params, name: str) -> str | None:
     """Why a model cannot be audited; None: it can."""
     if name not in {"text-cot", *params.checkpoints}:
         return "no checkpoint has that name"
-    if mixtures.mixture(params, name) is not None:
-        return "it is trained on a mixture of renderings"
-    forms = params.rendering(name).forms
+    asks = params.audit.asks.get(name)
+    mixed = mixtures.mixture(params, name)
+    if mixed is not None and asks not in mixed:
+        return (
+            "it is trained on a mixture of renderings, and audit.asks does not say which of "
+            f"{list(mixed)} it is asked for"
+        )
+    forms = params.rendering(name, asks).forms
     if words := [section for section, form in forms.items() if form in ("text", "short")]:
         return f"it writes the {words[0]} in words, which an audit of states could not tell apart"
     if left_out := [section for section, form in forms.items() if form == "omit"]:
@@ -95,13 +100,32 @@ def _like_heima(params: Params) -> list[str]:
     ]
 
 
+def audited_variants(params: Params) -> dict[str, str]:
+    """Variant -> the audited checkpoint whose answers it asks for, as the audit does."""
+    return {
+        name: one.model
+        for name, one in params.variants.items()
+        if one.model in params.audit.checkpoints and one.asks == params.audit.asks.get(one.model)
+    }
+
+
 class Asking(NamedTuple):
-    """How a predictor is asked: what each of its answers begins with, and the control word behind
-    a question; None: it needs none."""
+    """How a model is asked: what each of its answers begins with, and the control word behind a
+    question; None: it needs none."""
 
     model: str
     prefix: str
     word: str | None
+
+
+def audited(params: Params, name: str) -> Asking:
+    """How a checkpoint that can be audited is asked."""
+    asks = params.audit.asks.get(name)
+    return Asking(
+        name,
+        params.prefix(name, asks or params.checkpoints[name].trained_on),
+        mixtures.word(params, name, asks),
+    )
 
 
 def asking(params: Params) -> dict[str, Asking]:
@@ -219,6 +243,13 @@ def check_attention(params: Params) -> None:
 def check_audit(params: Params) -> None:
     """Raise `ValueError` where what is to be audited, or examined, cannot be, naming what is
     allowed."""
+    for name, asks in params.audit.asks.items():
+        if name not in params.checkpoints:
+            raise ValueError(f"audit.asks: {name!r} is not one of {sorted(params.checkpoints)}")
+        try:
+            mixtures.word(params, name, asks)
+        except ValueError as error:
+            raise ValueError(f"audit.asks.{name}: {error}") from error
     able, described = auditable(params), examinable(params)
     for name in params.audit.checkpoints:
         if name not in able:

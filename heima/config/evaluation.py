@@ -230,11 +230,12 @@ class Predictors(Model):
 class Audit(Model):
     """Whether conclusions depend on thinking states (docs/audit.md).
 
-    `checkpoints` are audited, with all their training seeds. `items` questions are asked, in the
-    toy world about scenes that nothing else shows, elsewhere held-out turns (all, where there are
-    fewer). The states of `fitted` training turns give those
-    that replace others by their mean and as noise; `windows` divide the layers in which ways of
-    attention are closed. A conclusion of more than `max_new_tokens` counts as not ended.
+    `checkpoints` are audited, with all their training seeds; one of a mixture answers in the
+    rendering that it `asks` for. `items` questions are asked, in the toy world about scenes that
+    nothing else shows, elsewhere held-out turns (all, where there are fewer). The states of
+    `fitted` training turns give those that replace others by their mean and as noise; `windows`
+    divide the layers in which ways of attention are closed. A conclusion of more than
+    `max_new_tokens` counts as not ended.
     """
 
     checkpoints: tuple[Name, ...] = ()
@@ -243,6 +244,7 @@ class Audit(Model):
     windows: PositiveInt = 2
     max_new_tokens: PositiveInt = 16
     batch_size: PositiveInt = 128
+    asks: dict[Name, Name] = Field(default_factory=dict, exclude_if=lambda asked: not asked)
     # Without them nothing is measured of the theorem, and no stage depends on them.
     predictors: Predictors | None = Field(default=None, exclude_if=lambda one: one is None)
 

@@ -460,8 +460,9 @@ class Params(Model):
                 for name, one in self.variants.items()
             },
             "audits": {
-                name: {"prefix": self.prefix(name, self.checkpoints[name].trained_on)}
+                name: {"prefix": asking.prefix} | ({"word": asking.word} if asking.word else {})
                 for name in chains.auditable(self)
+                for asking in (chains.audited(self, name),)
             },
             **chains.predicting(self),
             "examine": self.examine.model_dump(mode="json"),

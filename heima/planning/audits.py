@@ -47,8 +47,9 @@ class Audits(Trainings):
             yield Stage(f"effects@{name}", samples=self._audited * len(seeds))
         for name in params.examine.checkpoints:
             # A question about its own image and about its donor's, and an answer after each.
+            asks = params.audit.asks.get(name)
             for seed in params.training_seeds(name):
-                yield self._beside(f"examine@{name}-{seed}", [(name, None, 2, 2)])
+                yield self._beside(f"examine@{name}-{seed}", [(name, asks, 2, 2)])
         if predictors := params.audit.predictors:
             # Thinking tokens are replaced, too. One model reads a question for each format anew.
             passes = {"nothing": 1, "tokens": 2, "text": 1}
@@ -76,8 +77,9 @@ class Audits(Trainings):
             slots = len(COMPRESSIBLE) * given(params.thinking(name).tokens, "thinking.tokens")
             fed = params.feed(name) is not None
             passes = audit_passes(slots, asked.windows, fed=fed)
-            read, again = self._flops(name)
-            prompt, answer = self._lengths(name)
+            asks = asked.asks.get(name)
+            read, again = self._flops(name, asks)
+            prompt, answer = self._lengths(name, asks)
             once = AUDIT_READS * read + passes * again
             # What is decoded, a question's answer and its donor's, costs about a pass more each.
             flops = self._audited * (once + 2 * again) + asked.fitted * (read + again)

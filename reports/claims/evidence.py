@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from heima.config import ProtocolName
+from heima.config import ProtocolName, chains
 from heima.results import verdicts
 from heima.results.cells import Cell
 from heima.results.measures import NLL_GAIN, difference
@@ -115,10 +115,9 @@ class Evidence:
         return None if cell is None else (cell, LATENCY)
 
     def audit(self, variant: str) -> tuple[Mapping[str, Mapping[str, Cell]], str] | None:
-        """The effects that an audit found of a variant's checkpoint; None: it was not audited."""
-        if variant not in self.results.params.variants:
-            return None
-        found = self.results.audits.get(self.results.params.variants[variant].model)
+        """The effects that an audit found of a variant's answers; None: they were not audited."""
+        checkpoint = chains.audited_variants(self.results.params).get(variant)
+        found = self.results.audits.get(checkpoint) if checkpoint else None
         return None if found is None else (found.cells, found.source)
 
     def theorem_gap(self) -> tuple[Cell, str] | None:

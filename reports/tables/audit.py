@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.audit.trust import trusted
-from heima.config import Params
+from heima.config import Params, chains
 from heima.results.cells import Cell
 from reports.tables import captions, expected
 from reports.tables.model import Block, Entry, Label, Panel
@@ -126,8 +126,8 @@ def _ordered(measures: Collection[str]) -> list[str]:
 
 def _verdicts(params: Params, audits: Audits) -> Panel:
     asking: dict[str, str] = {}
-    for variant, asked in params.variants.items():
-        asking.setdefault(asked.model, variant)
+    for variant, checkpoint in chains.audited_variants(params).items():
+        asking.setdefault(checkpoint, variant)
     entries: dict[tuple[str, str], Entry | Label] = {}
     for row, one in audits.items():
         # By which other tables know the method.

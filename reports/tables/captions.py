@@ -130,6 +130,13 @@ def _without_tags(params: Params) -> str:
     )
 
 
+def _asked_for(params: Params) -> str:
+    """Which of its renderings an audited checkpoint of a mixture answers in; nothing without."""
+    asked = {name: params.audit.asks.get(name) for name in params.audit.checkpoints}
+    named = [f"{name} for {asks}" for name, asks in asked.items() if asks]
+    return f"Of a mixture of renderings, asked by its word: {', '.join(named)}. " if named else ""
+
+
 def audit(params: Params) -> str:
     """Without the numbers that `Params` says, which stand in the table."""
     return (
@@ -144,7 +151,7 @@ def audit(params: Params) -> str:
         "image's effect passes through the states, all at 5 % after Holm; not supported: no "
         "replacement moves accuracy by 2 points (equivalence at 5 %); else undecided. Power: the "
         "probability that so many questions show that, where a tenth of the answers differ and "
-        f"none is lost. {_without_tags(params)}"
+        f"none is lost. {_without_tags(params)}{_asked_for(params)}"
         "What the effects of planted checkpoints must be is known (docs/audit.md). "
         f"{_spread(params)}; questions on one image resampled together."
     )

@@ -16,7 +16,7 @@ from heima.cot.rendering import constant_prefix
 from heima.cot.thinking import ONE_TOKEN, Thinking
 from heima.data.encoding import thinking_count
 from heima.toy.world import KINDS
-from stages import profile, resolve
+from stages import profile, resolve, runs
 from tests.conftest import ROOT
 from tests.fabricated_sources import paper_yaml
 
@@ -345,7 +345,10 @@ def test_every_row_with_columns_for_thoughts_is_audited(raw_methods):
         ("icot", "nothing stands for the summary in its answers"),
         ("text-cot", "it writes the summary in words"),
         ("base", "no checkpoint has that name"),
-        ("adaptive", "it is trained on a mixture of renderings"),
+        (
+            "adaptive",
+            "and audit.asks does not say which of ['answer-only', 'icot-1', 'icot-2', 'p3', ",
+        ),
     ],
 )
 def test_what_cannot_be_audited_is_refused_with_why(raw_methods, name, why):
@@ -355,6 +358,41 @@ def test_what_cannot_be_audited_is_refused_with_why(raw_methods, name, why):
     assert f"audit.checkpoints: '{name}' is not one of ['align', " in str(found.value)
     assert "thinking tokens or fillers stand for every section" in str(found.value)
     assert why in str(found.value)
+
+
+def test_a_mixture_is_audited_in_the_rendering_that_it_is_asked_for(raw_methods):
+    params = config.parse(yaml.safe_dump(raw_methods))
+    resolved = config.resolved(params)
+    known = resolved["derived"]["audits"]
+    assert known["adaptive"] == {**known["recover"], "word": raw_methods["control_words"]["p3"]}
+    assert config.parse(yaml.safe_dump(resolved)) == params
+    assert chains.audited_variants(params)["heima-adaptive-tokens-3"] == "adaptive"
+    assert "heima-adaptive-0" not in chains.audited_variants(params), "it asks for another"
+    assert len(runs.runs(params)["audit"]) == 3 * len(params.audit.checkpoints)
+    # Who asks for nothing has no such key.
+    assert "asks" not in config.resolved(config.load(ROOT / "params.yaml"))["audit"]
+
+
+@pytest.mark.parametrize(
+    ("asks", "said"),
+    [
+        ({"adaptive": "answer-only"}, "nothing stands for the summary in its answers"),
+        ({"adaptive": "icot-1"}, "it writes the caption in words"),
+        ({"adaptive": "tokens-2"}, "nothing stands for the summary in its answers"),
+        ({"adaptive": "text-cot"}, "it writes the summary in words"),
+        (
+            {"adaptive": "p2"},
+            "audit.asks.adaptive: asks = 'p2' is not one of ['answer-only', 'icot-1'",
+        ),
+        ({"recover": "p3"}, "audit.asks.recover: asks = 'p3' must not be given with recover"),
+        ({"another": "p3"}, "audit.asks: 'another' is not one of ['adaptive', 'align'"),
+    ],
+)
+def test_what_an_audit_cannot_ask_for_is_refused(raw_methods, asks, said):
+    raw = {**raw_methods, "audit": {"checkpoints": ["adaptive"], "asks": asks}}
+    with pytest.raises(config.ConfigError) as found:
+        config.parse(yaml.safe_dump(raw))
+    assert said in str(found.value)
 
 
 @pytest.mark.parametrize("name", ["bare", "state"])

@@ -138,12 +138,15 @@ def test_every_audited_row_has_a_verdict_by_the_name_of_its_variant(many):
     """In the order of the profile, and in figures told apart by colour and mark."""
     results, made = many
     rows = panel(made, audit.VERDICTS, "audit")
-    assert rows.rows == results.params.audit.checkpoints and len(rows.rows) == 12
-    assert [rows.entries[row, audit.VARIANT].text for row in ("recover", "bare", "coconut")] == [
+    assert rows.rows == results.params.audit.checkpoints and len(rows.rows) == 13
+    named = ("recover", "bare", "coconut", "adaptive")
+    assert [rows.entries[row, audit.VARIANT].text for row in named] == [
         "heima",
         "heima-bare",
         "coconut",
+        "heima-adaptive-tokens-3",
     ]
+    assert "asked by its word: adaptive for p3. " in made["audit"].blocks[0].caption
     assert "Without tags (bare, coconut) the last thinking" in made["audit"].blocks[0].caption
     looks = zip(style.colours(rows.rows).values(), style.marks(rows.rows).values(), strict=True)
     assert len(set(looks)) == len(rows.rows)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
+from eval.audit import items, measures
 from heima import config
+from heima.config import chains
 from heima.families.registry import FAMILIES
 from heima.interpreting.states import SectionStates
 from heima.interpreting.states import save as save_states
@@ -212,6 +217,37 @@ def test_other_inputs_have_other_batches(workspace, monkeypatch):
     monkeypatch.setattr(models, "version", lambda name: "another")
     states.main(42)
     assert len(list(kept_batches.ROOT.iterdir())) == 3 and first.exists()
+
+
+def test_a_mixture_is_audited_behind_the_word_that_asks(workspace, monkeypatch):
+    """As if the word stood in every question, of training turns and of the audit's own."""
+    monkeypatch.setattr(kept_batches.KeptBatches, "discard", lambda self: None)
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["audit"] |= {"checkpoints": ["predictor"], "asks": {"predictor": "p3"}}
+
+    def audited():
+        Path("params.yaml").write_text(yaml.safe_dump(raw))
+        resolve.write(config.load())
+        audit.main("predictor", 42)
+        return pd.read_parquet("audits/predictor/42.parquet")
+
+    by_word = audited()
+    raw["control_words"]["p3"] = "ponder"
+    by_another = audited()
+    assert len(list(kept_batches.ROOT.iterdir())) == 2, "batches of the two are not mixed"
+    assert not np.allclose(by_word["own/nll"], by_another["own/nll"])
+
+    def with_word(turns):
+        return [dataclasses.replace(turn, question=f"{turn.question}\nthinking") for turn in turns]
+
+    asked, load, audited_so = items.asked, measures.load_turns, chains.audited
+    monkeypatch.setattr(
+        items, "asked", lambda params: (with_word(asked(params)[0]), asked(params)[1])
+    )
+    monkeypatch.setattr(measures, "load_turns", lambda path: with_word(load(path)))
+    monkeypatch.setattr(chains, "audited", lambda *named: audited_so(*named)._replace(word=None))
+    shutil.rmtree(kept_batches.ROOT)
+    pd.testing.assert_frame_equal(audited(), by_word, check_exact=True)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
