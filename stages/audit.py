@@ -1,7 +1,8 @@
 """Ask what conclusions owe to thinking states: `python -m stages.audit recover 42`
 
 Writes `audits/<checkpoint>/<seed>.parquet`: a row for each question, a column for each measure (see
-`eval.audit.measures.of_batch`). The questions are the same for all checkpoints and seeds.
+`eval.audit.measures.of_batch`; of `eval.audit.words` where answers have words before conclusions).
+The questions are the same for all checkpoints and seeds.
 
 On several GPUs it starts itself once on each, and the processes share the batches. Finished batches
 stay in `.cache/batches/` until the result is written: a killed run goes on from them, on any number
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.audit import items, measures
+from eval.audit import items, measures, words
 from heima import config
 from heima.config import chains
 from heima.data.turns import Turn
@@ -37,6 +38,10 @@ def main(checkpoint: str, seed: int) -> None:
         same: items.partners(turns, same_gold=same, seed=params.seed) for same in (True, False)
     }
     kept = kept_batches.KeptBatches(_kept(checkpoint, seed, params))
+    of_batch, decoding = measures.of_batch, params.audit.decoding
+    if _has_words(checkpoint, params):
+        of_batch = words.of_batch
+        decoding = decoding.model_copy(update={"max_new_tokens": params.predict.max_new_tokens})
 
     def work(numbers: Sequence[int]) -> Iterator[bytes]:
         read = reading.loaded(checkpoint, seed, params)
@@ -46,11 +51,11 @@ def main(checkpoint: str, seed: int) -> None:
         asking = reading.passes(read, params, images, asked)
         for number in numbers:
             rows = batches[number]
-            found = measures.of_batch(
+            found = of_batch(
                 asking,
                 _batch(turns, donors, rows, seed=processes.batch_seed(params.seed, number)),
                 moments,
-                decoding=params.audit.decoding,
+                decoding=decoding,
                 windows=params.audit.windows,
             )
             buffer = io.BytesIO()
@@ -98,6 +103,11 @@ def _batch(
     )
 
 
+def _has_words(checkpoint: str, params: config.Params) -> bool:
+    """Whether answers have words between their thinking tokens and the conclusion."""
+    return not chains.audited_rendering(params, checkpoint).constant
+
+
 def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
     """Where finished batches are: a folder named by all that they depend on."""
     inputs = [
@@ -110,6 +120,8 @@ def _kept(checkpoint: str, seed: int, params: config.Params) -> Path:
     used += [f"audit.{one}" for one in type(params.audit).model_fields if one not in others]
     if checkpoint in params.audit.asks:
         used += [f"audit.asks.{checkpoint}", "control_words"]
+    if _has_words(checkpoint, params):
+        used.append("predict.max_new_tokens")
     key = snapshots.key(
         f"audit@{checkpoint}-{seed}", params, *used, f"checkpoints.{checkpoint}", inputs=inputs
     )

@@ -70,6 +70,36 @@ def thinking_tokens(prefix: str) -> tuple[str, ...]:
     return tuple(one for one in parts_of(meant(prefix))[1::2] if one not in _TAGS)
 
 
+def tokens_of_a_section(prefix: str, tags: Layout = "text") -> int:
+    """How many thinking tokens, or fillers, stand for each section of a prefix that has some.
+
+    >>> tokens_of_a_section("<SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY>")
+    1
+    >>> tokens_of_a_section("<THINKING_OF_SUMMARY>" * 2 + "<THINKING_OF_CAPTION>" * 4, "none")
+    2
+    """
+    named = TAG_TOKENS if tags == "token" else TAGS
+    there = [one for one in COMPRESSIBLE if tags == "none" or named[one][0] in prefix]
+    return len(thinking_tokens(prefix)) // len(there)
+
+
+def split(text: str, tags: Layout = "text") -> tuple[Marked, Marked] | None:
+    """What stands before the conclusion in an answer, and the conclusion with its tags; None where
+    nothing opens one.
+
+    >>> split("<REASONING> 2 </REASONING> <CONCLUSION> B </CONCLUSION>")
+    ('<REASONING> 2 </REASONING> ', '<CONCLUSION> B </CONCLUSION>')
+    """
+    opened, parts = opening(tags), parts_of(text)
+    for place, part in enumerate(parts):
+        if tags == "token" and place % 2 and part == opened:
+            return Marked(parts[:place]), Marked(("", *parts[place:]))
+        if tags == "text" and place % 2 == 0 and opened in part:
+            before, _, behind = part.partition(opened)
+            return Marked((*parts[:place], before)), Marked((opened + behind, *parts[place + 1 :]))
+    return None
+
+
 def without_slots(prefix: str) -> str:
     """A prefix with its tags and without its thinking tokens.
 

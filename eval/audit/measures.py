@@ -17,7 +17,6 @@ import torch
 from eval.audit import answers
 from eval.audit.passes import Passes, Scores, States, Within
 from heima.config import Decoding, Params
-from heima.cot.sections import COMPRESSIBLE
 from heima.data.turns import Turn, load_turns
 from heima.families import registry
 from heima.vlm import patching, processes
@@ -91,7 +90,7 @@ def of_batch(
     - `moved/image`, `moved/donor`: squared distance of the last states under another image, and
       from the donor's.
     """
-    turns, n = batch.turns, len(batch.turns)
+    turns = batch.turns
     gold = [answers.continuation(turn.conclusion, passes.tags) for turn in turns]
     # Donors first: a question is then read once for all that follows.
     donors = {"same": states(passes, batch.same)[0], "other": states(passes, batch.other)[0]}
@@ -108,37 +107,29 @@ def of_batch(
         "own/written": _shares(valid),
     }
 
-    def replaced(name: str, given: States, lent: np.ndarray) -> Scores:
-        scores = passes.score(turns, gold, states=given)
-        same = _gives(passes, turns, said, lent & valid, gold, scores, states=given)
-        columns[f"{name}/nll"] = _where(lent, scores.nll)
-        columns[f"{name}/right"] = _where(lent, scores.greedy)
-        columns[f"{name}/changed"] = _where(lent & valid, ~same)
-        return scores
-
-    everybody = np.ones(n, dtype=bool)
-    replaced("zero", [torch.zeros_like(part) for part in own_states], everybody)
-    replaced("mean", _everywhere(moments.mean, n), everybody)
-    replaced("noise", _noise(moments, n, batch.seed), everybody)
-    each = len(answers.thinking_tokens(passes.prefix)) // len(COMPRESSIBLE)
-    if each > 1:
-        replaced("first", [_first_of(part, each) for part in own_states], everybody)
-    replaced("same", donors["same"], batch.lent_same)
-    swapped = replaced("other", donors["other"], batch.lent_other)
+    scored: dict[str, Scores] = {}
+    for name, (given, there) in replacements(passes, batch, moments, own_states, donors).items():
+        scored[name] = passes.score(turns, gold, states=given)
+        same = _gives(passes, turns, said, there & valid, gold, scored[name], states=given)
+        columns[f"{name}/nll"] = where(there, scored[name].nll)
+        columns[f"{name}/right"] = where(there, scored[name].greedy)
+        columns[f"{name}/changed"] = where(there & valid, ~same)
 
     theirs = [text if text is not None else gold[row] for row, text in enumerate(lent)]
     both = batch.lent_other & valid & np.array([text is not None for text in lent])
-    followed = _gives(passes, turns, theirs, both, gold, swapped, states=donors["other"])
-    columns["other/followed"] = _where(both, followed)
-    columns["other/alike"] = _where(
+    followed = _gives(passes, turns, theirs, both, gold, scored["other"], states=donors["other"])
+    columns["other/followed"] = where(both, followed)
+    columns["other/alike"] = where(
         both, [one == two for one, two in zip(said, theirs, strict=True)]
     )
 
     columns |= _mediation(passes, batch, gold, own, own_states)
     columns |= _parts(passes, turns, gold, said, valid)
-    columns |= _closed(passes, turns, gold, own, windows, back)
+    for name, within in closed(passes, windows).items():
+        nll = passes.score(turns, gold, within=within, states=back).nll
+        columns[f"{name}/nll"] = nll - own.nll
     last, donor = own_states[-1], donors["other"][-1]
-    columns["moved/donor"] = _where(batch.lent_other, _squared(last, donor))
+    columns["moved/donor"] = where(batch.lent_other, squared(last, donor))
     return columns
 
 
@@ -182,9 +173,9 @@ def _mediation(
     total = shown.nll - own.nll
     indirect = passes.score(turns, gold, states=other_states).nll - own.nll
     direct = passes.score(turns, gold, images=images, states=own_states).nll
-    moved = _squared(own_states[-1], other_states[-1])
+    moved = squared(own_states[-1], other_states[-1])
     return {
-        name: _where(batch.lent_other, values)
+        name: where(batch.lent_other, values)
         for name, values in {
             "mediation/te": total,
             "mediation/nie": indirect,
@@ -221,22 +212,35 @@ def _parts(
         scores = passes.score(turns, gold, prefix=prefix)
         same = _gives(passes, turns, said, valid, gold, scores, prefix=prefix)
         found[f"first-{count}/right"] = _shares(scores.greedy)
-        found[f"first-{count}/changed"] = _where(valid, ~same)
+        found[f"first-{count}/changed"] = where(valid, ~same)
     return found
 
 
-def _closed(
+def replacements(
     passes: Passes,
-    turns: Sequence[Turn],
-    gold: Sequence[str],
-    own: Scores,
-    windows: int,
-    back: States | None,
-) -> dict[str, np.ndarray]:
-    """What the conclusion loses where it does not see the thinking tokens, or the image.
+    batch: Batch,
+    moments: Moments,
+    own: States,
+    donors: Mapping[str, States],
+) -> dict[str, tuple[States, np.ndarray]]:
+    """The states that replace a batch's `own`, by name, and which of its turns have them."""
+    n = len(batch.turns)
+    everybody = np.ones(n, dtype=bool)
+    each = answers.tokens_of_a_section(passes.prefix, passes.tags)
+    first = {"first": ([_first_of(part, each) for part in own], everybody)} if each > 1 else {}
+    return {
+        "zero": ([torch.zeros_like(part) for part in own], everybody),
+        "mean": (_everywhere(moments.mean, n), everybody),
+        "noise": (_noise(moments, n, batch.seed), everybody),
+        **first,
+        "same": (donors["same"], batch.lent_same),
+        "other": (donors["other"], batch.lent_other),
+    }
 
-    `back` are its own states, where they are put back.
-    """
+
+def closed(passes: Passes, windows: int) -> dict[str, Within]:
+    """Where the conclusion does not see the thinking tokens, or the image, by the measure's name:
+    in all layers, and in each of so many windows of them."""
     model = passes.model
     text = registry.of(model).language_model(model)
 
@@ -248,12 +252,11 @@ def _closed(
     def image(layers: range | None) -> Within:
         return lambda places: patching.blindfolded(model, places.conclusion, places.image, layers)
 
-    found = {}
-    for name, closed in {"thinking": thinking, "image": image}.items():
-        for window, layers in layer_windows(len(text.layers), windows).items():
-            nll = passes.score(turns, gold, within=closed(layers), states=back).nll
-            found[f"closed/{name}/{window}/nll"] = nll - own.nll
-    return found
+    return {
+        f"closed/{name}/{window}": way(layers)
+        for name, way in {"thinking": thinking, "image": image}.items()
+        for window, layers in layer_windows(len(text.layers), windows).items()
+    }
 
 
 def layer_windows(layers: int, windows: int) -> Mapping[str, range | None]:
@@ -292,7 +295,7 @@ def _first_of(part: torch.Tensor, each: int) -> torch.Tensor:
     return part[:, torch.arange(part.shape[1]) // each * each]
 
 
-def _squared(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
+def squared(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
     return (left.float() - right.float()).square().sum(dim=(1, 2)).numpy().astype(np.float64)
 
 
@@ -300,5 +303,5 @@ def _shares(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _where(there: np.ndarray, values: Any) -> np.ndarray:
+def where(there: np.ndarray, values: Any) -> np.ndarray:
     return np.where(there, _shares(values), np.nan)

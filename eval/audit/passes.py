@@ -54,11 +54,12 @@ class Places:
     """Where things stand in a batch of forced answers, as the model sees them.
 
     `thinking` (rows, k) are the columns of the thinking tokens; the masks are (rows, length):
-    `image` of the image's tokens, `continuation` of what is scored, `conclusion` of that and of
-    what opens it. Without tags the last thinking token does: its state predicts the conclusion's
-    first token, as that of an opening tag does elsewhere, and it is none of `thinking`. What stands
-    before the column `start` was read before; a pass has the columns from there on. `rows` says
-    which of the turns that were given a row is about.
+    `image` of the image's tokens, `continuation` of what is scored, `conclusion` of that, of words
+    before it that are none of the prefix, and of what opens it. Without tags the last thinking
+    token does: its state predicts the conclusion's first token, as that of an opening tag does
+    elsewhere, and it is none of `thinking`. What stands before the column `start` was read before;
+    a pass has the columns from there on. `rows` says which of the turns that were given a row is
+    about.
     """
 
     thinking: torch.Tensor
@@ -181,19 +182,34 @@ class Passes:
         self._known: LRUCache[object, _Questions] = LRUCache(_READ)
 
     @torch.inference_mode()
-    def continuations(self, turns: Sequence[Turn], *, decoding: Decoding) -> list[str | None]:
+    def continuations(
+        self,
+        turns: Sequence[Turn],
+        *,
+        decoding: Decoding,
+        images: Sequence[str] | None = None,
+        of: np.ndarray | None = None,
+        states: States | None = None,
+    ) -> list[str | None]:
         """What greedy decoding writes after the prefix, its thinking tokens marked; None where it
-        does not end in `decoding.max_new_tokens`."""
-        rows = torch.arange(len(turns))
-        asked = self._asked(turns, [turn.image for turn in turns]).of(rows)
-        ids = torch.tensor([self._ids(meant(self.prefix))]).long().expand(len(turns), -1)
+        does not end in `decoding.max_new_tokens`, and of turns that `of` leaves out.
+
+        `images` and `states` as in `score`.
+        """
+        rows = torch.arange(len(turns)) if of is None else torch.from_numpy(of.nonzero()[0])
+        found: list[str | None] = [None] * len(turns)
+        if not len(rows):
+            return found
+        given = None if states is None else [part[rows] for part in states]
+        asked = self._asked(turns, images or [turn.image for turn in turns]).of(rows)
+        ids = torch.tensor([self._ids(meant(self.prefix))]).long().expand(len(rows), -1)
         begun, read, last = ids.shape[1], 0, asked.last
-        done = torch.zeros(len(turns), dtype=torch.bool)
+        done = torch.zeros(len(rows), dtype=torch.bool)
         while ids.shape[1] < begun + decoding.max_new_tokens and not done.all():
             if read < ids.shape[1]:
                 real, lengths = torch.ones_like(ids), torch.full(done.shape, ids.shape[1] - begun)
                 places = self._places(asked, ids, real, lengths, rows, read)
-                hidden, _ = self._passed(asked, ids, real, places, last)
+                hidden, _ = self._passed(asked, ids, real, places, last, states=given)
                 last = hidden[:, -1]
                 read = ids.shape[1]
             token = self.model.lm_head(last).float().argmax(dim=-1).cpu()
@@ -201,15 +217,11 @@ class Passes:
             done |= torch.isin(token, self._ends)
         written = ids[:, begun:]
         ended = torch.isin(written, self._ends)
-        return [
-            meant(self._vocabulary.decode(row[:end])) if stops else None
-            for row, end, stops in zip(
-                written.tolist(),
-                ended.int().argmax(dim=1).tolist(),
-                ended.any(dim=1).tolist(),
-                strict=True,
-            )
-        ]
+        ends = ended.int().argmax(dim=1)
+        for place, row in enumerate(rows.tolist()):
+            if ended[place].any():
+                found[row] = meant(self._vocabulary.decode(written[place, : ends[place]].tolist()))
+        return found
 
     @torch.inference_mode()
     def score(
@@ -223,9 +235,11 @@ class Passes:
         of: np.ndarray | None = None,
         states: States | None = None,
         recorded: bool = False,
+        words: Sequence[str] | None = None,
     ) -> Scores:
         """The continuations of the turns' answers, after `prefix`: one for all, or each its own
-        (None: the constant one).
+        (None: the constant one), and each after its own `words` behind that, which are read as a
+        continuation is, and not scored.
 
         `images` are shown instead of the turns' own, by name. With `of`, a mask of the turns, no
         other is scored: theirs are NaN and False. `states` of all turns are put in the place of the
@@ -240,14 +254,22 @@ class Passes:
         begun = [meant(each[row]) for row in rows.tolist()]
         asked = self._asked(turns, images or [turn.image for turn in turns]).of(rows)
         tokenizer = self._vocabulary.tokenizer
-        answers = [
-            [*self._ids(joined([beginning, continuations[row]])), tokenizer.eos_token_id]
+        led = [
+            joined([beginning, words[row]]) if words else beginning
             for beginning, row in zip(begun, rows.tolist(), strict=True)
+        ]
+        unscored = [len(self._ids(one)) for one in led]
+        answers = [
+            [*self._ids(joined([one, continuations[row]])), tokenizer.eos_token_id]
+            for one, row in zip(led, rows.tolist(), strict=True)
         ]
         ids = pad(answers, tokenizer.pad_token_id)
         real = pad([[1] * len(one) for one in answers], 0)
         before = torch.tensor([len(self._ids(beginning)) for beginning in begun])
-        places = self._places(asked, ids, real, real.sum(dim=1) - before, rows)
+        lengths = real.sum(dim=1)
+        places = self._places(
+            asked, ids, real, lengths - before, rows, scored=lengths - torch.tensor(unscored)
+        )
         hidden, taken = self._passed(
             asked,
             ids,
@@ -416,23 +438,29 @@ class Passes:
         lengths: torch.Tensor,
         rows: torch.Tensor,
         read: int = 0,
+        *,
+        scored: torch.Tensor | None = None,
     ) -> Places:
         """Of answers `ids`, whose first `read` columns were read before and whose continuations
-        have these lengths."""
+        have these lengths; of these the last ones are `scored` (None: all)."""
         columns, ends = torch.arange(ids.shape[1]), real.sum(dim=1)[:, None]
         before = columns < ends - lengths[:, None]
         thinking = (torch.isin(ids, self._thinking) & before).nonzero()[:, 1].reshape(len(ids), -1)
         question = asked.ids.shape[1]
         image = asked.ids == self._processor.image_token_id
-        scored = torch.cat([torch.zeros_like(image), ~before & (columns < ends)], dim=1)
-        thinking, conclusion = thinking + question, scored
+        first = ends - (lengths if scored is None else scored)[:, None]
+        answered, counted = (
+            torch.cat([torch.zeros_like(image), (columns >= start) & (columns < ends)], dim=1)
+            for start in (ends - lengths[:, None], first)
+        )
+        thinking, conclusion = thinking + question, answered
         if self.tags == "none":
-            conclusion = scored.scatter(1, thinking[:, -1:], True)
+            conclusion = answered.scatter(1, thinking[:, -1:], True)
             thinking = thinking[:, :-1]
         return Places(
             thinking=thinking,
             image=torch.cat([image, torch.zeros_like(before)], dim=1),
-            continuation=scored,
+            continuation=counted,
             conclusion=conclusion,
             start=question + read,
             rows=rows,

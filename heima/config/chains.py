@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heima.config import families, mixtures
-from heima.cot.rendering import Rendering
+from heima.config.base import given
+from heima.cot.rendering import Rendering, constant_prefix, render
+from heima.cot.sections import SECTIONS, TAG_TOKENS, TAGS, numbered
 from heima.cot.thinking import shown
 
 if TYPE_CHECKING:
@@ -51,9 +53,14 @@ def check_case(params: Params, name: str) -> None:
         )
 
 
+_WORDS = ("text", "short")
+"""The forms of sections in words."""
+
+
 def auditable(params: Params) -> list[str]:
-    """The checkpoints that can be audited: in their answers (of a mixture those that `audit.asks`
-    asks for) thinking tokens or fillers stand for every section, as many in all."""
+    """The checkpoints that can be audited: their answers (of a mixture those that `audit.asks` asks
+    for) begin with thinking tokens or fillers for one section after the other, as many in all, and
+    have words for the others."""
     return sorted(name for name in params.checkpoints if no_audit(params, name) is None)
 
 
@@ -68,9 +75,15 @@ def no_audit(params: Params, name: str) -> str | None:
             "it is trained on a mixture of renderings, and audit.asks does not say which of "
             f"{list(mixed)} it is asked for"
         )
-    forms = params.rendering(name, asks).forms
-    if words := [section for section, form in forms.items() if form in ("text", "short")]:
-        return f"it writes the {words[0]} in words, which an audit of states could not tell apart"
+    rendering = params.rendering(name, asks)
+    forms = rendering.forms
+    words = [section for section, form in forms.items() if form in _WORDS]
+    if words and list(forms).index(words[0]) + len(words) < len(forms):
+        return f"it writes the {words[0]} in words before a thinking token"
+    if len(words) == len(forms):
+        return f"it writes the {words[0]} in words, and has no thinking token before it"
+    if words and params.feed(name) is not None:
+        return f"it writes the {words[0]} in words behind states that are fed back"
     if left_out := [section for section, form in forms.items() if form == "omit"]:
         return f"nothing stands for the {left_out[0]} in its answers"
     if params.thinking(name).tokens is None:
@@ -80,12 +93,19 @@ def no_audit(params: Params, name: str) -> str | None:
 
 def examinable(params: Params) -> list[str]:
     """The checkpoints whose states can be described beside those of their tags: of those that can
-    be audited, the ones with tags that are fed tokens."""
+    be audited, the ones with tags and without words, that are fed tokens."""
     return [
         name
         for name in auditable(params)
-        if params.rendering(name).tags != "none" and params.feed(name) is None
+        if audited_rendering(params, name).constant
+        and audited_rendering(params, name).tags != "none"
+        and params.feed(name) is None
     ]
+
+
+def audited_rendering(params: Params, name: str) -> Rendering:
+    """What the answers are that an audit of a checkpoint asks for."""
+    return params.rendering(name, params.audit.asks.get(name))
 
 
 def _like_heima(params: Params) -> list[str]:
@@ -119,13 +139,19 @@ class Asking(NamedTuple):
 
 
 def audited(params: Params, name: str) -> Asking:
-    """How a checkpoint that can be audited is asked."""
-    asks = params.audit.asks.get(name)
-    return Asking(
-        name,
-        params.prefix(name, asks or params.checkpoints[name].trained_on),
-        mixtures.word(params, name, asks),
-    )
+    """How a checkpoint that can be audited is asked: its answers begin with all that stands before
+    the first section in words."""
+    rendering = audited_rendering(params, name)
+    thinking = numbered(given(params.thinking(name).tokens, "thinking.tokens"))
+    if rendering.constant:
+        prefix = constant_prefix(rendering, thinking)
+    else:
+        blank = dict.fromkeys(SECTIONS, "")
+        first = next(section for section, form in rendering.forms.items() if form in _WORDS)
+        opening = (TAG_TOKENS if rendering.tags == "token" else TAGS)[first][0]
+        answer = render(blank, rendering, thinking, short=blank)
+        prefix = answer[: answer.index(opening)]
+    return Asking(name, prefix, mixtures.word(params, name, params.audit.asks.get(name)))
 
 
 def asking(params: Params) -> dict[str, Asking]:
@@ -254,15 +280,16 @@ def check_audit(params: Params) -> None:
     for name in params.audit.checkpoints:
         if name not in able:
             raise ValueError(
-                f"audit.checkpoints: {name!r} is not one of {able}, the checkpoints in whose "
-                "answers thinking tokens or fillers stand for every section, as many in all: "
-                f"{no_audit(params, name)}"
+                f"audit.checkpoints: {name!r} is not one of {able}, the checkpoints whose answers "
+                "begin with thinking tokens or fillers, as many in all, and have nothing but words "
+                f"behind them: {no_audit(params, name)}"
             )
     for name in params.examine.checkpoints:
         if name not in described:
             raise ValueError(
                 f"examine.checkpoints: {name!r} is not one of {described}, the checkpoints that "
-                "can be audited, have tags beside their thinking tokens, and are fed tokens"
+                "can be audited, have tags beside their thinking tokens and no section in words, "
+                "and are fed tokens"
             )
     for key, named in (
         ("audit.checkpoints", params.audit.checkpoints),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from heima.config import Predictor, given
+from heima.config import Predictor, chains, given
 from heima.cot.sections import COMPRESSIBLE
 from heima.planning import flop_counts
 from heima.planning.parts import Stage
@@ -17,15 +17,22 @@ AUDIT_HELD = 3
 own copy."""
 
 
-def audit_passes(slots: int, windows: int, *, fed: bool = False) -> int:
+def audit_passes(slots: int, windows: int, *, fed: bool = False, words: bool = False) -> int:
     """Passes over an answer with so many thinking tokens, at most (`eval.audit.measures`); where
     states are `fed` back, two are read once more, with their own states put back.
 
-    >>> audit_passes(3, 2), audit_passes(3, 2, fed=True)
-    (31, 33)
+    With `words` before the conclusion (`eval.audit.words`) what is decoded is among them, and
+    `slots` are those that would stand for all sections.
+
+    >>> audit_passes(3, 2), audit_passes(3, 2, fed=True), audit_passes(3, 2, words=True)
+    (31, 33, 38)
     """
     replaced = 6 if slots > len(COMPRESSIBLE) else 5
     closed = 1 + (windows if windows > 1 else 0)
+    if words:
+        # States, then what is written, which is scored: own (read again), the donor's, about the
+        # other image; guessed before: replacements, and what passes through and past the states.
+        return 4 + 3 * 2 + 1 + 3 * (replaced + 2) + 2 * closed
     # States and own answers, replacements, the donor's answer, mediation, parts, closed ways.
     return 4 + 2 * replaced + 1 + 3 + 3 + 2 * (slots - 1) + 2 * closed + (2 if fed else 0)
 
@@ -76,13 +83,15 @@ class Audits(Trainings):
         for name in asked.checkpoints:
             slots = len(COMPRESSIBLE) * given(params.thinking(name).tokens, "thinking.tokens")
             fed = params.feed(name) is not None
-            passes = audit_passes(slots, asked.windows, fed=fed)
+            words = not chains.audited_rendering(params, name).constant
+            passes = audit_passes(slots, asked.windows, fed=fed, words=words)
             asks = asked.asks.get(name)
             read, again = self._flops(name, asks)
             prompt, answer = self._lengths(name, asks)
             once = AUDIT_READS * read + passes * again
             # What is decoded, a question's answer and its donor's, costs about a pass more each.
-            flops = self._audited * (once + 2 * again) + asked.fitted * (read + again)
+            decoded = 0 if words else 2 * again
+            flops = self._audited * (once + decoded) + asked.fitted * (read + again)
             before = self._positions(prompt, self.image)
             for seed in params.training_seeds(name):
                 yield self._computed(

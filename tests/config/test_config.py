@@ -340,10 +340,11 @@ def test_every_row_with_columns_for_thoughts_is_audited(raw_methods):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("p2", "it writes the reasoning in words"),
-        ("short", "it writes the summary in words"),
+        ("state-2", "it writes the reasoning in words behind states that are fed back"),
+        ("short", "it writes the summary in words, and has no thinking token before it"),
+        ("back", "it writes the summary in words before a thinking token"),
         ("icot", "nothing stands for the summary in its answers"),
-        ("text-cot", "it writes the summary in words"),
+        ("text-cot", "it writes the summary in words, and has no thinking token before it"),
         ("base", "no checkpoint has that name"),
         (
             "adaptive",
@@ -353,10 +354,17 @@ def test_every_row_with_columns_for_thoughts_is_audited(raw_methods):
 )
 def test_what_cannot_be_audited_is_refused_with_why(raw_methods, name, why):
     raw = {**raw_methods, "audit": {"checkpoints": [name]}}
+    # From the last section to the first.
+    back = {"summary": "text", "caption": "text", "reasoning": "token"}
+    raw["renderings"] = {**raw["renderings"], "back": back}
+    raw["checkpoints"] = {
+        **raw["checkpoints"],
+        "back": {**raw["checkpoints"]["p1"], "data": "back"},
+    }
     with pytest.raises(config.ConfigError) as found:
         config.parse(yaml.safe_dump(raw))
     assert f"audit.checkpoints: '{name}' is not one of ['align', " in str(found.value)
-    assert "thinking tokens or fillers stand for every section" in str(found.value)
+    assert "have nothing but words behind them: " in str(found.value)
     assert why in str(found.value)
 
 
@@ -377,9 +385,9 @@ def test_a_mixture_is_audited_in_the_rendering_that_it_is_asked_for(raw_methods)
     ("asks", "said"),
     [
         ({"adaptive": "answer-only"}, "nothing stands for the summary in its answers"),
-        ({"adaptive": "icot-1"}, "it writes the caption in words"),
+        ({"adaptive": "icot-1"}, "nothing stands for the summary in its answers"),
         ({"adaptive": "tokens-2"}, "nothing stands for the summary in its answers"),
-        ({"adaptive": "text-cot"}, "it writes the summary in words"),
+        ({"adaptive": "text-cot"}, "it writes the summary in words, and has no thinking token"),
         (
             {"adaptive": "p2"},
             "audit.asks.adaptive: asks = 'p2' is not one of ['answer-only', 'icot-1'",
@@ -393,6 +401,19 @@ def test_what_an_audit_cannot_ask_for_is_refused(raw_methods, asks, said):
     with pytest.raises(config.ConfigError) as found:
         config.parse(yaml.safe_dump(raw))
     assert said in str(found.value)
+
+
+def test_an_answer_with_words_is_forced_as_far_as_it_is_constant(raw_methods):
+    params = config.parse(yaml.safe_dump(raw_methods))
+    known = config.resolved(params)["derived"]["audits"]
+    whole = known["recover"]["prefix"]
+    for name, begins in (("p1", "<CAPTION>"), ("p2", "<REASONING>"), ("filler-2", "<REASONING>")):
+        prefix = known[name]["prefix"]
+        if not name.startswith("filler"):
+            assert prefix == whole[: whole.index(begins)]
+        assert prefix.endswith("</CAPTION>\n\n" if begins == "<REASONING>" else "</SUMMARY>\n\n")
+    assert known["filler-2"]["prefix"].count("<FILLER_OF_THINKING>") == 2
+    assert not {"p1", "filler-2"} & set(chains.examinable(params))
 
 
 @pytest.mark.parametrize("name", ["bare", "state"])
