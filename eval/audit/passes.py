@@ -204,24 +204,35 @@ class Passes:
         asked = self._asked(turns, images or [turn.image for turn in turns]).of(rows)
         ids = torch.tensor([self._ids(meant(self.prefix))]).long().expand(len(rows), -1)
         begun, read, last = ids.shape[1], 0, asked.last
-        done = torch.zeros(len(rows), dtype=torch.bool)
-        while ids.shape[1] < begun + decoding.max_new_tokens and not done.all():
+        while ids.shape[1] < begun + decoding.max_new_tokens:
             if read < ids.shape[1]:
-                real, lengths = torch.ones_like(ids), torch.full(done.shape, ids.shape[1] - begun)
+                real, lengths = torch.ones_like(ids), torch.full(rows.shape, ids.shape[1] - begun)
                 places = self._places(asked, ids, real, lengths, rows, read)
                 hidden, _ = self._passed(asked, ids, real, places, last, states=given)
                 last = hidden[:, -1]
                 read = ids.shape[1]
             token = self.model.lm_head(last).float().argmax(dim=-1).cpu()
             ids = torch.cat([ids, token[:, None]], dim=1)
-            done |= torch.isin(token, self._ends)
-        written = ids[:, begun:]
+            ended = torch.isin(ids[:, begun:], self._ends).any(dim=1)
+            if 2 * ended.sum() >= len(ended):
+                # What has ended is left behind, most at once: each time keys are copied.
+                self._said(found, rows[ended], ids[ended, begun:])
+                rest = (~ended).nonzero()[:, 0]
+                if not len(rest):
+                    break
+                rows, ids, asked, last = rows[rest], ids[rest], asked.of(rest), last[rest]
+                given = None
+        else:
+            self._said(found, rows, ids[:, begun:])
+        return found
+
+    def _said(self, found: list[str | None], rows: torch.Tensor, written: torch.Tensor) -> None:
+        """Note for these rows what is `written` up to the end, where it has one."""
         ended = torch.isin(written, self._ends)
         ends = ended.int().argmax(dim=1)
         for place, row in enumerate(rows.tolist()):
             if ended[place].any():
                 found[row] = meant(self._vocabulary.decode(written[place, : ends[place]].tolist()))
-        return found
 
     @torch.inference_mode()
     def score(

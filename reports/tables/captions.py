@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from heima.config import OpenAIJudge, Params, ProtocolName
+from heima.config import OpenAIJudge, Params, ProtocolName, chains
 from heima.results.measures import judge_name
 from reports.tables.kept import Kept
 from reports.tables.model import Block
@@ -137,6 +137,22 @@ def _asked_for(params: Params) -> str:
     return f"Of a mixture of renderings, asked by its word: {', '.join(named)}. " if named else ""
 
 
+def _with_words(params: Params) -> str:
+    """What is other where words stand before the conclusion; nothing where none do."""
+    worded = [
+        name
+        for name in params.audit.checkpoints
+        if not chains.audited_rendering(params, name).constant
+    ]
+    if not worded:
+        return ""
+    return (
+        f"Where words follow the thinking tokens ({', '.join(worded)}) they are decoded anew under "
+        "each condition, and accuracy and answers are those of the conclusion behind them; closed: "
+        "of the own words, too; no part is left out. "
+    )
+
+
 def audit(params: Params) -> str:
     """Without the numbers that `Params` says, which stand in the table."""
     return (
@@ -151,7 +167,7 @@ def audit(params: Params) -> str:
         "image's effect passes through the states, all at 5 % after Holm; not supported: no "
         "replacement moves accuracy by 2 points (equivalence at 5 %); else undecided. Power: the "
         "probability that so many questions show that, where a tenth of the answers differ and "
-        f"none is lost. {_without_tags(params)}{_asked_for(params)}"
+        f"none is lost. {_without_tags(params)}{_asked_for(params)}{_with_words(params)}"
         "What the effects of planted checkpoints must be is known (docs/audit.md). "
         f"{_spread(params)}; questions on one image resampled together."
     )

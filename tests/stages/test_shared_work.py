@@ -83,7 +83,7 @@ def ready(tmp_path_factory, toy_vlm, toy_llm, toy_processor, toy_turns, toy_sour
             "text-cot",
             toy_vlm,
             family.vlm_lora,
-            [f"models/{one}/42" for one in ("recover", "predictor", "answer-only")],
+            [f"models/{one}/42" for one in ("recover", "predictor", "answer-only", "p1")],
         ),
         (
             "interpreter",
@@ -248,6 +248,25 @@ def test_a_mixture_is_audited_behind_the_word_that_asks(workspace, monkeypatch):
     monkeypatch.setattr(chains, "audited", lambda *named: audited_so(*named)._replace(word=None))
     shutil.rmtree(kept_batches.ROOT)
     pd.testing.assert_frame_equal(audited(), by_word, check_exact=True)
+
+
+def test_an_answer_with_words_is_audited_as_long_as_a_benchmarks(workspace):
+    """Its words may be as long as in prediction, and no part of it is left out."""
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["audit"] = {"checkpoints": ["p1"], "items": 6, "fitted": 4, "batch_size": 4}
+    written = {}
+    for limit in (3, 60):
+        raw["predict"]["max_new_tokens"] = limit
+        Path("params.yaml").write_text(yaml.safe_dump(raw))
+        resolve.write(config.load())
+        audit.main("p1", 42)
+        table = pd.read_parquet("audits/p1/42.parquet")
+        written[limit] = table["own/written"].sum()
+        assert len(table) == 6 and not [
+            one for one in table if one.startswith(("without", "first"))
+        ]
+        assert {"other/followed", "mediation/nie", "closed/image/all/nll"} <= set(table)
+    assert written[3] == 0, "words and a conclusion are more"
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
