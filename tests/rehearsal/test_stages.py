@@ -128,6 +128,7 @@ OUTPUTS = {
 }
 
 
+@pytest.mark.slow  # tests/training shards and copies the model over two, the test below starts a stage
 def test_two_processes_train_what_one_trains(one, tmp_path):
     folder = tmp_path / "two"
     two_processes(one, folder, "distill", "p3", "42")
