@@ -74,9 +74,7 @@ def setup(model, toy_processor, toy_vocabulary, questions):
 def short(setup):
     """The same cases, each cut after a few tokens."""
     limits = {"text-cot": 5, "heima-forced-prefix": 4, "cut": 3}
-    cases = {
-        name: replace(case, max_new_tokens=limits[name]) for name, case in setup.cases.items()
-    }
+    cases = {name: replace(case, max_new_tokens=limits[name]) for name, case in setup.cases.items()}
     return replace(setup, cases=cases)
 
 
