@@ -376,7 +376,7 @@ def test_the_stage(workspace, toy_vlm, toy_processor):
     for folder in (toy_vlm.save_pretrained, toy_processor.save_pretrained):
         folder(workspace / "models" / "text-cot")
     changed = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    changed["predict"]["max_new_tokens"] = 9
+    changed["predict"]["max_new_tokens"] = 5
     for variant in changed["variants"].values():
         variant["model"] = "text-cot"
     changed["latency"] |= {"batch_sizes": [1, 4, 32], "rounds": 1}
@@ -397,8 +397,8 @@ def test_the_stage(workspace, toy_vlm, toy_processor):
     assert origin["skipped"] == {"32": "there are only 13 questions"}
     assert origin["questions"] == 13
     assert origin["task"] == "mmstar"
-    assert origin["limits"]["text-cot"] == 9
-    assert origin["limits"]["text-cot-cut"] <= 9
+    assert origin["limits"]["text-cot"] == 5
+    assert origin["limits"]["text-cot-cut"] <= 5
     assert all(len(row["decoded"]) == row["batch_size"] for row in rows)
     assert all(
         max(row["decoded"]) <= origin["limits"]["text-cot-cut"]
