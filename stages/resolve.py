@@ -13,6 +13,7 @@ that they lie in, and what they name to the stages of `NAMED_IN_YAML`.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import sys
@@ -50,8 +51,11 @@ DECIDES_NOTHING = {
 """Modules, and packages with all that lies in them, that no fingerprint holds, and why."""
 
 
+@functools.cache
 def syntax_hash(source: str) -> str:
     """SHA-256 of a module's syntax tree without docstrings and the words of errors.
+
+    Kept, because most modules count to many stages.
 
     >>> syntax_hash("x = 1  # why") == syntax_hash("'A module.'\\nx = 1")
     True

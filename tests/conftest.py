@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import signal
 
@@ -41,10 +43,15 @@ def params():
     return config.load(ROOT / "params.yaml")
 
 
+@functools.cache
+def _committed() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
 @pytest.fixture
 def raw_params():
     """The committed toy profile as plain data, to be changed by a test."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return copy.deepcopy(_committed())
 
 
 @pytest.fixture(scope="session")

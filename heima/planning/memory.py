@@ -11,8 +11,10 @@ fp32. Attention is fused: it keeps queries, keys and values, and no scores.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
+import cachetools
 from transformers import PreTrainedConfig
 
 from heima.config import Lora
@@ -43,8 +45,16 @@ class Weights:
     language: int
 
 
+def _asked(config: PreTrainedConfig, targets: str, lora: Lora) -> Hashable:
+    return config.to_json_string(use_diff=False), targets, lora
+
+
+@cachetools.cached({}, key=_asked)
 def weights(config: PreTrainedConfig, targets: str, lora: Lora) -> Weights:
-    """Count the parameters of a model with a family's adapter, on the meta device."""
+    """Count the parameters of a model with a family's adapter, on the meta device.
+
+    Kept: it takes a second, and one plan asks for each division of the work again.
+    """
     model = on_meta(config)
     sizes = [
         sum(weight.numel() for weight in module.parameters())

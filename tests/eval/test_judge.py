@@ -36,6 +36,8 @@ from tests.eval.judge_server import (
 )
 
 ROOT = Path(__file__).parents[2]
+WAITED_FOR = ("429 for a second", "reset", "half a body", "slow")
+"""The test of all kinds waits for these in many threads, and not for one after the other."""
 WORDS = "red blue circle square one two three four left right above below total option".split()
 
 
@@ -280,7 +282,13 @@ class TestFaults:
             grade({"reasoning": rows(5)}, judging())
         assert "shuffled, turn-4: " in str(caught.value)
 
-    @pytest.mark.parametrize("kind", TRANSPORT)
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            pytest.param(kind, marks=pytest.mark.slow if kind in WAITED_FOR else ())
+            for kind in TRANSPORT
+        ],
+    )
     def test_a_fault_of_transport_is_survived(self, server, judging, kind):
         server.plan = lambda body, attempt: TRANSPORT[kind] if attempt < 2 else None
         server.slow_seconds = 0.6

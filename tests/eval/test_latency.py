@@ -71,8 +71,16 @@ def setup(model, toy_processor, toy_vocabulary, questions):
 
 
 @pytest.fixture(scope="module")
+def short(setup):
+    """The same cases, each cut after a few tokens."""
+    limits = {"text-cot": 5, "heima-forced-prefix": 4, "cut": 3}
+    cases = {name: replace(case, max_new_tokens=limits[name]) for name, case in setup.cases.items()}
+    return replace(setup, cases=cases)
+
+
+@pytest.fixture(scope="module")
 def measured(setup):
-    return measure(setup, batch_sizes=[1, 3, 8], rounds=2)
+    return measure(setup, batch_sizes=[1, 3, 8], rounds=1)
 
 
 def predicted(setup, *, limit, prefix=""):
@@ -124,10 +132,10 @@ def test_a_median_answer(setup):
     assert found == [statistics.median_high(predicted(setup, limit=24))] * 3
 
 
-def test_cases_take_turns(setup, monkeypatch):
+def test_cases_take_turns(short, monkeypatch):
     """Each batch of each round is timed once by every case, the first of them another each time."""
-    called, by_limit = [], {case.max_new_tokens: name for name, case in setup.cases.items()}
-    model = setup.cases["cut"].model
+    called, by_limit = [], {case.max_new_tokens: name for name, case in short.cases.items()}
+    model = short.cases["cut"].model
     run = model.generate
 
     def recording(**options):
@@ -135,8 +143,8 @@ def test_cases_take_turns(setup, monkeypatch):
         return run(**options)
 
     monkeypatch.setattr(model, "generate", recording)
-    found = measure(setup, batch_sizes=[4], rounds=2).timings
-    names = list(setup.cases)
+    found = measure(short, batch_sizes=[4], rounds=2).timings
+    names = list(short.cases)
     assert called[:3] == [(name, 4) for name in names], "warm-up comes first"
     order = [*names, *names[1:], names[0], *names[2:], *names[:2], *names]
     assert called[3:] == [(name, 4) for name in order]
@@ -192,8 +200,8 @@ def test_states_fed_back_are_timed_as_predicted(setup, model):
     assert decoded == [answer.counts.decoded for answer in answers]
 
 
-def test_what_does_not_fit_is_named(setup, monkeypatch):
-    model = setup.cases["cut"].model
+def test_what_does_not_fit_is_named(short, monkeypatch):
+    model = short.cases["cut"].model
     run = model.generate
 
     def limited(**options):
@@ -202,7 +210,7 @@ def test_what_does_not_fit_is_named(setup, monkeypatch):
         return run(**options)
 
     monkeypatch.setattr(model, "generate", limited)
-    found = measure(setup, batch_sizes=[1, 2, 4, 9], rounds=1)
+    found = measure(short, batch_sizes=[1, 2, 4, 9], rounds=1)
     assert found.skipped == {
         2: "out of memory: CUDA out of memory. Tried to allocate 2 GiB.",
         9: "there are only 8 questions",
@@ -368,7 +376,7 @@ def test_the_stage(workspace, toy_vlm, toy_processor):
     for folder in (toy_vlm.save_pretrained, toy_processor.save_pretrained):
         folder(workspace / "models" / "text-cot")
     changed = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    changed["predict"]["max_new_tokens"] = 9
+    changed["predict"]["max_new_tokens"] = 5
     for variant in changed["variants"].values():
         variant["model"] = "text-cot"
     changed["latency"] |= {"batch_sizes": [1, 4, 32], "rounds": 1}
@@ -389,8 +397,8 @@ def test_the_stage(workspace, toy_vlm, toy_processor):
     assert origin["skipped"] == {"32": "there are only 13 questions"}
     assert origin["questions"] == 13
     assert origin["task"] == "mmstar"
-    assert origin["limits"]["text-cot"] == 9
-    assert origin["limits"]["text-cot-cut"] <= 9
+    assert origin["limits"]["text-cot"] == 5
+    assert origin["limits"]["text-cot-cut"] <= 5
     assert all(len(row["decoded"]) == row["batch_size"] for row in rows)
     assert all(
         max(row["decoded"]) <= origin["limits"]["text-cot-cut"]

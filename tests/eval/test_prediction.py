@@ -81,7 +81,7 @@ def spoil(benchmark, changes):
 def models(workspace, params, toy_vlm, toy_processor):
     """models/: untrained toy models, `text-cot` and an adapter `recover` that changes nothing.
 
-    Answers are cut after 16 tokens.
+    Answers are cut after 8 tokens.
     """
     from heima.families.registry import FAMILIES
     from heima.vlm.models import add_lora, save_adapter
@@ -92,7 +92,7 @@ def models(workspace, params, toy_vlm, toy_processor):
     lora = params.distill.lora
     adapted = add_lora(copy.deepcopy(toy_vlm), FAMILIES[params.family].vlm_lora, lora, seed=1)
     save_adapter(adapted, folder / "recover" / "42")
-    change_params(lambda raw: raw["predict"].update(max_new_tokens=16))
+    change_params(lambda raw: raw["predict"].update(max_new_tokens=8))
     return folder
 
 
@@ -199,7 +199,7 @@ def test_predict(models, params):
         assert [row["doc_id"] for row in rows] == list(range(len(rows)))
         for row in rows:
             counts = row["counts"]
-            assert counts["decoded"] == 16 or row["finish"] == "stop"
+            assert counts["decoded"] == 8 or row["finish"] == "stop"
             assert counts["thinking"] + counts["tag"] + counts["conclusion"] <= counts["decoded"]
     for protocol, seed in runs:
         for name, size in SIZES.items():
@@ -251,7 +251,7 @@ def test_a_forced_prefix_is_in_the_prompt(models):
         for one, other in zip(free, forced, strict=True):
             # Three tags, three thinking tokens, three tags.
             assert other["counts"]["prompt"] == one["counts"]["prompt"] + 9
-            assert other["counts"]["decoded"] <= 16
+            assert other["counts"]["decoded"] <= 8
         assert [row["text"] for row in free] != [row["text"] for row in forced]
 
 
@@ -295,10 +295,10 @@ def test_loader_processes_change_no_byte(models, decoded):
 
 class TestResume:
     def test_a_stopped_run_continues_at_its_batch(self, models, decoded, monkeypatch, capsys):
-        small_batches(7)
+        small_batches(13)
         whole = decode("text-cot", "whole", models)
         batches = list(decoded)
-        assert len(batches) == 3 * math.ceil(SAMPLES / 7)
+        assert len(batches) == 3 * math.ceil(SAMPLES / 13)
 
         decoded.clear()
         with monkeypatch.context() as patch:
@@ -459,7 +459,7 @@ def test_prompts_and_limits_are_the_tasks(models, params, monkeypatch):
     assert not asked["vlmevalkit/mmvet"][0].startswith("First please perform reasoning")
     assert len(asked) == 2 * len(params.benchmarks)
     for _, options in asked.values():
-        assert (options["max_new_tokens"], options["until"]) == (16, [])
+        assert (options["max_new_tokens"], options["until"]) == (8, [])
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ def test_lmms_eval_runs_the_plug_in(models, params, tmp_path, open_gateway, prot
     assert len(samples) == 12
     for sample, row in zip(samples, saved, strict=True):
         found = sample["token_counts"][0]
-        assert found["output_tokens"] <= 16
+        assert found["output_tokens"] <= 8
         assert found["input_tokens"] == row["counts"]["prompt"] + (9 if prefix else 0)
         if not prefix:
             assert sample["resps"][0][0] == row["text"]

@@ -34,7 +34,13 @@ VARIANTS = {"two": Thinking(tokens=2), "adaptive": Thinking(ratio=0.4)}
 CONTROLS = ["own", "shuffled", "mean", "zero"]
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
+@pytest.fixture(
+    params=[
+        # As many of each turn: what the other has of some.
+        pytest.param(VARIANTS["two"], id="two", marks=pytest.mark.slow),
+        pytest.param(VARIANTS["adaptive"], id="adaptive"),
+    ]
+)
 def thinking(request):
     return request.param
 

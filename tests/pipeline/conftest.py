@@ -66,7 +66,7 @@ def ran(output: str) -> list[str]:
 def smaller(raw: dict) -> dict:
     """The same pipeline with few samples and updates: every stage stays real."""
     raw["seeds"] = [42, 43]
-    raw["source"]["records"] = 240
+    raw["source"]["records"] = 120
     raw["source"]["benchmark_sizes"] = dict.fromkeys(raw["source"]["benchmark_sizes"], 8)
     raw["rewrite"]["heldout"] = 0.1
     raw["teach"]["vlm"].update(steps=12, vision_steps=5)
@@ -86,9 +86,9 @@ def smaller(raw: dict) -> dict:
         "reasoning": {"interpreter": "reasoning", "section": "reasoning"},
         "shared-reasoning": {"interpreter": "shared", "section": "reasoning"},
     }
-    raw["reconstruct"]["max_new_tokens"] = 24
-    raw["predict"]["max_new_tokens"] = 24
-    raw["latency"].update(batch_sizes=[1, 4], rounds=2)
+    raw["reconstruct"]["max_new_tokens"] = 12
+    raw["predict"]["max_new_tokens"] = 12
+    raw["latency"].update(batch_sizes=[1, 4], rounds=1)
     raw["similarity"]["draws"] = 200
     raw["audit"].update(items=24, fitted=8, batch_size=16)
     return raw

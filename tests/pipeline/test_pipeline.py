@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -214,6 +215,7 @@ def test_a_killed_judge_stage_pays_again_only_for_what_was_under_way(reproductio
         "price": {"input": 2.5, "output": 10},
         "max_missing": 0,
     }
+    raw["similarity"]["judged"] = ["own", "shuffled"]
     edit(path, yaml.safe_dump(raw, sort_keys=False))
     try:
         wanted = {
@@ -499,7 +501,10 @@ def digest(folder: Path) -> dict[str, str]:
     [
         ("prepare", "data"),
         ("distill@p1-42", "models/p1/42"),
-        ("interpret@reasoning-own-43", "interpreters/reasoning/own/43"),
+        # An adapter as those of distill, by the same loop.
+        pytest.param(
+            "interpret@reasoning-own-43", "interpreters/reasoning/own/43", marks=pytest.mark.slow
+        ),
         ("predict@text-cot", "predictions/text-cot"),
     ],
 )
@@ -552,7 +557,7 @@ def test_wrong_parameters_stop_the_pipeline_before_anything_runs(reproduction):
         assert "rewrite.heldout = 7" in result.stdout
     finally:
         edit(path, before)
-        reproduction.checkout.restore()
+        reproduction.checkout.restore("resolve")
 
 
 # The demo and the export read what the pipeline made
@@ -583,22 +588,24 @@ def test_its_readings_are_the_reconstructions_of_the_pipeline(there):
     assert own["reasoning"] == expected
 
 
-def ask(*arguments):
-    command = [sys.executable, "-m", "heima.chat", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def test_an_exported_folder_answers_as_the_pipelines_checkpoint(
+    there, tmp_path, monkeypatch, capsys
+):
+    def ask(*arguments):
+        monkeypatch.setattr(sys, "argv", ["chat", *map(str, arguments)])
+        chat.main()
 
-
-def test_an_exported_folder_answers_as_the_pipelines_checkpoint(there, tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    question = "What is at a1?"
+    asked = (tmp_path / "red.png", "What is at a1?", "--max-new-tokens", 12)
     export = [sys.executable, "-m", "stages.export", "recover", str(tmp_path / "out"), "--merged"]
     subprocess.run(export, check=True, capture_output=True)
-    ours = ask(tmp_path / "red.png", question, "--max-new-tokens", 12)
-    theirs = ask(
-        tmp_path / "red.png", question, "--exported", tmp_path / "out", "--max-new-tokens", 12
-    )
-    assert theirs.returncode == 0, theirs.stderr
-    assert theirs.stdout.strip() and ours.stdout.startswith(theirs.stdout.strip())
+    capsys.readouterr()
+    ask(*asked, "--exported", tmp_path / "out")
+    theirs = capsys.readouterr().out.strip()
+    # It may have written no thinking tokens that an interpreter could read.
+    with contextlib.suppress(SystemExit):
+        ask(*asked)
+    assert theirs and capsys.readouterr().out.startswith(theirs)
 
 
 @pytest.mark.parametrize(

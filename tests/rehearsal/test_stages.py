@@ -128,6 +128,8 @@ OUTPUTS = {
 }
 
 
+# tests/training shards and copies a model over two processes, the test below starts a stage on two.
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(one, tmp_path):
     folder = tmp_path / "two"
     two_processes(one, folder, "distill", "p3", "42")

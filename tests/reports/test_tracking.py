@@ -625,7 +625,9 @@ print(json.dumps([shown, len(found) - summary["runs"]]))
 """
 
 
-@pytest.mark.parametrize("name", ["a%2Fb%20c", "a b?c#d% ä&=;%41"])
+@pytest.mark.parametrize(
+    "name", ["a b?c#d% ä&=;%41", pytest.param("a%2Fb%20c", marks=pytest.mark.slow)]
+)
 def test_a_path_is_a_path_whatever_stands_in_it(fresh, name):
     """As `stages.track` mirrors, from within; database and artifacts lie there and nowhere else.
 

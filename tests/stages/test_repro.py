@@ -90,7 +90,11 @@ def test_a_failure_stops_only_what_depends_on_it(new):
     assert repository.ran()[7:] == ["risky", "risky", "risky", "after"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    # tests/stages/test_leftovers.py sends SIGINT, too.
+    [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL],
+)
 def test_a_run_that_is_ended_ends_its_stages_and_goes_on(new, number):
     repository = new("repository")
     repository.pause(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from heima.training import loop
 from tests.conftest import ROOT
 from tests.fabricated import write_turns
+from tests.training import training_run
 
 STEPS, SNAPSHOT = 10, 3
 """The curve has a row for two updates, so a snapshot falls within one."""
@@ -79,6 +81,12 @@ def bf16_folder(folder):
 
 
 def run(folder, out, *arguments, launcher=()):
+    """As a process: by a launcher, or as a child of this one, which has imported everything.
+
+    Where CUDA may have started, nothing can be forked.
+    """
+    if not launcher and not torch.cuda.is_available():
+        return child(folder, out, *map(int, arguments))
     return subprocess.run(
         [
             sys.executable,
@@ -95,6 +103,26 @@ def run(folder, out, *arguments, launcher=()):
         text=True,
         timeout=300,
     )
+
+
+def child(folder, out, kill=0):
+    files = [folder / f"{out}-{name}" for name in ("stdout", "stderr")]
+    process = multiprocessing.get_context("fork").Process(
+        target=as_child, args=(files, folder, out, kill)
+    )
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, "it did not end"
+    return subprocess.CompletedProcess(out, process.exitcode, *(one.read_text() for one in files))
+
+
+def as_child(files, *arguments):
+    for number, path in enumerate(files, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    # pytest's are its own files.
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    training_run.main(*arguments)
+    sys.stdout.flush()
 
 
 def finished(folder, out, **options):

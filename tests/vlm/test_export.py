@@ -65,12 +65,21 @@ def exported_logits(folder, kind, batch, out):
 
 
 @pytest.mark.parametrize(
-    ("merged", "precision", "near"),
+    ("trained", "merged", "precision", "near"),
     [
-        (False, "fp32", 1e-5),
-        pytest.param(True, "fp32", 1e-5, marks=pytest.mark.slow),
-        (True, "bf16", 1e-3),
+        ("toy-mllama", False, "fp32", 1e-5),
+        ("toy-llava-next", False, "fp32", 1e-5),
+        ("toy-llava-next", True, "bf16", 1e-3),
+        *(
+            pytest.param(*merged, marks=pytest.mark.slow)
+            for merged in (
+                ("toy-mllama", True, "fp32", 1e-5),
+                ("toy-llava-next", True, "fp32", 1e-5),
+                ("toy-mllama", True, "bf16", 1e-3),
+            )
+        ),
     ],
+    indirect=["trained"],
 )
 def test_from_pretrained_gives_the_same_logits(
     trained, merged, precision, near, toy_turns, toy_source, tmp_path
