@@ -61,6 +61,25 @@ def test_decoding_is_that_of_generation(parts, turns, tokens):
     assert said == [one.text if one.finish == "stop" else None for one in answers]
 
 
+@pytest.mark.parametrize("wanted", [[2], [0, 3], [1, 2, 3, 7, 9], []])
+def test_some_of_the_turns_are_decoded_as_all_are(parts, turns, wanted):
+    """About another image, too; with states that are put in place, what a pass with them says."""
+    passes = passes_of(parts)
+    mask = np.isin(np.arange(len(turns)), wanted)
+    images = [turn.image for turn in turns[::-1]]
+    given, _ = measures.states(passes, turns[::-1])
+    for how in ({}, {"images": images}, {"states": given}):
+        everyone = passes.continuations(turns, decoding=GREEDY, **how)
+        some = passes.continuations(turns, decoding=GREEDY, of=mask, **how)
+        assert some == [one if there else None for one, there in zip(everyone, mask, strict=True)]
+        ended = np.array([one is not None for one in everyone])
+        assert (
+            passes.score(turns, [one or "" for one in everyone], of=ended, **how)
+            .greedy[ended]
+            .all()
+        )
+
+
 def test_what_is_decoded_within_a_world_is_greedy_there(parts, turns):
     passes = passes_of(parts, attention="bottleneck")
     said = passes.continuations(turns, decoding=GREEDY)
