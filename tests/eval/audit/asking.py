@@ -43,6 +43,26 @@ def measured(passes, turns, windows=2):
     return batch, measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=windows)
 
 
+def apart_as_together(of_batch, turns):
+    """Ten turns have the values that six and four of them have, but for noise, which is drawn."""
+    whole = batch_of(turns)
+
+    def of(rows):
+        batch = measures.Batch(
+            *([part[row] for row in rows] for part in (whole.turns, whole.same, whole.other)),
+            whole.lent_same[rows],
+            whole.lent_other[rows],
+            seed=0,
+        )
+        return of_batch(batch)
+
+    together, halves = of([*range(10)]), [of([*range(6)]), of([*range(6, 10)])]
+    for name, values in together.items():
+        if not name.startswith("noise"):
+            apart = np.concatenate([half[name] for half in halves])
+            np.testing.assert_allclose(values, apart, atol=1e-5, err_msg=name)
+
+
 def every_effect_is_nothing(found: Mapping[str, np.ndarray]) -> None:
     """What an audit must measure where nothing sees the thinking tokens."""
     for name in ("zero", "mean", "noise", "same", "other"):

@@ -23,7 +23,7 @@ from heima.vlm import generation, patching
 from tests import planted
 from tests.eval.audit.asking import (
     GREEDY,
-    batch_of,
+    apart_as_together,
     every_effect_is_nothing,
     let_it_speak,
     measured,
@@ -165,22 +165,9 @@ def test_where_nothing_else_is_seen_everything_passes_through_the_states(parts, 
 def test_questions_do_not_depend_on_their_batch(parts, turns):
     passes = passes_of(parts)
     moments = measures.Moments.of([measures.states(passes, turns)[0]])
-    whole = batch_of(turns)
-
-    def of(rows):
-        batch = measures.Batch(
-            *([part[row] for row in rows] for part in (whole.turns, whole.same, whole.other)),
-            whole.lent_same[rows],
-            whole.lent_other[rows],
-            seed=0,
-        )
-        return measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=2)
-
-    together, halves = of([*range(10)]), [of([*range(6)]), of([*range(6, 10)])]
-    for name, values in together.items():
-        if not name.startswith("noise"):
-            apart = np.concatenate([half[name] for half in halves])
-            np.testing.assert_allclose(values, apart, atol=1e-5, err_msg=name)
+    apart_as_together(
+        lambda batch: measures.of_batch(passes, batch, moments, decoding=GREEDY, windows=2), turns
+    )
 
 
 def test_several_thinking_tokens_of_a_section(parts, turns, monkeypatch):

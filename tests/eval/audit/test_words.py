@@ -22,7 +22,7 @@ from heima.planning import audits
 from heima.training.backbone import body
 from heima.vlm import closed_ways
 from tests import planted as models
-from tests.eval.audit.asking import batch_of, every_effect_is_nothing
+from tests.eval.audit.asking import apart_as_together, batch_of, every_effect_is_nothing
 
 DECODING = Decoding(temperature=0, top_k=50, max_new_tokens=20, batch_size=4)
 PREFIX = "<SUMMARY> <THINKING_OF_SUMMARY> </SUMMARY>\n\n"
@@ -169,22 +169,9 @@ def test_an_answer_that_does_not_end_is_another_one_and_not_right(learnt, asked)
 def test_questions_do_not_depend_on_their_batch(learnt, asked):
     passes = passes_of(learnt("bottleneck"), "bottleneck")
     moments = measures.Moments.of([measures.states(passes, asked)[0]])
-    whole = batch_of(asked)
-
-    def of(rows):
-        batch = measures.Batch(
-            *([part[row] for row in rows] for part in (whole.turns, whole.same, whole.other)),
-            whole.lent_same[rows],
-            whole.lent_other[rows],
-            seed=0,
-        )
-        return words.of_batch(passes, batch, moments, decoding=DECODING, windows=2)
-
-    together, halves = of([*range(10)]), [of([*range(6)]), of([*range(6, 10)])]
-    for name, values in together.items():
-        if not name.startswith("noise"):
-            apart = np.concatenate([half[name] for half in halves])
-            np.testing.assert_allclose(values, apart, atol=1e-5, err_msg=name)
+    apart_as_together(
+        lambda batch: words.of_batch(passes, batch, moments, decoding=DECODING, windows=2), asked
+    )
 
 
 def test_the_effects_of_such_an_audit_have_a_verdict(learnt, asked):
