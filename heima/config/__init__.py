@@ -174,7 +174,8 @@ def parse(text: str, name: str = "params.yaml") -> Params:
     Raises `ConfigError` naming each key, its value and what is allowed there.
     """
     try:
-        raw = yaml.safe_load(text)
+        # libyaml's, where it is there: ten times as fast, and stages all begin with it.
+        raw = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, ValueError) as error:
         # PyYAML leaves a date that is none, or a number of 5,000 digits, to Python.
         raise ConfigError(f"{name} is not YAML: {error}") from error
