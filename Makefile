@@ -7,6 +7,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
+QUIETLY := --quiet --disable-pip-version-check --no-compile
 PORT ?= 5000
 AGAINST ?= HEAD
 
@@ -15,13 +16,13 @@ help: ## Show what can be made
 
 # Interrupted installs are repeated: the mark is set last.
 # Torch differs by platform (CPU, CUDA), so it alone is held by its version; all else by the hashes of
-# its files, to the last dependency.
+# its files, to the last dependency. Python compiles what is imported, a tenth of what pip would.
 $(INSTALLED): requirements.txt requirements-nodeps.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "heima needs Python 3.11 or newer; give one with PYTHON=…")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
-	pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	pip install --quiet --disable-pip-version-check --no-deps -e .
+	pip install $(QUIETLY) "$$(grep '^torch==' requirements.txt)"
+	pip install $(QUIETLY) --no-deps --require-hashes -r requirements.lock
+	pip install $(QUIETLY) --no-deps -e .
 	@touch $@
 
 lock: ## Hash what requirements*.txt pin (needs uv)

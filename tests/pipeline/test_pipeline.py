@@ -196,6 +196,7 @@ def test_every_cell_of_similarity_derives_from_the_samples(reproduction, small):
         assert provenance["judge"]["missing"] == []
 
 
+@pytest.mark.slow
 def test_a_killed_judge_stage_pays_again_only_for_what_was_under_way(reproduction, tmp_path):
     """The real stage under DVC, a judge in another process, SIGKILL to both DVC and the stage."""
     checkout, log = reproduction.checkout, tmp_path / "log"
@@ -436,6 +437,7 @@ def edit(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_comments_and_docstrings_re_run_nothing(reproduction):
     modules = [
         "heima/training/loop.py",
