@@ -16,7 +16,7 @@ help: ## Show what can be made
 
 # Interrupted installs are repeated: the mark is set last.
 # Torch differs by platform (CPU, CUDA), so it alone is held by its version; all else by the hashes of
-# its files, to the last dependency. Python compiles what is imported, a tenth of what pip would.
+# its files, to the last dependency. Python compiles what is imported, pip would compile all.
 $(INSTALLED): requirements.txt requirements-nodeps.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "heima needs Python 3.11 or newer; give one with PYTHON=…")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

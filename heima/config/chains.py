@@ -78,7 +78,8 @@ def no_audit(params: Params, name: str) -> str | None:
     rendering = params.rendering(name, asks)
     forms = rendering.forms
     words = [section for section, form in forms.items() if form in _WORDS]
-    if words and list(forms).index(words[0]) + len(words) < len(forms):
+    behind = list(forms.values())[list(forms).index(words[0]) :] if words else []
+    if not {"token", "filler"}.isdisjoint(behind):
         return f"it writes the {words[0]} in words before a thinking token"
     if len(words) == len(forms):
         return f"it writes the {words[0]} in words, and has no thinking token before it"

@@ -346,6 +346,7 @@ def test_every_row_with_columns_for_thoughts_is_audited(raw_methods):
         ("state-2", "it writes the reasoning in words behind states that are fed back"),
         ("short", "it writes the summary in words, and has no thinking token before it"),
         ("back", "it writes the summary in words before a thinking token"),
+        ("gap", "nothing stands for the caption in its answers"),
         ("icot", "nothing stands for the summary in its answers"),
         ("text-cot", "it writes the summary in words, and has no thinking token before it"),
         ("base", "no checkpoint has that name"),
@@ -359,11 +360,11 @@ def test_what_cannot_be_audited_is_refused_with_why(raw_methods, name, why):
     raw = {**raw_methods, "audit": {"checkpoints": [name]}}
     # From the last section to the first.
     back = {"summary": "text", "caption": "text", "reasoning": "token"}
-    raw["renderings"] = {**raw["renderings"], "back": back}
-    raw["checkpoints"] = {
-        **raw["checkpoints"],
-        "back": {**raw["checkpoints"]["p1"], "data": "back"},
-    }
+    gap = {"summary": "text", "caption": "omit", "reasoning": "omit"}
+    raw["renderings"] = {**raw["renderings"], "back": back, "gap": gap}
+    for one in ("back", "gap"):
+        trained = {one: {**raw["checkpoints"]["p1"], "data": one}}
+        raw["checkpoints"] = {**raw["checkpoints"], **trained}
     with pytest.raises(config.ConfigError) as found:
         config.parse(yaml.safe_dump(raw))
     assert f"audit.checkpoints: '{name}' is not one of ['align', " in str(found.value)
